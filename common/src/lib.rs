@@ -1,0 +1,2 @@
+//! What the XDP program and the host share.
+#![no_std]

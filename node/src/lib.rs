@@ -1,0 +1,1 @@
+//! Portcullis, a self-hosted access node.
