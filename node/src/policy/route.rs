@@ -1,0 +1,59 @@
+//! The compiled set: which application answers for a host and path, and by which policies.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::flow::{Application, Host, HostPattern, Path};
+
+use super::Policy;
+
+/// Every application and policy of one configuration. Immutable: a reload makes a new one.
+#[derive(Debug, Clone, Default)]
+pub struct PolicySet {
+    applications: BTreeMap<String, Arc<Application>>,
+    policies: BTreeMap<String, Policy>,
+}
+
+impl PolicySet {
+    /// Takes applications and policies with unique names; the configuration has checked that every name a
+    /// application refers to exists (an unknown one allows nothing).
+    pub fn new(applications: Vec<Application>, policies: Vec<Policy>) -> Self {
+        Self {
+            applications: applications.into_iter().map(|a| (a.name.clone(), Arc::new(a))).collect(),
+            policies: policies.into_iter().map(|p| (p.name.clone(), p)).collect(),
+        }
+    }
+
+    pub fn applications(&self) -> impl Iterator<Item = &Arc<Application>> {
+        self.applications.values()
+    }
+
+    pub fn application(&self, name: &str) -> Option<&Arc<Application>> {
+        self.applications.get(name)
+    }
+
+    pub fn policy(&self, name: &str) -> Option<&Policy> {
+        self.policies.get(name)
+    }
+
+    /// Whether any application answers for `host`.
+    pub fn has_host(&self, host: &Host) -> bool {
+        self.applications().any(|application| application.host.matches(host))
+    }
+
+    /// Whether `%2F` may pass on `host`: every application on it says so.
+    pub fn passes_encoded_slash(&self, host: &Host) -> bool {
+        let mut on_host = self.applications().filter(|a| a.host.matches(host)).peekable();
+        on_host.peek().is_some()
+            && on_host.all(|a| a.encoded_slash == crate::flow::EncodedSlash::Pass && a.path.as_str() == "/")
+    }
+
+    /// The application for a host and path: an exact host before a wildcard, then the longest path.
+    pub fn route(&self, host: &Host, path: &Path) -> Option<&Arc<Application>> {
+        let exact_host = self.applications().any(|a| matches!(&a.host, HostPattern::Exact(h) if h == host));
+        self.applications()
+            .filter(|a| matches!(a.host, HostPattern::Exact(_)) == exact_host)
+            .filter(|a| a.host.matches(host) && path.is_under(&a.path))
+            .max_by_key(|a| a.path.as_str().len())
+    }
+}
