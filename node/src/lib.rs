@@ -1,5 +1,12 @@
 //! Portcullis, a self-hosted access node. The stages of the daemon lane are in [`flow`]: start reading there.
 
 pub mod clock;
+pub mod cookie;
+pub mod event;
 pub mod flow;
+pub mod metrics;
 pub mod policy;
+pub mod seal;
+pub mod session;
+pub mod store;
+pub mod token;

@@ -1,0 +1,12 @@
+//! Events: what happened, once, for log and metrics alike.
+//!
+//! An [`Event`] is made where a decision is made and handed to [`Events::emit`], which counts it in the metrics and
+//! queues it for the log. So log and metrics cannot disagree. Emitting never blocks and never fails the caller; an
+//! event that cannot be kept is counted as lost.
+
+mod record;
+mod sink;
+mod summary;
+
+pub use record::{Action, Event};
+pub use sink::{EventSettings, Events, FileTarget, install_panic_hook};

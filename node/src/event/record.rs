@@ -1,0 +1,311 @@
+//! One event. Its fields are public API: the JSON keys of the access log.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::flow::{Application, Host, RayId, Reason, Session, SessionId, UnixTime};
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// A login attempt, good or bad.
+    Login,
+    Logout,
+    /// A request to an application or a page of the node, decided.
+    Request,
+    /// A long-lived stream (WebSocket, event stream) ended.
+    Disconnect,
+    /// A connector connected, enrolled or was refused.
+    Connect,
+    /// A session was revoked.
+    Revoke,
+    /// An administrator changed something.
+    Admin,
+    /// The gate was attached, adopted or detached, or dropped a packet (sampled).
+    Gate,
+    /// Requests that were counted rather than written one by one.
+    Summary,
+    /// A bug: a task of the node panicked.
+    Panic,
+    Start,
+    Stop,
+}
+
+impl Action {
+    /// The public name, as in events and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Login => "login",
+            Self::Logout => "logout",
+            Self::Request => "request",
+            Self::Disconnect => "disconnect",
+            Self::Connect => "connect",
+            Self::Revoke => "revoke",
+            Self::Admin => "admin",
+            Self::Gate => "gate",
+            Self::Summary => "summary",
+            Self::Panic => "panic",
+            Self::Start => "start",
+            Self::Stop => "stop",
+        }
+    }
+}
+
+/// One event, built up by the code that knows. Control characters in text from outside are escaped by the JSON
+/// encoding, so one event is always one line.
+#[derive(Debug, Clone, Serialize)]
+pub struct Event {
+    #[serde(serialize_with = "rfc3339")]
+    created_at: UnixTime,
+    action: Action,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<Reason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_email: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity_provider: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    app_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    app_aud: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    app_domain: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ip_address: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ray_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    /// Bytes of the reply's body.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<u64>,
+    /// Milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    duration: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connector: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session_id: Option<SessionId>,
+    /// How many requests a summary stands for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    count: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+/// Text from outside is cut to this many characters in an event.
+const LONGEST_TEXT: usize = 2048;
+
+impl Event {
+    pub fn new(action: Action, allowed: bool) -> Self {
+        Self {
+            created_at: crate::clock::now(),
+            action,
+            allowed,
+            reason: None,
+            user_email: None,
+            user_id: None,
+            identity_provider: None,
+            app_name: None,
+            app_aud: None,
+            app_domain: None,
+            policy: None,
+            ip_address: None,
+            ray_id: None,
+            method: None,
+            path: None,
+            status: None,
+            bytes: None,
+            duration: None,
+            connector: None,
+            session_id: None,
+            count: None,
+            detail: None,
+        }
+    }
+
+    #[must_use]
+    pub fn reason(mut self, reason: Reason) -> Self {
+        self.reason = Some(reason);
+        self
+    }
+
+    #[must_use]
+    pub fn ray(mut self, ray: RayId) -> Self {
+        self.ray_id = Some(ray.to_string());
+        self
+    }
+
+    /// Who: email, id, provider and session.
+    #[must_use]
+    pub fn session(mut self, session: &Session) -> Self {
+        self.user_email = session.email.as_ref().map(|email| email.as_str().to_owned());
+        self.user_id = Some(session.person.to_string());
+        self.identity_provider = Some(session.person.provider.clone());
+        self.session_id = Some(session.id);
+        self
+    }
+
+    /// The application: name and audience.
+    #[must_use]
+    pub fn application(mut self, application: &Application) -> Self {
+        self.app_name = Some(application.name.clone());
+        self.app_aud = Some(application.aud.as_str().to_owned());
+        self
+    }
+
+    #[must_use]
+    pub fn host(mut self, host: &Host) -> Self {
+        self.app_domain = Some(host.as_str().to_owned());
+        self
+    }
+
+    #[must_use]
+    pub fn address(mut self, address: IpAddr) -> Self {
+        self.ip_address = Some(address);
+        self
+    }
+
+    #[must_use]
+    pub fn method(mut self, method: &http::Method) -> Self {
+        self.method = Some(cut(method.as_str()));
+        self
+    }
+
+    #[must_use]
+    pub fn path(mut self, path: &str) -> Self {
+        self.path = Some(cut(path));
+        self
+    }
+
+    #[must_use]
+    pub fn status(mut self, status: u16) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    #[must_use]
+    pub fn policy(mut self, policy: &str) -> Self {
+        self.policy = Some(policy.to_owned());
+        self
+    }
+
+    #[must_use]
+    pub fn provider(mut self, provider: &str) -> Self {
+        self.identity_provider = Some(cut(provider));
+        self
+    }
+
+    #[must_use]
+    pub fn connector(mut self, connector: &str) -> Self {
+        self.connector = Some(cut(connector));
+        self
+    }
+
+    /// The account named in an attempt that has no session.
+    #[must_use]
+    pub fn claimed_user(mut self, user: &str) -> Self {
+        self.user_id = Some(cut(user));
+        self
+    }
+
+    #[must_use]
+    pub fn bytes(mut self, bytes: u64) -> Self {
+        self.bytes = Some(bytes);
+        self
+    }
+
+    #[must_use]
+    pub fn duration(mut self, duration: Duration) -> Self {
+        self.duration = Some(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
+        self
+    }
+
+    #[must_use]
+    pub fn detail(mut self, detail: impl AsRef<str>) -> Self {
+        self.detail = Some(cut(detail.as_ref()));
+        self
+    }
+
+    #[must_use]
+    pub(super) fn counted(mut self, count: u64) -> Self {
+        self.count = Some(count);
+        self
+    }
+
+    pub fn at(&self) -> UnixTime {
+        self.created_at
+    }
+
+    pub fn action(&self) -> Action {
+        self.action
+    }
+
+    pub fn is_allowed(&self) -> bool {
+        self.allowed
+    }
+
+    /// Email, or the id where there is none.
+    pub fn user(&self) -> Option<&str> {
+        self.user_email.as_deref().or(self.user_id.as_deref())
+    }
+
+    pub fn application_name(&self) -> Option<&str> {
+        self.app_name.as_deref()
+    }
+
+    pub fn refusal(&self) -> Option<Reason> {
+        self.reason
+    }
+
+    pub fn provider_name(&self) -> Option<&str> {
+        self.identity_provider.as_deref()
+    }
+
+    /// Whether it is a request of nobody in particular, which a stranger can make at will.
+    pub(super) fn is_anonymous_request(&self) -> bool {
+        self.action == Action::Request && self.session_id.is_none()
+    }
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(LONGEST_TEXT).collect()
+}
+
+fn rfc3339<S: serde::Serializer>(at: &UnixTime, serializer: S) -> Result<S::Ok, S::Error> {
+    let text = time::OffsetDateTime::from_unix_timestamp(at.0)
+        .ok()
+        .and_then(|at| at.format(&time::format_description::well_known::Rfc3339).ok())
+        .unwrap_or_else(|| at.0.to_string());
+    serializer.serialize_str(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line_whatever_it_holds() {
+        let event = Event::new(Action::Login, false)
+            .claimed_user("a\r\n{\"allowed\":true}")
+            .reason(Reason::Throttled);
+        let line = serde_json::to_string(&event).unwrap();
+        assert!(!line.contains('\n') && !line.contains('\r'));
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(value["reason"], "throttled");
+        assert_eq!(value["allowed"], false);
+        assert_eq!(value["user_id"], "a\r\n{\"allowed\":true}");
+    }
+}

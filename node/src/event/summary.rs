@@ -1,0 +1,80 @@
+//! Exact counting of what a stranger can cause at will, so that the log cannot be flooded.
+
+use std::collections::BTreeMap;
+
+use crate::flow::{Reason, UnixTime};
+
+use super::{Action, Event};
+
+/// Anonymous requests written one by one in each second; the rest of that second is counted.
+const WRITTEN_PER_SECOND: u32 = 50;
+
+/// Decides which anonymous requests are written and counts the others by application, verdict and reason.
+#[derive(Debug, Default)]
+pub(super) struct Summary {
+    second: Option<UnixTime>,
+    written: u32,
+    counted: BTreeMap<Key, u64>,
+}
+
+type Key = (Option<String>, bool, Option<Reason>);
+
+impl Summary {
+    /// Gives back what to write now: the event itself unless it is beyond the rate.
+    pub(super) fn take(&mut self, event: Event) -> Option<Event> {
+        if !event.is_anonymous_request() {
+            return Some(event);
+        }
+        if self.second != Some(event.at()) {
+            self.second = Some(event.at());
+            self.written = 0;
+        }
+        if self.written < WRITTEN_PER_SECOND {
+            self.written += 1;
+            return Some(event);
+        }
+        let key = (event.application_name().map(str::to_owned), event.is_allowed(), event.refusal());
+        let count = self.counted.entry(key).or_default();
+        *count = count.saturating_add(1);
+        None
+    }
+
+    /// One event for each kind that was counted since the last flush.
+    pub(super) fn flush(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.counted)
+            .into_iter()
+            .map(|((application, allowed, reason), count)| {
+                let mut event = Event::new(Action::Summary, allowed).counted(count);
+                if let Some(reason) = reason {
+                    event = event.reason(reason);
+                }
+                match application {
+                    Some(application) => event.detail(format!("requests without a session to {application}")),
+                    None => event.detail("requests without a session to no application"),
+                }
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_lost_beyond_the_rate() {
+        let mut summary = Summary::default();
+        let first = Event::new(Action::Request, false).reason(Reason::NoApplication);
+        let mut written = 0;
+        for _ in 0..1000 {
+            written += u32::from(summary.take(first.clone()).is_some());
+        }
+        assert_eq!(written, WRITTEN_PER_SECOND);
+        let counted: Vec<String> =
+            summary.flush().iter().map(|event| serde_json::to_string(event).unwrap()).collect();
+        assert_eq!(counted.len(), 1);
+        assert!(counted[0].contains(&format!("\"count\":{}", 1000 - WRITTEN_PER_SECOND)), "{}", counted[0]);
+        assert!(summary.flush().is_empty());
+        assert!(summary.take(Event::new(Action::Login, false)).is_some());
+    }
+}

@@ -1,0 +1,159 @@
+//! The numbers of the node, in Prometheus' text format. Names are public API: `docs/reference.md` lists them.
+
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::event::{Action, Event};
+
+pub struct Metrics {
+    registry: Registry,
+    decisions: IntCounterVec,
+    logins: IntCounterVec,
+    events: IntCounterVec,
+    /// Events that found no room in the queue.
+    pub events_lost: IntCounter,
+    /// Events that a target (`file`, `store`) refused.
+    pub events_unwritten: IntCounterVec,
+    /// Seconds from a request's head to its reply's head.
+    pub request_seconds: Histogram,
+    /// Open connections of browsers.
+    pub connections: IntGauge,
+    /// Connections that were closed before a request: by cause.
+    pub connections_refused: IntCounterVec,
+    /// Live tunnel connections by connector.
+    pub tunnel_connections: IntGaugeVec,
+    /// Sessions that are live.
+    pub sessions: IntGauge,
+    /// Packets at the gate, by verdict (`pass`, `drop`) and reason. Set from the kernel's counters.
+    pub gate_packets: IntCounterVec,
+    /// Whether the gate is up.
+    pub gate_attached: IntGauge,
+}
+
+impl Metrics {
+    /// Fails only where two metrics share a name, which is a bug that any test shows.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counters.clone()))?;
+            Ok::<_, prometheus::Error>(counters)
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let decisions = counters(
+            "portcullis_decisions_total",
+            "Requests decided, by application, verdict (allow, deny) and reason",
+            &["application", "verdict", "reason"],
+        )?;
+        let logins = counters(
+            "portcullis_logins_total",
+            "Login attempts, by identity provider, verdict and reason",
+            &["identity_provider", "verdict", "reason"],
+        )?;
+        let events = counters("portcullis_events_total", "Events, by action", &["action"])?;
+        let events_lost =
+            IntCounter::new("portcullis_events_lost_total", "Events that found no room in the queue")?;
+        registry.register(Box::new(events_lost.clone()))?;
+        let events_unwritten =
+            counters("portcullis_events_unwritten_total", "Events that a target refused", &["target"])?;
+        let request_seconds = Histogram::with_opts(
+            HistogramOpts::new(
+                "portcullis_request_duration_seconds",
+                "Time from a request's head to its reply's head",
+            )
+            .buckets(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]),
+        )?;
+        registry.register(Box::new(request_seconds.clone()))?;
+        let connections = gauge("portcullis_connections", "Open connections of browsers")?;
+        let connections_refused = counters(
+            "portcullis_connections_refused_total",
+            "Connections closed before a request, by cause",
+            &["cause"],
+        )?;
+        let tunnel_connections = IntGaugeVec::new(
+            Opts::new("portcullis_tunnel_connections", "Live tunnel connections, by connector"),
+            &["connector"],
+        )?;
+        registry.register(Box::new(tunnel_connections.clone()))?;
+        let sessions = gauge("portcullis_sessions", "Live global sessions")?;
+        let gate_packets = counters(
+            "portcullis_gate_packets_total",
+            "Packets at the gate, by verdict (pass, drop) and reason",
+            &["verdict", "reason"],
+        )?;
+        let gate_attached =
+            gauge("portcullis_gate_attached", "1 while the gate guards every configured interface")?;
+        Ok(Self {
+            registry,
+            decisions,
+            logins,
+            events,
+            events_lost,
+            events_unwritten,
+            request_seconds,
+            connections,
+            connections_refused,
+            tunnel_connections,
+            sessions,
+            gate_packets,
+            gate_attached,
+        })
+    }
+
+    /// The text that `/metrics` answers with.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// Counts an event; called by the event sink alone, so that log and metrics agree.
+    pub(crate) fn count_event(&self, event: &Event) {
+        self.events.with_label_values(&[event.action().as_str()]).inc();
+        let verdict = if event.is_allowed() { "allow" } else { "deny" };
+        let reason = event.refusal().map_or("", crate::flow::Reason::as_str);
+        match event.action() {
+            Action::Request => self
+                .decisions
+                .with_label_values(&[event.application_name().unwrap_or(""), verdict, reason])
+                .inc(),
+            Action::Login => {
+                self.logins.with_label_values(&[event.provider_name().unwrap_or(""), verdict, reason]).inc()
+            }
+            Action::Logout
+            | Action::Disconnect
+            | Action::Connect
+            | Action::Revoke
+            | Action::Admin
+            | Action::Gate
+            | Action::Summary
+            | Action::Panic
+            | Action::Start
+            | Action::Stop => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::Reason;
+
+    #[test]
+    fn an_event_is_counted_where_it_belongs() {
+        let metrics = Metrics::new().unwrap();
+        metrics.count_event(&Event::new(Action::Request, false).reason(Reason::NoApplication));
+        metrics.count_event(&Event::new(Action::Login, true).provider("local"));
+        let text = metrics.render().unwrap();
+        for line in [
+            "portcullis_decisions_total{application=\"\",reason=\"no_application\",verdict=\"deny\"} 1",
+            "portcullis_logins_total{identity_provider=\"local\",reason=\"\",verdict=\"allow\"} 1",
+            "portcullis_events_total{action=\"request\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Live sessions: every one that is neither revoked nor expired, in memory, with the means to cut what runs on it.
+//!
+//! A revocation is written to the store first and then fires [`LiveSession::ended`], which every open request,
+//! WebSocket and event stream of the session waits on. If the write fails, nothing is reported as revoked, but the
+//! session is ended in memory all the same: revocation fails loudly and closed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::flow::{Session, SessionId, UnixTime};
+use crate::metrics::Metrics;
+use crate::store::{SessionFilter, Store, StoreError};
+
+/// A session that is live now.
+#[derive(Debug, Clone)]
+pub struct LiveSession {
+    pub session: Arc<Session>,
+    /// Fires when the session is revoked or expires.
+    pub ended: CancellationToken,
+}
+
+/// Every live session of the node. Clones share it.
+#[derive(Clone)]
+pub struct Sessions {
+    store: Store,
+    metrics: Arc<Metrics>,
+    live: Arc<RwLock<BTreeMap<SessionId, LiveSession>>>,
+}
+
+impl Sessions {
+    /// Reads the live sessions from the store.
+    pub async fn load(store: Store, metrics: Arc<Metrics>, now: UnixTime) -> Result<Self, StoreError> {
+        let live = store
+            .live_sessions(now)
+            .await?
+            .into_iter()
+            .map(|session| (session.id, LiveSession::new(session)))
+            .collect();
+        let sessions = Self { store, metrics, live: Arc::new(RwLock::new(live)) };
+        sessions.count();
+        Ok(sessions)
+    }
+
+    /// Keeps a new session.
+    pub async fn create(&self, session: Session) -> Result<LiveSession, StoreError> {
+        self.store.insert_session(&session).await?;
+        let live = LiveSession::new(session);
+        self.write().insert(live.session.id, live.clone());
+        self.count();
+        Ok(live)
+    }
+
+    /// The session, if it is live at `now`.
+    pub fn get(&self, id: SessionId, now: UnixTime) -> Option<LiveSession> {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()?;
+        (live.session.expires_at > now && !live.ended.is_cancelled()).then_some(live)
+    }
+
+    /// Remembers that a session was granted an application.
+    pub async fn granted(&self, id: SessionId, application: &str) -> Result<(), StoreError> {
+        self.store.grant_application(id, application).await
+    }
+
+    pub async fn matching(&self, filter: &SessionFilter, now: UnixTime) -> Result<Vec<Session>, StoreError> {
+        self.store.sessions_matching(filter, now).await
+    }
+
+    /// Ends every live session that matches: in the store, then in memory. Where the store fails, those that can
+    /// be told in memory are ended all the same and the error is returned.
+    pub async fn revoke(
+        &self,
+        filter: &SessionFilter,
+        now: UnixTime,
+    ) -> Result<Vec<Arc<Session>>, StoreError> {
+        let revoked = match self.store.revoke_sessions(filter, now).await {
+            Ok(revoked) => revoked,
+            Err(error) => {
+                self.end(|session| in_memory_match(session, filter));
+                return Err(error);
+            }
+        };
+        self.end(|session| revoked.iter().any(|gone| gone.id == session.id));
+        Ok(revoked.into_iter().map(Arc::new).collect())
+    }
+
+    /// Ends what has expired at `now`; called every second or so, so that open streams end in time.
+    pub fn expire(&self, now: UnixTime) {
+        self.end(|session| session.expires_at <= now);
+    }
+
+    fn end(&self, which: impl Fn(&Session) -> bool) {
+        self.write().retain(|_, live| {
+            let ends = which(&live.session);
+            if ends {
+                live.ended.cancel();
+            }
+            !ends
+        });
+        self.count();
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<SessionId, LiveSession>> {
+        self.live.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self) {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner).len();
+        self.metrics.sessions.set(i64::try_from(live).unwrap_or(i64::MAX));
+    }
+}
+
+impl LiveSession {
+    fn new(session: Session) -> Self {
+        Self { session: Arc::new(session), ended: CancellationToken::new() }
+    }
+}
+
+/// What of a filter can be told without the store. Which applications a session was granted only the store knows:
+/// there the doubt ends the session.
+fn in_memory_match(session: &Session, filter: &SessionFilter) -> bool {
+    match filter {
+        SessionFilter::Id(id) => session.id == *id,
+        SessionFilter::User(user) => {
+            session.person.to_string() == *user
+                || session.email.as_ref().is_some_and(|email| email.as_str().eq_ignore_ascii_case(user))
+        }
+        SessionFilter::Application(_) | SessionFilter::All => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::PersonId;
+
+    fn session(id: u8, email: &str, expires: i64) -> Session {
+        Session {
+            id: SessionId::from_bytes([id; 16]),
+            person: PersonId { provider: "local".into(), subject: email.into() },
+            email: Some(email.parse().unwrap()),
+            display_name: email.into(),
+            groups: vec![],
+            amr: vec![],
+            address: [192, 0, 2, 1].into(),
+            created_at: UnixTime(0),
+            expires_at: UnixTime(expires),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_revocation_ends_what_runs_and_outlives_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let sessions = Sessions::load(store.clone(), Arc::clone(&metrics), UnixTime(0)).await.unwrap();
+        let ann = sessions.create(session(1, "ann@example.com", 100)).await.unwrap();
+        let bob = sessions.create(session(2, "bob@example.com", 50)).await.unwrap();
+        let cid = sessions.create(session(3, "cid@example.com", 100)).await.unwrap();
+        sessions.granted(cid.session.id, "wiki").await.unwrap();
+
+        let revoked =
+            sessions.revoke(&SessionFilter::User("Ann@example.com".into()), UnixTime(1)).await.unwrap();
+        assert_eq!(revoked.len(), 1);
+        assert!(ann.ended.is_cancelled() && sessions.get(ann.session.id, UnixTime(1)).is_none());
+        assert!(!bob.ended.is_cancelled());
+
+        assert!(sessions.get(bob.session.id, UnixTime(50)).is_none(), "expiry is exact, before the sweep");
+        sessions.expire(UnixTime(50));
+        assert!(bob.ended.is_cancelled());
+
+        let again = Sessions::load(store, metrics, UnixTime(60)).await.unwrap();
+        assert!(again.get(ann.session.id, UnixTime(60)).is_none());
+        assert!(again.get(cid.session.id, UnixTime(60)).is_some());
+        assert_eq!(
+            again.revoke(&SessionFilter::Application("wiki".into()), UnixTime(60)).await.unwrap().len(),
+            1
+        );
+        assert!(again.get(cid.session.id, UnixTime(60)).is_none());
+    }
+}

@@ -1,0 +1,132 @@
+//! The versioned schema. Each step is one transaction; a step once released never changes.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::StoreError;
+
+/// `user_version` counts the steps that have been taken.
+const STEPS: [&str; 1] = [r"
+CREATE TABLE user (
+    name TEXT PRIMARY KEY,
+    email TEXT NOT NULL,
+    groups TEXT NOT NULL,
+    password_hash TEXT NOT NULL,
+    created_at INTEGER NOT NULL
+) STRICT;
+CREATE TABLE session (
+    id BLOB PRIMARY KEY,
+    person TEXT NOT NULL,
+    email TEXT,
+    body TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    revoked_at INTEGER
+) STRICT;
+CREATE INDEX session_expiry ON session (expires_at);
+CREATE TABLE session_application (
+    session BLOB NOT NULL REFERENCES session (id) ON DELETE CASCADE,
+    application TEXT NOT NULL,
+    PRIMARY KEY (session, application)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE code (
+    hash BLOB PRIMARY KEY,
+    body TEXT NOT NULL,
+    expires_at INTEGER NOT NULL
+) STRICT;
+CREATE TABLE used (
+    purpose TEXT NOT NULL,
+    key BLOB NOT NULL,
+    expires_at INTEGER NOT NULL,
+    PRIMARY KEY (purpose, key)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE secret (
+    name TEXT PRIMARY KEY,
+    value BLOB NOT NULL
+) STRICT;
+CREATE TABLE signing_key (
+    kid TEXT PRIMARY KEY,
+    private_pem TEXT NOT NULL,
+    certificate_pem TEXT NOT NULL,
+    sign_from INTEGER NOT NULL,
+    sign_until INTEGER NOT NULL,
+    publish_until INTEGER NOT NULL
+) STRICT;
+CREATE TABLE connector (
+    name TEXT PRIMARY KEY,
+    key BLOB UNIQUE,
+    created_at INTEGER NOT NULL,
+    enrolled_at INTEGER,
+    revoked_at INTEGER
+) STRICT;
+CREATE TABLE enrolment (
+    token_hash BLOB PRIMARY KEY,
+    connector TEXT NOT NULL REFERENCES connector (name) ON DELETE CASCADE,
+    expires_at INTEGER NOT NULL
+) STRICT;
+CREATE TABLE event (
+    id INTEGER PRIMARY KEY,
+    created_at INTEGER NOT NULL,
+    action TEXT NOT NULL,
+    allowed INTEGER NOT NULL,
+    user TEXT,
+    application TEXT,
+    body TEXT NOT NULL
+) STRICT;
+CREATE INDEX event_time ON event (created_at);
+"];
+
+/// Opens the file, sets it up for durable concurrent use and migrates it.
+pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
+    let open_error = |source| StoreError::Open { path: path.to_owned(), source };
+    let mut connection = Connection::open(path).map_err(open_error)?;
+    connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(open_error)?;
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(open_error)?;
+    connection.pragma_update(None, "synchronous", "FULL").map_err(open_error)?;
+    connection.pragma_update(None, "foreign_keys", true).map_err(open_error)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    migrate(&mut connection, path)?;
+    Ok(connection)
+}
+
+/// Takes the steps that are missing, each in a transaction of its own.
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+    let known = i64::try_from(STEPS.len()).unwrap_or(i64::MAX);
+    let found = version(connection, path)?;
+    let done = usize::try_from(found).unwrap_or(0);
+    for (step, sql) in STEPS.iter().enumerate().skip(done) {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(sql)?;
+        transaction.pragma_update(None, "user_version", i64::try_from(step + 1).unwrap_or(known))?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+/// Reads a file without changing it and says whether it is a store that this version can open.
+pub(super) fn check(path: &Path) -> Result<(), StoreError> {
+    let open_error = |source| StoreError::Open { path: path.to_owned(), source };
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(open_error)?;
+    let verdict: String =
+        connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(open_error)?;
+    if verdict != "ok" {
+        return Err(StoreError::Malformed(format!("{}: {verdict}", path.display())));
+    }
+    if version(&connection, path)? == 0 {
+        return Err(StoreError::Malformed(format!("{} is not a store", path.display())));
+    }
+    Ok(())
+}
+
+fn version(connection: &Connection, path: &Path) -> Result<i64, StoreError> {
+    let found = connection
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
+    let known = i64::try_from(STEPS.len()).unwrap_or(i64::MAX);
+    if found > known {
+        return Err(StoreError::Newer { path: path.to_owned(), found, known });
+    }
+    Ok(found)
+}

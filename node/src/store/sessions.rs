@@ -1,0 +1,137 @@
+//! Global sessions.
+
+use rusqlite::params;
+
+use crate::flow::{Session, SessionId, UnixTime};
+
+use super::{Store, StoreError};
+
+/// Which sessions a command is about.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionFilter {
+    Id(SessionId),
+    /// Email or `provider:subject`.
+    User(String),
+    /// Sessions that were granted an application.
+    Application(String),
+    All,
+}
+
+impl Store {
+    pub async fn insert_session(&self, session: &Session) -> Result<(), StoreError> {
+        let session = session.clone();
+        self.run(move |connection| {
+            let body = serde_json::to_string(&session).map_err(|e| StoreError::Malformed(e.to_string()))?;
+            connection.execute(
+                "INSERT INTO session (id, person, email, body, created_at, expires_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                params![
+                    session.id.as_bytes(),
+                    session.person.to_string(),
+                    session.email.as_ref().map(crate::flow::Email::as_str),
+                    body,
+                    session.created_at.0,
+                    session.expires_at.0
+                ],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Remembers that a session was granted an application, for revocation by application.
+    pub async fn grant_application(&self, id: SessionId, application: &str) -> Result<(), StoreError> {
+        let application = application.to_owned();
+        self.run(move |connection| {
+            connection.execute(
+                "INSERT INTO session_application (session, application) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+                params![id.as_bytes(), application],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Every session that is neither revoked nor expired at `now`; sessions long over are forgotten.
+    pub async fn live_sessions(&self, now: UnixTime) -> Result<Vec<Session>, StoreError> {
+        self.run(move |connection| {
+            connection
+                .execute("DELETE FROM session WHERE expires_at < ?1", [now.0.saturating_sub(7 * 86_400)])?;
+            select(
+                connection,
+                "SELECT body FROM session WHERE revoked_at IS NULL AND expires_at > ?1 ORDER BY created_at",
+                params![now.0],
+            )
+        })
+        .await
+    }
+
+    /// The live sessions that match.
+    pub async fn sessions_matching(
+        &self,
+        filter: &SessionFilter,
+        now: UnixTime,
+    ) -> Result<Vec<Session>, StoreError> {
+        let filter = filter.clone();
+        self.run(move |connection| matching(connection, &filter, now)).await
+    }
+
+    /// Marks every live session that matches as revoked, in one transaction, and says which.
+    pub async fn revoke_sessions(
+        &self,
+        filter: &SessionFilter,
+        now: UnixTime,
+    ) -> Result<Vec<Session>, StoreError> {
+        let filter = filter.clone();
+        self.run(move |connection| {
+            let transaction = connection.transaction()?;
+            let sessions = matching(&transaction, &filter, now)?;
+            for session in &sessions {
+                transaction.execute(
+                    "UPDATE session SET revoked_at = ?2 WHERE id = ?1",
+                    params![session.id.as_bytes(), now.0],
+                )?;
+            }
+            transaction.commit()?;
+            Ok(sessions)
+        })
+        .await
+    }
+}
+
+fn matching(
+    connection: &rusqlite::Connection,
+    filter: &SessionFilter,
+    now: UnixTime,
+) -> Result<Vec<Session>, StoreError> {
+    const LIVE: &str = "SELECT body FROM session WHERE revoked_at IS NULL AND expires_at > ?1";
+    match filter {
+        SessionFilter::Id(id) => {
+            select(connection, &format!("{LIVE} AND id = ?2"), params![now.0, id.as_bytes()])
+        }
+        SessionFilter::User(user) => select(
+            connection,
+            &format!("{LIVE} AND (person = ?2 OR email = lower(?2))"),
+            params![now.0, user],
+        ),
+        SessionFilter::Application(application) => select(
+            connection,
+            &format!("{LIVE} AND id IN (SELECT session FROM session_application WHERE application = ?2)"),
+            params![now.0, application],
+        ),
+        SessionFilter::All => select(connection, LIVE, params![now.0]),
+    }
+}
+
+fn select(
+    connection: &rusqlite::Connection,
+    sql: &str,
+    parameters: impl rusqlite::Params,
+) -> Result<Vec<Session>, StoreError> {
+    let mut statement = connection.prepare_cached(sql)?;
+    let bodies = statement.query_map(parameters, |row| row.get::<_, String>(0))?;
+    bodies
+        .map(|body| serde_json::from_str(&body?).map_err(|e| StoreError::Malformed(format!("session: {e}"))))
+        .collect()
+}

@@ -1,0 +1,162 @@
+//! Tokens: the assertion that applications verify, and the cookie that binds it to a browser.
+//!
+//! RS256 JWTs (RFC 7519) of two kinds: the global token of a login (`type` = `org`) and an application's token
+//! (`type` = `app`), which is also the assertion its origin receives. A token proves nothing alone: the session it
+//! names must be live, and a token that comes as a cookie needs the binding cookie of the same session and host.
+//!
+//! A false accept here is somebody else's identity; a false reject is one more trip through the login.
+
+mod binding;
+mod claims;
+mod keys;
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use zeroize::Zeroizing;
+
+use crate::flow::{Host, Session, SessionId, UnixTime};
+use crate::policy::Permit;
+use crate::store::{Store, StoreError};
+
+pub use claims::{Claims, Kind};
+pub use keys::{KeyState, KeySummary};
+
+use binding::BindingKey;
+use keys::KeyRing;
+
+/// A token longer than this is refused before it is looked at.
+const LONGEST: usize = 4096;
+/// How far clocks may differ, in seconds.
+const SKEW: i64 = 60;
+
+/// Why a token was not made or not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    #[error("the token is longer than {LONGEST} characters")]
+    TooLong,
+    #[error("the token is malformed or not signed by a key of this node")]
+    Invalid,
+    #[error("the token is expired or not yet valid")]
+    Time,
+    #[error("the token is for another audience or of another kind")]
+    Audience,
+    #[error("a signing key cannot be used: {0}")]
+    Key(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Makes and verifies tokens. Clones share the keys.
+#[derive(Clone)]
+pub struct Tokens {
+    issuer: Arc<str>,
+    ring: Arc<RwLock<Arc<KeyRing>>>,
+    binding: Arc<BindingKey>,
+    store: Store,
+}
+
+impl Tokens {
+    /// Reads the keys, making the first ones where there are none. `domain` is the auth domain with its public port
+    /// (`access.example.com` or `access.example.com:8443`).
+    pub async fn load(store: Store, authority: &str, now: UnixTime) -> Result<Self, TokenError> {
+        let ring = KeyRing::load(&store, now).await?;
+        let secret: Zeroizing<Vec<u8>> =
+            store.secret("binding", || crate::clock::random::<32>().to_vec()).await?;
+        Ok(Self {
+            issuer: format!("https://{authority}").into(),
+            ring: Arc::new(RwLock::new(Arc::new(ring))),
+            binding: Arc::new(BindingKey::new(&secret)),
+            store,
+        })
+    }
+
+    /// The issuer of every token: `https://` and the auth domain.
+    pub fn issuer(&self) -> &str {
+        &self.issuer
+    }
+
+    /// The token of an application, made from a permit; a bypass has nobody to make one for.
+    pub fn mint_application(&self, permit: &Permit, now: UnixTime) -> Result<Option<String>, TokenError> {
+        let Some(session) = permit.session() else { return Ok(None) };
+        let claims = Claims::application(&self.issuer, permit, session, now);
+        self.ring().sign(&claims, now).map(Some)
+    }
+
+    /// The global token of a login.
+    pub fn mint_global(&self, session: &Session, now: UnixTime) -> Result<String, TokenError> {
+        self.ring().sign(&Claims::global(&self.issuer, session, now), now)
+    }
+
+    /// Verifies signature, kind, audience, issuer and time. The caller still has to look up the session.
+    pub fn verify(&self, jwt: &str, kind: Kind<'_>, now: UnixTime) -> Result<Claims, TokenError> {
+        if jwt.len() > LONGEST {
+            return Err(TokenError::TooLong);
+        }
+        let header = jsonwebtoken::decode_header(jwt).map_err(|_| TokenError::Invalid)?;
+        let kid = header.kid.as_deref().ok_or(TokenError::Invalid)?;
+        let ring = self.ring();
+        let key: &DecodingKey = ring.verifier(kid, now).ok_or(TokenError::Invalid)?;
+        let mut validation = Validation::new(Algorithm::RS256);
+        // Time and audience are checked below, by the given clock and exactly.
+        validation.validate_exp = false;
+        validation.validate_aud = false;
+        validation.required_spec_claims.clear();
+        let claims =
+            jsonwebtoken::decode::<Claims>(jwt, key, &validation).map_err(|_| TokenError::Invalid)?.claims;
+        if claims.iss != *self.issuer || !claims.is_for(kind) {
+            return Err(TokenError::Audience);
+        }
+        if claims.exp <= now.0 || claims.nbf.saturating_sub(SKEW) > now.0 {
+            return Err(TokenError::Time);
+        }
+        Ok(claims)
+    }
+
+    /// The document at `/cdn-cgi/access/certs`: `keys` (RFC 7517), `public_cert` and `public_certs`.
+    pub fn certs(&self) -> String {
+        self.ring().certs().to_owned()
+    }
+
+    /// The value of the binding cookie: it proves that its browser holds `session` on `host`.
+    pub fn binding(&self, session: &SessionId, host: &Host) -> String {
+        self.binding.bind(session, host)
+    }
+
+    /// The session that a binding cookie proves for `host`.
+    pub fn check_binding(&self, cookie: &str, host: &Host) -> Option<SessionId> {
+        self.binding.check(cookie, host)
+    }
+
+    /// The keys and what they may do, for administrators.
+    pub fn keys(&self, now: UnixTime) -> Vec<KeySummary> {
+        self.ring().summary(now)
+    }
+
+    /// Makes the next key when it is due, so that it is published long before its first use. Says whether it did.
+    pub async fn rotate_if_due(&self, now: UnixTime) -> Result<bool, TokenError> {
+        let Some(next) = self.ring().with_next_if_due(now)? else { return Ok(false) };
+        self.replace(next).await?;
+        Ok(true)
+    }
+
+    /// Starts a rotation: a new key is published now and signs a day later. With `now_at_once` the key is
+    /// compromised: the new one signs at once, all others are forgotten, and everybody logs in again.
+    pub async fn rotate(&self, at_once: bool, now: UnixTime) -> Result<(), TokenError> {
+        let next = if at_once { KeyRing::generate(now)? } else { self.ring().with_next(now)? };
+        self.replace(next).await
+    }
+
+    async fn replace(&self, ring: KeyRing) -> Result<(), TokenError> {
+        self.store.replace_signing_keys(ring.stored()).await?;
+        *self.ring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ring);
+        Ok(())
+    }
+
+    fn ring(&self) -> Arc<KeyRing> {
+        Arc::clone(&self.ring.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests;
