@@ -1,6 +1,8 @@
 //! Portcullis, a self-hosted access node. The stages of the daemon lane are in [`flow`]: start reading there.
 
 pub mod clock;
+pub mod config;
+pub mod context;
 pub mod cookie;
 pub mod event;
 pub mod flow;

@@ -1,0 +1,692 @@
+//! From the shape of the file to a configuration in which everything resolves.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::Spanned;
+
+use crate::event::{EventSettings, FileTarget};
+use crate::flow::{Application, Aud, EncodedSlash, Host, HostPattern, Origin, OriginScheme};
+use crate::policy::{Action, Policy, Rule, Selector};
+
+use super::error::Faults;
+use super::units::{parse_duration, parse_prefix_port, parse_size};
+use super::{
+    CertificateFiles, Config, ConfigError, Dataplane, GateSettings, IdentityProvider, NodeConfig, OidcConfig,
+    ProviderKind, Secret, raw,
+};
+
+const DEFAULT_STATE: &str = "/var/lib/portcullis";
+const DEFAULT_ADMIN_SOCKET: &str = "/run/portcullis/admin.sock";
+const DEFAULT_METRICS: &str = "127.0.0.1:9464";
+const DEFAULT_PIN: &str = "/sys/fs/bpf/portcullis";
+const MINUTE: u64 = 60;
+const DAY: u64 = 86_400;
+
+pub(super) fn compile(file: raw::File, text: &str, path: &Path) -> Result<Config, ConfigError> {
+    let mut compiler =
+        Compiler { base: path.parent().unwrap_or(Path::new("")), faults: Faults::new(text, path) };
+    let node = compiler.node(file.node);
+    let gate = compiler.gate(file.gate, node.as_ref());
+    let events = compiler.events(file.events);
+    let identity_providers = compiler.providers(file.identity_providers);
+    let rules = compiler.rules(file.groups, &identity_providers);
+    let policies = compiler.policies(file.policies, &rules, &identity_providers);
+    let applications = match &node {
+        Some(node) => compiler.applications(file.applications, node, &policies, &identity_providers),
+        None => Vec::new(),
+    };
+    let config = node.map(|node| Config { node, gate, events, identity_providers, applications, policies });
+    compiler.faults.finish(config)
+}
+
+/// Reads a secret: the file's text without the line end.
+pub(super) fn read_secret_file(path: &Path) -> Result<Secret, String> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("the secret {} cannot be read: {error}", path.display()))?;
+    let text = text.trim_end_matches(['\r', '\n']);
+    if text.is_empty() {
+        return Err(format!("the secret {} is empty", path.display()));
+    }
+    Ok(Secret::new(text.to_owned()))
+}
+
+struct Compiler<'a> {
+    /// What relative file names are relative to.
+    base: &'a Path,
+    faults: Faults<'a>,
+}
+
+impl Compiler<'_> {
+    fn node(&mut self, node: Spanned<raw::Node>) -> Option<NodeConfig> {
+        let span = node.span();
+        let node = node.into_inner();
+        if let Some(tls) = &node.tls {
+            let message = "`tls` is not yet supported (no ACME): name files in [[node.certificate]]";
+            self.faults.at(tls.span(), message);
+        }
+        if node.certificates.is_empty() && node.tls.is_none() {
+            self.faults.at(span, "[node] has no certificate: add [[node.certificate]] with `cert` and `key`");
+        }
+        let domain = self.parse(&node.domain, |text| Host::parse(text).map_err(|e| e.to_string()));
+        let listen = self.listen(&node.listen);
+        let certificates = node
+            .certificates
+            .into_iter()
+            .map(|files| CertificateFiles { cert: self.file(&files.cert), key: self.file(&files.key) })
+            .collect();
+        let metrics = match &node.metrics {
+            Some(text) => self.parse(text, |text| {
+                let address: SocketAddr = text.parse().map_err(|_| format!("`{text}` is no address:port"))?;
+                if address.ip().is_loopback() {
+                    Ok(address)
+                } else {
+                    Err(format!("`{text}` is not on loopback: metrics have no login"))
+                }
+            }),
+            None => DEFAULT_METRICS.parse().ok(),
+        };
+        let session = self
+            .duration(node.session.as_ref(), "session", 15 * MINUTE, 30 * DAY)
+            .unwrap_or(Duration::from_secs(DAY));
+        Some(NodeConfig {
+            public_port: node.public_port.unwrap_or(listen.first().map_or(443, SocketAddr::port)),
+            domain: domain?,
+            listen,
+            state: node.state.map_or_else(|| DEFAULT_STATE.into(), |path| self.base.join(path)),
+            admin_socket: node
+                .admin_socket
+                .map_or_else(|| DEFAULT_ADMIN_SOCKET.into(), |path| self.base.join(path)),
+            metrics: metrics?,
+            user: node.user,
+            session,
+            certificates,
+        })
+    }
+
+    fn listen(&mut self, listen: &Spanned<raw::OneOrMany>) -> Vec<SocketAddr> {
+        let texts = match listen.get_ref() {
+            raw::OneOrMany::One(text) => std::slice::from_ref(text),
+            raw::OneOrMany::Many(texts) => texts.as_slice(),
+        };
+        if texts.is_empty() {
+            self.faults.at(listen.span(), "`listen` is empty");
+        }
+        let mut addresses = Vec::new();
+        for text in texts {
+            match text.parse::<SocketAddr>() {
+                Ok(address) if address.port() == 0 => {
+                    self.faults.at(listen.span(), format!("`{text}` has port 0"));
+                }
+                Ok(address) => addresses.push(address),
+                Err(_) => self.faults.at(
+                    listen.span(),
+                    format!("`{text}` is no address:port: write \"[::]:443\" for both families"),
+                ),
+            }
+        }
+        addresses
+    }
+
+    fn gate(&mut self, gate: raw::Gate, node: Option<&NodeConfig>) -> GateSettings {
+        let dataplane = match gate.dataplane {
+            Some(raw::RawDataplane::Userspace) => Dataplane::Userspace,
+            Some(raw::RawDataplane::Xdp) | None => Dataplane::Xdp,
+        };
+        let interfaces: Vec<String> = gate
+            .interfaces
+            .iter()
+            .filter_map(|name| {
+                self.parse(name, |text| match text {
+                    "lo" => Err("the gate is never attached to `lo`".to_owned()),
+                    _ if text.is_empty() || text.len() > 15 || text.contains(['/', ' ']) => {
+                        Err(format!("`{text}` is no interface name"))
+                    }
+                    _ => Ok(text.to_owned()),
+                })
+            })
+            .collect();
+        if interfaces.is_empty() && dataplane == Dataplane::Xdp && !gate.ungated && node.is_some() {
+            self.faults.whole(
+                "[gate] names no interface: set `interfaces`, or `dataplane = \"userspace\"`, or `ungated = true` to run without a gate",
+            );
+        }
+        GateSettings {
+            dataplane,
+            interfaces,
+            admin: gate.admin.iter().filter_map(|text| self.parse(text, parse_prefix_port)).collect(),
+            pin: gate.pin.unwrap_or_else(|| DEFAULT_PIN.into()),
+            ungated: gate.ungated,
+        }
+    }
+
+    fn events(&mut self, events: raw::Events) -> EventSettings {
+        let file = events.file.map(|file| match file.as_str() {
+            "stdout" => FileTarget::Stdout,
+            path => FileTarget::Path(self.base.join(path)),
+        });
+        let max_size = events.max_size.as_ref().and_then(|text| self.parse(text, parse_size));
+        EventSettings {
+            file,
+            retention: self
+                .duration(events.retention.as_ref(), "retention", 3600, 3650 * DAY)
+                .unwrap_or(Duration::from_secs(90 * DAY)),
+            max_size: max_size.unwrap_or(1 << 30),
+        }
+    }
+
+    fn providers(&mut self, providers: Vec<raw::IdentityProvider>) -> Vec<IdentityProvider> {
+        self.unique("identity provider", providers.iter().map(|provider| &provider.name));
+        let mut compiled = Vec::new();
+        for provider in providers {
+            let name = provider.name.get_ref().clone();
+            let kind = match provider.kind.get_ref().as_str() {
+                "local" => {
+                    self.nothing_of_oidc(&provider);
+                    Some(ProviderKind::Local)
+                }
+                "oidc" => self.oidc(&provider).map(ProviderKind::Oidc),
+                other => {
+                    let message = match other {
+                        "saml" | "github" | "otp" | "ldap" => format!("type `{other}` is not yet supported"),
+                        _ => format!("`{other}` is no type of identity provider: use `local` or `oidc`"),
+                    };
+                    self.faults.at(provider.kind.span(), message);
+                    None
+                }
+            };
+            let label = provider.label.unwrap_or_else(|| match name.as_str() {
+                "local" => "Password".to_owned(),
+                _ => name.clone(),
+            });
+            compiled.extend(kind.map(|kind| IdentityProvider { name, label, kind }));
+        }
+        if compiled.iter().filter(|provider| matches!(provider.kind, ProviderKind::Local)).count() > 1 {
+            self.faults.whole("more than one identity provider has `type = \"local\"`");
+        }
+        compiled
+    }
+
+    fn nothing_of_oidc(&mut self, provider: &raw::IdentityProvider) {
+        let stray = [
+            provider.issuer.as_ref().map(|value| (value.span(), "issuer")),
+            provider.client_id.as_ref().map(|value| (value.span(), "client_id")),
+            provider.client_secret.as_ref().map(|value| (value.span(), "client_secret")),
+        ];
+        for (span, key) in stray.into_iter().flatten() {
+            self.faults.at(span, format!("`{key}` has no meaning for a local provider"));
+        }
+    }
+
+    fn oidc(&mut self, provider: &raw::IdentityProvider) -> Option<OidcConfig> {
+        let span = provider.name.span();
+        let name = provider.name.get_ref();
+        if provider.issuer.is_none() {
+            self.faults.at(span.clone(), format!("identity provider `{name}` has no `issuer`"));
+        }
+        if provider.client_id.is_none() {
+            self.faults.at(span, format!("identity provider `{name}` has no `client_id`"));
+        }
+        let issuer = provider.issuer.as_ref().and_then(|text| self.parse(text, check_issuer));
+        let client_secret = provider.client_secret.as_ref().and_then(|source| self.secret(source));
+        let email_domains =
+            provider.email_domains.iter().filter_map(|domain| self.parse(domain, email_domain)).collect();
+        let ca = provider.ca.as_ref().map(|file| self.file(file));
+        Some(OidcConfig {
+            issuer: issuer?,
+            client_id: provider.client_id.as_ref()?.get_ref().clone(),
+            client_secret,
+            scopes: provider
+                .scopes
+                .clone()
+                .unwrap_or_else(|| ["openid", "email", "profile"].map(str::to_owned).to_vec()),
+            groups_claim: provider.groups_claim.clone(),
+            email_domains,
+            ca,
+        })
+    }
+
+    fn secret(&mut self, source: &Spanned<raw::SecretSource>) -> Option<Secret> {
+        let read = match source.get_ref() {
+            raw::SecretSource::File(path) => read_secret_file(&self.base.join(path)),
+            raw::SecretSource::Env(name) => match std::env::var(name) {
+                Ok(text) if !text.is_empty() => Ok(Secret::new(text)),
+                _ => Err(format!("the environment variable {name} is not set")),
+            },
+        };
+        read.map_err(|message| self.faults.at(source.span(), message)).ok()
+    }
+
+    /// Reusable rules by name. One may use those above it, so there are no cycles.
+    fn rules(&mut self, groups: Vec<raw::Group>, providers: &[IdentityProvider]) -> BTreeMap<String, Rule> {
+        self.unique("group", groups.iter().map(|group| &group.name));
+        let mut rules = BTreeMap::new();
+        for group in groups {
+            let rule = Rule {
+                include: self.selectors(&group.include, &rules, providers),
+                require: self.selectors(&group.require, &rules, providers),
+                exclude: self.selectors(&group.exclude, &rules, providers),
+            };
+            rules.insert(group.name.into_inner(), rule);
+        }
+        rules
+    }
+
+    fn policies(
+        &mut self,
+        policies: Vec<raw::Policy>,
+        rules: &BTreeMap<String, Rule>,
+        providers: &[IdentityProvider],
+    ) -> Vec<Policy> {
+        self.unique("policy", policies.iter().map(|policy| &policy.name));
+        let mut compiled = Vec::new();
+        for policy in policies {
+            let action = self.parse(&policy.action, |text| match text {
+                "allow" => Ok(Action::Allow),
+                "block" => Ok(Action::Block),
+                "bypass" => Ok(Action::Bypass),
+                "service_auth" => {
+                    Err("action `service_auth` is not yet supported: there are no service credentials"
+                        .to_owned())
+                }
+                other => Err(format!("`{other}` is no action: use allow, block or bypass")),
+            });
+            let rule = Rule {
+                include: self.selectors(&policy.include, rules, providers),
+                require: self.selectors(&policy.require, rules, providers),
+                exclude: self.selectors(&policy.exclude, rules, providers),
+            };
+            if policy.include.is_empty() {
+                self.faults.at(
+                    policy.name.span(),
+                    format!("policy `{}` has no `include`: it would match nobody", policy.name.get_ref()),
+                );
+            }
+            if action == Some(Action::Bypass) && rule.needs_identity() {
+                self.faults.at(
+                    policy.name.span(),
+                    format!(
+                        "policy `{}` is a bypass, which knows nobody: only `ip` and `everyone` can be used",
+                        policy.name.get_ref()
+                    ),
+                );
+            }
+            let session = self.duration(policy.session.as_ref(), "session", MINUTE, 30 * DAY);
+            if let Some(action) = action {
+                compiled.push(Policy { name: policy.name.into_inner(), action, rule, session });
+            }
+        }
+        compiled
+    }
+
+    fn selectors(
+        &mut self,
+        selectors: &[Spanned<raw::Selector>],
+        rules: &BTreeMap<String, Rule>,
+        providers: &[IdentityProvider],
+    ) -> Vec<Selector> {
+        selectors.iter().filter_map(|selector| self.selector(selector, rules, providers)).collect()
+    }
+
+    fn selector(
+        &mut self,
+        selector: &Spanned<raw::Selector>,
+        rules: &BTreeMap<String, Rule>,
+        providers: &[IdentityProvider],
+    ) -> Option<Selector> {
+        let compiled = match selector.get_ref() {
+            raw::Selector::Everyone(true) => Ok(Selector::Everyone),
+            raw::Selector::Everyone(false) => Err("`everyone` can only be true".to_owned()),
+            raw::Selector::Email(text) => {
+                text.parse().map(Selector::Email).map_err(|error| format!("`{text}`: {error}"))
+            }
+            raw::Selector::EmailDomain(text) => email_domain(text).map(Selector::EmailDomain),
+            raw::Selector::Group(name) => Ok(Selector::Group(name.clone())),
+            raw::Selector::IdentityProvider(name) => {
+                if providers.iter().any(|provider| provider.name == *name) {
+                    Ok(Selector::IdentityProvider(name.clone()))
+                } else {
+                    Err(unknown("identity provider", name, providers.iter().map(|p| p.name.as_str())))
+                }
+            }
+            raw::Selector::Ip(text) => match text.parse::<ipnet::IpNet>() {
+                Ok(net) => Ok(Selector::Ip(net.trunc())),
+                Err(_) => text
+                    .parse::<std::net::IpAddr>()
+                    .map(|address| Selector::Ip(address.into()))
+                    .map_err(|_| format!("`{text}` is no address or prefix")),
+            },
+            raw::Selector::RuleGroup(name) => match rules.get(name) {
+                Some(rule) => Ok(Selector::RuleGroup(Box::new(rule.clone()))),
+                None => Err(unknown("group", name, rules.keys().map(String::as_str))),
+            },
+            raw::Selector::Country(_) => Err(unsupported("country")),
+            raw::Selector::Amr(_) => Err(unsupported("amr")),
+            raw::Selector::SamlAttribute(_) => Err(unsupported("saml_attribute")),
+            raw::Selector::OidcClaim(_) => Err(unsupported("oidc_claim")),
+            raw::Selector::ExternalEvaluation(_) => Err(unsupported("external_evaluation")),
+            raw::Selector::ClientCertificate(_) => Err(unsupported("client_certificate")),
+            raw::Selector::CommonName(_) => Err(unsupported("common_name")),
+            raw::Selector::ServiceToken(_) => Err(unsupported("service_token")),
+            raw::Selector::DevicePosture(_) => Err(unsupported("device_posture")),
+        };
+        compiled.map_err(|message| self.faults.at(selector.span(), message)).ok()
+    }
+
+    fn applications(
+        &mut self,
+        applications: Vec<raw::Application>,
+        node: &NodeConfig,
+        policies: &[Policy],
+        providers: &[IdentityProvider],
+    ) -> Vec<Application> {
+        self.unique("application", applications.iter().map(|application| &application.name));
+        let mut compiled: Vec<Application> = Vec::new();
+        for application in applications {
+            let span = application.name.span();
+            let Some(application) = self.application(application, node, policies, providers) else {
+                continue;
+            };
+            if let Some(other) =
+                compiled.iter().find(|other| other.host == application.host && other.path == application.path)
+            {
+                self.faults.at(
+                    span,
+                    format!(
+                        "applications `{}` and `{}` have the same host and path",
+                        other.name, application.name
+                    ),
+                );
+                continue;
+            }
+            compiled.push(application);
+        }
+        compiled
+    }
+
+    fn application(
+        &mut self,
+        application: raw::Application,
+        node: &NodeConfig,
+        policies: &[Policy],
+        providers: &[IdentityProvider],
+    ) -> Option<Application> {
+        let name = application.name.get_ref().clone();
+        if let Some(kind) = &application.kind {
+            match kind.get_ref().as_str() {
+                "web" => {}
+                "ssh" | "rdp" | "tcp" | "udp" | "network" | "saas" => {
+                    self.faults.at(kind.span(), format!("type `{}` is not yet supported", kind.get_ref()));
+                    return None;
+                }
+                other => {
+                    self.faults.at(kind.span(), format!("`{other}` is no type of application: use `web`"));
+                    return None;
+                }
+            }
+        }
+        for (key, missing) in [("url", application.url.is_none()), ("origin", application.origin.is_none())] {
+            if missing {
+                self.faults.at(application.name.span(), format!("application `{name}` has no `{key}`"));
+            }
+        }
+        if application.policies.is_empty() {
+            self.faults.at(
+                application.name.span(),
+                format!("application `{name}` has no `policies`: nobody could reach it"),
+            );
+        }
+        let url = application.url.as_ref().and_then(|text| self.parse(text, |t| parse_url(t, node)));
+        let origin = application.origin.as_ref().and_then(|text| self.parse(text, parse_origin));
+        for policy in &application.policies {
+            if !policies.iter().any(|known| known.name == *policy.get_ref()) {
+                let message = unknown("policy", policy.get_ref(), policies.iter().map(|p| p.name.as_str()));
+                self.faults.at(policy.span(), message);
+            }
+        }
+        for provider in &application.providers {
+            if !providers.iter().any(|known| known.name == *provider.get_ref()) {
+                let names = providers.iter().map(|p| p.name.as_str());
+                self.faults.at(provider.span(), unknown("identity provider", provider.get_ref(), names));
+            }
+        }
+        if let Some(connector) = &application.connector {
+            self.parse(connector, |text| check_name("connector", text));
+        }
+        let session = self.duration(application.session.as_ref(), "session", MINUTE, 30 * DAY);
+        let allowed_origins = application
+            .allowed_origins
+            .iter()
+            .filter_map(|origin| self.parse(origin, check_web_origin))
+            .collect();
+        let encoded_slash = match &application.encoded_slash {
+            None => EncodedSlash::Reject,
+            Some(text) => self
+                .parse(text, |value| match value {
+                    "reject" => Ok(EncodedSlash::Reject),
+                    "pass" => Ok(EncodedSlash::Pass),
+                    other => Err(format!("`{other}`: use \"reject\" or \"pass\"")),
+                })
+                .unwrap_or_default(),
+        };
+        let ca = application.origin_ca.as_ref().map(|file| self.file(file));
+        let (host, path) = url?;
+        if encoded_slash == EncodedSlash::Pass && path.as_str() != "/" {
+            self.faults.at(
+                application.name.span(),
+                format!("application `{name}`: `encoded_slash = \"pass\"` needs one application for the whole host"),
+            );
+        }
+        let mut origin = origin?;
+        origin.connector = application.connector.map(Spanned::into_inner);
+        origin.ca = ca;
+        origin.server_name = application.origin_server_name.map(Spanned::into_inner);
+        origin.host_header = application.host_header.map(|value| match value.into_inner() {
+            own if own == "origin" => origin.authority(),
+            other => other,
+        });
+        Some(Application {
+            aud: Aud::derive(&node.domain, &name),
+            name,
+            host,
+            path,
+            origin,
+            policies: application.policies.into_iter().map(Spanned::into_inner).collect(),
+            providers: application.providers.into_iter().map(Spanned::into_inner).collect(),
+            session,
+            allowed_origins,
+            encoded_slash,
+            launcher: application.launcher.unwrap_or(true),
+        })
+    }
+
+    /// Every name of a kind must be well-formed and occur once.
+    fn unique<'n>(&mut self, kind: &str, names: impl Iterator<Item = &'n Spanned<String>>) {
+        let mut seen: Vec<&str> = Vec::new();
+        for name in names {
+            if let Err(message) = check_name(kind, name.get_ref()) {
+                self.faults.at(name.span(), message);
+            }
+            if seen.contains(&name.get_ref().as_str()) {
+                self.faults.at(name.span(), format!("{kind} `{}` is named twice", name.get_ref()));
+            }
+            seen.push(name.get_ref());
+        }
+    }
+
+    fn parse<T>(&mut self, text: &Spanned<String>, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        parse(text.get_ref()).map_err(|message| self.faults.at(text.span(), message)).ok()
+    }
+
+    fn duration(
+        &mut self,
+        text: Option<&Spanned<String>>,
+        key: &str,
+        least: u64,
+        most: u64,
+    ) -> Option<Duration> {
+        let text = text?;
+        let duration = self.parse(text, parse_duration)?;
+        if !(least..=most).contains(&duration.as_secs()) {
+            let bounds = format!("`{key}` must be from {least} s to {} d", most / DAY);
+            self.faults.at(text.span(), bounds);
+            return None;
+        }
+        Some(duration)
+    }
+
+    /// A file that must exist, relative to the configuration's directory.
+    fn file(&mut self, path: &Spanned<PathBuf>) -> PathBuf {
+        let full = self.base.join(path.get_ref());
+        if let Err(error) = std::fs::File::open(&full) {
+            self.fault_at(path.span(), format!("{} cannot be read: {error}", full.display()));
+        }
+        full
+    }
+
+    fn fault_at(&mut self, span: Range<usize>, message: String) {
+        self.faults.at(span, message);
+    }
+}
+
+fn unknown<'n>(kind: &str, name: &str, known: impl Iterator<Item = &'n str>) -> String {
+    let known: Vec<&str> = known.collect();
+    let nearest = known.iter().min_by_key(|candidate| distance(name, candidate));
+    match nearest {
+        None => format!("there is no {kind} `{name}`: none is configured"),
+        Some(nearest) if distance(name, nearest) <= 2 => {
+            format!("there is no {kind} `{name}`: did you mean `{nearest}`?")
+        }
+        Some(_) => format!("there is no {kind} `{name}`: there are {}", known.join(", ")),
+    }
+}
+
+/// Levenshtein distance, for suggestions.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut corner = i;
+        let mut left = i + 1;
+        for (cell, y) in row.iter_mut().skip(1).zip(b.chars()) {
+            let value = (corner + usize::from(x != y)).min(left + 1).min(*cell + 1);
+            corner = *cell;
+            *cell = value;
+            left = value;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+fn unsupported(selector: &str) -> String {
+    format!("selector `{selector}` is not yet supported")
+}
+
+fn check_name(kind: &str, name: &str) -> Result<(), String> {
+    let good = !name.is_empty()
+        && name.len() <= 64
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if good {
+        Ok(())
+    } else {
+        Err(format!("`{name}` is no name of a {kind}: use up to 64 letters, digits, `-`, `_` and `.`"))
+    }
+}
+
+fn email_domain(text: &str) -> Result<String, String> {
+    format!("x@{text}")
+        .parse::<crate::flow::Email>()
+        .map(|email| email.domain().to_owned())
+        .map_err(|_| format!("`{text}` is no email domain"))
+}
+
+fn check_issuer(text: &str) -> Result<String, String> {
+    let url = url::Url::parse(text).map_err(|error| format!("`{text}` is no URL: {error}"))?;
+    let loopback = match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost",
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    };
+    match url.scheme() {
+        "https" => Ok(text.to_owned()),
+        "http" if loopback => Ok(text.to_owned()),
+        _ => Err(format!("`{text}`: an issuer is an https URL")),
+    }
+}
+
+fn check_web_origin(text: &str) -> Result<String, String> {
+    match url::Url::parse(text) {
+        Ok(url) if url.origin().is_tuple() && url.path() == "/" && url.query().is_none() => {
+            Ok(url.origin().ascii_serialization())
+        }
+        _ => Err(format!("`{text}` is no web origin: write https://host")),
+    }
+}
+
+fn parse_url(text: &str, node: &NodeConfig) -> Result<(HostPattern, crate::flow::Path), String> {
+    let wrong = |why: &str| format!("`{text}`: {why}");
+    let rest =
+        text.strip_prefix("https://").ok_or_else(|| wrong("an application's URL begins with https://"))?;
+    let (authority, path) = match rest.find('/') {
+        Some(at) => rest.split_at(at),
+        None => (rest, "/"),
+    };
+    let (wildcard, authority) = match authority.strip_prefix("*.") {
+        Some(parent) => (true, parent),
+        None => (false, authority),
+    };
+    let (host, port) = Host::parse_authority(authority).map_err(|error| wrong(&error.to_string()))?;
+    if port.is_some_and(|port| port != node.public_port) {
+        return Err(wrong("the port differs from the node's public port"));
+    }
+    if host == node.domain && !wildcard {
+        return Err(wrong("this is the auth domain: an application needs a host of its own"));
+    }
+    if wildcard && !host.as_str().contains('.') {
+        return Err(wrong("a wildcard must leave at least two labels"));
+    }
+    let mut path = crate::flow::Path::parse(path, false).map_err(|error| wrong(&error.to_string()))?;
+    if path.as_str() != "/" && path.as_str().ends_with('/') {
+        let trimmed = path.as_str().trim_end_matches('/').to_owned();
+        path = crate::flow::Path::parse(&trimmed, false).map_err(|error| wrong(&error.to_string()))?;
+    }
+    if path.as_str().starts_with("/cdn-cgi/access") {
+        return Err(wrong("/cdn-cgi/access belongs to the node"));
+    }
+    Ok((if wildcard { HostPattern::Below(host) } else { HostPattern::Exact(host) }, path))
+}
+
+fn parse_origin(text: &str) -> Result<Origin, String> {
+    let wrong = |why: &str| format!("`{text}`: {why}");
+    let (scheme, rest) = text
+        .split_once("://")
+        .ok_or_else(|| wrong("an origin is http://, https://, h2c:// or h2:// and a host"))?;
+    let (scheme, default_port) = match scheme {
+        "http" => (OriginScheme::Http, 80),
+        "https" => (OriginScheme::Https, 443),
+        "h2c" => (OriginScheme::H2c, 80),
+        "h2" => (OriginScheme::H2, 443),
+        _ => return Err(wrong("the scheme must be http, https, h2c or h2")),
+    };
+    let authority = rest.strip_suffix('/').unwrap_or(rest);
+    if authority.contains('/') {
+        return Err(wrong("an origin has no path: requests keep theirs"));
+    }
+    let (host, port) = Host::parse_authority(authority).map_err(|error| wrong(&error.to_string()))?;
+    Ok(Origin {
+        scheme,
+        host,
+        port: port.unwrap_or(default_port),
+        connector: None,
+        ca: None,
+        server_name: None,
+        host_header: None,
+    })
+}

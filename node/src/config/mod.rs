@@ -1,0 +1,169 @@
+//! Configuration: one TOML file, read strictly and whole.
+//!
+//! [`Config::load`] either gives a configuration in which every name resolves and every secret is read, or every
+//! fault it found with file and line. Nothing is opened wider than asked because a key was misspelt.
+//!
+//! `raw` is the shape of the file, `compile` turns it into [`Config`], `units` parses durations, sizes and addresses.
+
+mod compile;
+mod connector;
+mod error;
+mod raw;
+mod units;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::event::EventSettings;
+use crate::flow::{Application, Host};
+use crate::policy::{Policy, PolicySet};
+
+pub use connector::{ConnectorConfig, DEFAULT_CONNECTIONS, DEFAULT_CONNECTOR_STATE};
+pub use error::{ConfigError, Fault};
+pub use units::{Secret, parse_duration};
+
+/// The whole configuration of a node.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub node: NodeConfig,
+    pub gate: GateSettings,
+    pub events: EventSettings,
+    pub identity_providers: Vec<IdentityProvider>,
+    pub applications: Vec<Application>,
+    pub policies: Vec<Policy>,
+}
+
+/// `[node]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// The auth domain.
+    pub domain: Host,
+    /// TCP for browsers, UDP for tunnels, on the same ports.
+    pub listen: Vec<SocketAddr>,
+    /// The port browsers see.
+    pub public_port: u16,
+    /// Directory of the store.
+    pub state: PathBuf,
+    pub admin_socket: PathBuf,
+    /// Where `/metrics`, `/healthz` and `/readyz` answer.
+    pub metrics: SocketAddr,
+    /// The user to become once everything privileged is done.
+    pub user: Option<String>,
+    /// Life of a global session.
+    pub session: Duration,
+    pub certificates: Vec<CertificateFiles>,
+}
+
+impl NodeConfig {
+    /// Host and, unless it is 443, port of the auth domain, as in URLs.
+    pub fn authority(&self) -> String {
+        self.authority_of(&self.domain)
+    }
+
+    /// Host and, unless it is 443, public port, as in URLs.
+    pub fn authority_of(&self, host: &Host) -> String {
+        match self.public_port {
+            443 => host.to_string(),
+            port => format!("{host}:{port}"),
+        }
+    }
+}
+
+/// A certificate chain and its key, PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dataplane {
+    /// The XDP gate.
+    Xdp,
+    /// The same decision on the node's own sockets, and an nftables default-drop for the rest.
+    Userspace,
+}
+
+/// `[gate]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GateSettings {
+    pub dataplane: Dataplane,
+    pub interfaces: Vec<String>,
+    /// Prefixes and ports that are never locked out.
+    pub admin: Vec<(IpNet, u16)>,
+    /// Directory on a bpffs.
+    pub pin: PathBuf,
+    /// Start even where no gate can be put up.
+    pub ungated: bool,
+}
+
+/// `[[identity_provider]]`.
+#[derive(Debug, Clone)]
+pub struct IdentityProvider {
+    pub name: String,
+    /// What pages call it.
+    pub label: String,
+    pub kind: ProviderKind,
+}
+
+#[derive(Debug, Clone)]
+pub enum ProviderKind {
+    /// Users in the node's own store.
+    Local,
+    Oidc(OidcConfig),
+}
+
+/// An OpenID Connect provider.
+#[derive(Debug, Clone)]
+pub struct OidcConfig {
+    /// Issuer identifier: an https URL (or http on loopback, for tests and sidecars).
+    pub issuer: String,
+    pub client_id: String,
+    pub client_secret: Option<Secret>,
+    pub scopes: Vec<String>,
+    /// Name of the claim that lists groups.
+    pub groups_claim: Option<String>,
+    /// Domains for which an absent `email_verified` counts as verified.
+    pub email_domains: Vec<String>,
+    /// PEM file of an authority to trust besides the system's.
+    pub ca: Option<PathBuf>,
+}
+
+/// What is in force: a configuration and the policies compiled from it. Swapped whole by a reload.
+#[derive(Debug)]
+pub struct Active {
+    pub config: Config,
+    pub policies: PolicySet,
+}
+
+impl Active {
+    pub fn new(config: Config) -> Self {
+        let policies = PolicySet::new(config.applications.clone(), config.policies.clone());
+        Self { config, policies }
+    }
+
+    /// The identity provider called `name`.
+    pub fn provider(&self, name: &str) -> Option<&IdentityProvider> {
+        self.config.identity_providers.iter().find(|provider| provider.name == name)
+    }
+}
+
+impl Config {
+    /// Reads and checks a file; the error lists every fault with its line.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = error::read(path)?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks the text of a file called `path`. Relative file names in it are relative to its directory.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let raw: raw::File = error::deserialize(text, path)?;
+        compile::compile(raw, text, path)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! The shape of the file, key by key. Unknown keys are refused. `Spanned` keeps the place for error messages.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    pub(super) node: Spanned<Node>,
+    #[serde(default)]
+    pub(super) gate: Gate,
+    #[serde(default)]
+    pub(super) events: Events,
+    #[serde(default, rename = "identity_provider")]
+    pub(super) identity_providers: Vec<IdentityProvider>,
+    #[serde(default, rename = "group")]
+    pub(super) groups: Vec<Group>,
+    #[serde(default, rename = "policy")]
+    pub(super) policies: Vec<Policy>,
+    #[serde(default, rename = "application")]
+    pub(super) applications: Vec<Application>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Node {
+    pub(super) domain: Spanned<String>,
+    pub(super) listen: Spanned<OneOrMany>,
+    pub(super) public_port: Option<u16>,
+    pub(super) state: Option<PathBuf>,
+    pub(super) admin_socket: Option<PathBuf>,
+    pub(super) metrics: Option<Spanned<String>>,
+    pub(super) user: Option<String>,
+    pub(super) session: Option<Spanned<String>>,
+    #[serde(default, rename = "certificate")]
+    pub(super) certificates: Vec<Certificate>,
+    pub(super) tls: Option<Spanned<toml::Value>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Certificate {
+    pub(super) cert: Spanned<PathBuf>,
+    pub(super) key: Spanned<PathBuf>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Gate {
+    pub(super) dataplane: Option<RawDataplane>,
+    #[serde(default)]
+    pub(super) interfaces: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) admin: Vec<Spanned<String>>,
+    pub(super) pin: Option<PathBuf>,
+    #[serde(default)]
+    pub(super) ungated: bool,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawDataplane {
+    Xdp,
+    Userspace,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Events {
+    pub(super) file: Option<String>,
+    pub(super) retention: Option<Spanned<String>>,
+    pub(super) max_size: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct IdentityProvider {
+    pub(super) name: Spanned<String>,
+    #[serde(rename = "type")]
+    pub(super) kind: Spanned<String>,
+    pub(super) label: Option<String>,
+    pub(super) issuer: Option<Spanned<String>>,
+    pub(super) client_id: Option<Spanned<String>>,
+    pub(super) client_secret: Option<Spanned<SecretSource>>,
+    pub(super) scopes: Option<Vec<String>>,
+    pub(super) groups_claim: Option<String>,
+    #[serde(default)]
+    pub(super) email_domains: Vec<Spanned<String>>,
+    pub(super) ca: Option<Spanned<PathBuf>>,
+}
+
+/// Where a secret is: never in the file itself.
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub(super) enum SecretSource {
+    File(PathBuf),
+    Env(String),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Group {
+    pub(super) name: Spanned<String>,
+    #[serde(default)]
+    pub(super) include: Vec<Spanned<Selector>>,
+    #[serde(default)]
+    pub(super) require: Vec<Spanned<Selector>>,
+    #[serde(default)]
+    pub(super) exclude: Vec<Spanned<Selector>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Policy {
+    pub(super) name: Spanned<String>,
+    pub(super) action: Spanned<String>,
+    #[serde(default)]
+    pub(super) include: Vec<Spanned<Selector>>,
+    #[serde(default)]
+    pub(super) require: Vec<Spanned<Selector>>,
+    #[serde(default)]
+    pub(super) exclude: Vec<Spanned<Selector>>,
+    pub(super) session: Option<Spanned<String>>,
+}
+
+/// A selector has one key. Those of the contract that are not built yet are named, so that they are refused with
+/// that reason.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(dead_code, reason = "the values of selectors that are refused are never looked at")]
+pub(super) enum Selector {
+    Everyone(bool),
+    Email(String),
+    EmailDomain(String),
+    Group(String),
+    IdentityProvider(String),
+    Ip(String),
+    RuleGroup(String),
+    Country(toml::Value),
+    Amr(toml::Value),
+    SamlAttribute(toml::Value),
+    OidcClaim(toml::Value),
+    ExternalEvaluation(toml::Value),
+    ClientCertificate(toml::Value),
+    CommonName(toml::Value),
+    ServiceToken(toml::Value),
+    DevicePosture(toml::Value),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Application {
+    pub(super) name: Spanned<String>,
+    #[serde(rename = "type")]
+    pub(super) kind: Option<Spanned<String>>,
+    pub(super) url: Option<Spanned<String>>,
+    pub(super) origin: Option<Spanned<String>>,
+    pub(super) connector: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) policies: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) providers: Vec<Spanned<String>>,
+    pub(super) session: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) allowed_origins: Vec<Spanned<String>>,
+    pub(super) encoded_slash: Option<Spanned<String>>,
+    pub(super) origin_ca: Option<Spanned<PathBuf>>,
+    pub(super) origin_server_name: Option<Spanned<String>>,
+    pub(super) host_header: Option<Spanned<String>>,
+    pub(super) launcher: Option<bool>,
+}

@@ -1,0 +1,32 @@
+//! What every part of the daemon lane shares.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::config::Active;
+use crate::event::Events;
+use crate::metrics::Metrics;
+use crate::seal::Seal;
+use crate::session::Sessions;
+use crate::store::Store;
+use crate::token::Tokens;
+
+/// One of these exists per node; parts hold it in an `Arc`.
+pub struct Context {
+    /// The configuration in force; changes at a reload.
+    pub active: watch::Receiver<Arc<Active>>,
+    pub store: Store,
+    pub sessions: Sessions,
+    pub tokens: Tokens,
+    pub seal: Seal,
+    pub events: Events,
+    pub metrics: Arc<Metrics>,
+}
+
+impl Context {
+    /// The configuration in force now.
+    pub fn active(&self) -> Arc<Active> {
+        Arc::clone(&self.active.borrow())
+    }
+}
