@@ -1,1 +1,17 @@
-//! The lab.
+//! The lab: what the demo and the end-to-end tests stand on.
+//!
+//! | module | gives |
+//! |---|---|
+//! | [`netns`] | network namespaces with links, addresses and firewalls, removed on drop |
+//! | [`process`] | child processes killed on drop, their output kept, readiness waits |
+//! | [`ports`] | ports on loopback that no other test of this machine gets |
+//! | [`ca`] | a certificate authority made on the spot |
+//! | [`portcullis`] | the binary under test: node, connector, admin commands |
+//!
+//! Nothing here skips: a tool or capability that is missing is an error that names it.
+
+pub mod ca;
+pub mod netns;
+pub mod portcullis;
+pub mod ports;
+pub mod process;
