@@ -1,1 +1,82 @@
-fn main() {}
+//! Development commands. `cargo xtask demo` and `cargo xtask test` are the two to know; each does its own set-up.
+//!
+//! | command | does |
+//! |---|---|
+//! | `setup` | installs what this machine lacks (Debian 12, as root or with sudo) |
+//! | `demo` | set-up, build, and the lab that shows every promise with its control |
+//! | `test` | set-up and every test, real kernel included |
+//! | `check` | formatting, clippy, rustdoc, cargo deny, purity of the modules that must not act |
+//! | `ci` | `check`, then `test` |
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod check;
+mod demo;
+mod setup;
+mod shell;
+mod test;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Development commands of Portcullis")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what this machine lacks for building, tests and the demo
+    Setup,
+    /// Stand up the lab and show, step by step, what holds
+    Demo {
+        /// Arguments of the demo itself: --keep, --break STEP, --list
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Run every test; arguments go to `cargo nextest run`
+    Test {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Formatting, clippy, rustdoc, cargo deny, purity
+    Check,
+    /// `check`, then `test`, as CI runs them
+    Ci,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Setup => setup::run(setup::Scope::All)?,
+        Command::Demo { args } => {
+            setup::run(setup::Scope::Demo)?;
+            return demo::run(&args);
+        }
+        Command::Test { args } => {
+            setup::run(setup::Scope::Test)?;
+            test::run(&args)?;
+        }
+        Command::Check => {
+            setup::run(setup::Scope::Check)?;
+            check::run()?;
+        }
+        Command::Ci => {
+            setup::run(setup::Scope::All)?;
+            check::run()?;
+            test::run(&[])?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,6 +1,6 @@
 //! Policies: what is allowed, decided by one pure and total function.
 //!
-//! [`decide`] takes a [`PolicySet`] and [`Facts`](crate::flow::Facts) and answers with a [`Decision`]. Only an
+//! [`decide()`] takes a [`PolicySet`] and [`Facts`](crate::flow::Facts) and answers with a [`Decision`]. Only an
 //! allowing decision carries a [`Permit`], and only that file can make one.
 
 mod decide;

@@ -1,0 +1,30 @@
+//! `cargo xtask test`.
+
+use anyhow::Result;
+
+use crate::shell::{self, cargo};
+
+/// Builds the binary under test, then runs every test of the workspace. Tests make network namespaces and load eBPF
+/// programs, so without root the test programs (not the build) run through sudo.
+pub fn run(args: &[String]) -> Result<()> {
+    shell::run(cargo().args(["build", "--package", "portcullis", "--bin", "portcullis"]))?;
+    let mut nextest = cargo();
+    nextest.args(["nextest", "run"]);
+    if !args.iter().any(|arg| arg == "-p" || arg == "--package") {
+        nextest.args(["--workspace", "--exclude", "portcullis-ebpf"]);
+    }
+    nextest.args(args);
+    nextest.env("PORTCULLIS_BIN", shell::target()?.join("debug/portcullis"));
+    if std::env::var_os("CI").is_some() {
+        nextest.args(["--profile", "ci"]);
+    }
+    if !shell::is_root() {
+        let runner = format!("sudo --preserve-env env PATH={}", std::env::var("PATH").unwrap_or_default());
+        nextest.env(format!("CARGO_TARGET_{}_RUNNER", triple()), runner);
+    }
+    shell::run(&mut nextest)
+}
+
+fn triple() -> String {
+    format!("{}_UNKNOWN_LINUX_GNU", std::env::consts::ARCH.to_uppercase())
+}
