@@ -6,12 +6,14 @@
 //! | [`process`] | child processes killed on drop, their output kept, readiness waits |
 //! | [`ports`] | ports on loopback that no other test of this machine gets |
 //! | [`ca`] | a certificate authority made on the spot |
+//! | [`origin`] | an HTTP origin that records every request it sees |
 //! | [`portcullis`] | the binary under test: node, connector, admin commands |
 //!
 //! Nothing here skips: a tool or capability that is missing is an error that names it.
 
 pub mod ca;
 pub mod netns;
+pub mod origin;
 pub mod portcullis;
 pub mod ports;
 pub mod process;
