@@ -1,0 +1,34 @@
+//! Tunnels: connectors dial out to nodes over QUIC, and nodes reach private origins through them.
+//!
+//! ```text
+//! request ── Permit ──▶ Registry::open ──▶ TunnelStream        node: registry, stream
+//!                            │ OpenRequest                       wire: every frame and limit
+//!                    QUIC, portcullis/1                          transport, identity: settings, keys
+//!                            ▼
+//!                   connector ── dial, pipe ──▶ origin          connector: dials out, never listens
+//! ```
+//!
+//! Start with `wire`, which says what is spoken, and `session`, which says in which order. `node` and `connector` are
+//! the loops that perform what the session decides.
+
+mod admission;
+pub mod connector;
+mod control;
+mod dial;
+pub mod enrolment;
+mod identity;
+pub mod node;
+mod pipe;
+mod registry;
+mod session;
+mod socket;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod transport;
+pub mod wire;
+
+pub use identity::{KeyHash, TunnelKey, TunnelKeyError};
+pub use registry::{ConnectorStatus, OpenError, Registry};
+pub use stream::TunnelStream;
+pub use transport::TransportError;

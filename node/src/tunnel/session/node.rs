@@ -1,0 +1,194 @@
+//! The node's end of the control session.
+
+use std::time::Duration;
+
+use super::super::wire::{
+    Authority, CloseCode, ConnectorFrame, ConnectorName, EnrolmentSecret, NodeFrame, Refusal,
+};
+use super::{HEALTHY_FOR, OPENING_TIMEOUT};
+
+/// What happened.
+#[derive(Debug)]
+pub(in super::super) enum NodeInput {
+    Frame(ConnectorFrame),
+    /// The store's answer to [`NodeAction::Redeem`]: whose token it was, if it was good.
+    Redeemed(Option<ConnectorName>),
+    /// The registry would not take the connection after [`NodeAction::Register`].
+    Full,
+    /// The origins of this connector, at the beginning and after each reload.
+    Configure {
+        epoch: u64,
+        origins: Vec<Authority>,
+    },
+    /// The node is about to end.
+    Drain,
+    /// [`NodeSession::deadline`] has passed.
+    Timer,
+}
+
+/// What to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(in super::super) enum NodeAction {
+    Send(NodeFrame),
+    /// Redeem the token for the peer's key, then hand in [`NodeInput::Redeemed`].
+    Redeem(EnrolmentSecret),
+    /// From now on the connection serves this connector.
+    Register(ConnectorName),
+    /// Whether new streams should prefer other connections.
+    Healthy(bool),
+    /// The connector takes no new streams.
+    PeerDrains,
+    /// Close the connection, after what was sent has arrived.
+    Close(CloseCode),
+}
+
+pub(in super::super) struct NodeSession {
+    state: State,
+    known: Option<ConnectorName>,
+}
+
+enum State {
+    Opening { until: Duration },
+    Redeeming { until: Duration },
+    Ready(Ready),
+    Closed,
+}
+
+struct Ready {
+    heard_at: Duration,
+    healthy: bool,
+    sent_epoch: u64,
+    acknowledged_epoch: u64,
+    drain_sent: bool,
+}
+
+impl NodeSession {
+    /// A session with a peer whose proven key is that of connector `known`, or of nobody.
+    pub(in super::super) const fn new(known: Option<ConnectorName>, now: Duration) -> Self {
+        Self { state: State::Opening { until: now.saturating_add(OPENING_TIMEOUT) }, known }
+    }
+
+    /// When to hand in [`NodeInput::Timer`].
+    pub(in super::super) fn deadline(&self) -> Option<Duration> {
+        match &self.state {
+            State::Opening { until } | State::Redeeming { until } => Some(*until),
+            State::Ready(ready) if ready.healthy => Some(ready.heard_at + HEALTHY_FOR),
+            State::Ready(_) | State::Closed => None,
+        }
+    }
+
+    pub(in super::super) fn handle(&mut self, input: NodeInput, now: Duration) -> Vec<NodeAction> {
+        match input {
+            NodeInput::Frame(frame) => self.frame(frame, now),
+            NodeInput::Redeemed(name) => match (&self.state, name) {
+                (State::Redeeming { .. }, Some(name)) => self.welcome(name, now),
+                (State::Redeeming { .. }, None) => self.refuse(Refusal::BadToken),
+                (State::Opening { .. } | State::Ready(_) | State::Closed, _) => Vec::new(),
+            },
+            NodeInput::Full => match self.state {
+                State::Ready(_) => self.refuse(Refusal::TooManyConnections),
+                State::Opening { .. } | State::Redeeming { .. } | State::Closed => Vec::new(),
+            },
+            NodeInput::Configure { epoch, origins } => match &mut self.state {
+                State::Ready(ready) => {
+                    ready.sent_epoch = epoch;
+                    vec![NodeAction::Send(NodeFrame::Origins { epoch, origins })]
+                }
+                State::Opening { .. } | State::Redeeming { .. } | State::Closed => Vec::new(),
+            },
+            NodeInput::Drain => match &mut self.state {
+                State::Ready(ready) if !ready.drain_sent => {
+                    ready.drain_sent = true;
+                    vec![NodeAction::Send(NodeFrame::Drain)]
+                }
+                State::Ready(_) | State::Closed => Vec::new(),
+                State::Opening { .. } | State::Redeeming { .. } => self.close(CloseCode::Shutdown),
+            },
+            NodeInput::Timer => self.timer(now),
+        }
+    }
+
+    fn frame(&mut self, frame: ConnectorFrame, now: Duration) -> Vec<NodeAction> {
+        match (&mut self.state, frame) {
+            (State::Closed, _) => Vec::new(),
+            (State::Opening { .. }, ConnectorFrame::Hello) => match self.known.clone() {
+                Some(name) => self.welcome(name, now),
+                None => self.refuse(Refusal::UnknownKey),
+            },
+            // A known key that enrols lost the answer the first time: it spends no token twice.
+            (State::Opening { until }, ConnectorFrame::Enrol(secret)) => match self.known.clone() {
+                Some(name) => self.welcome(name, now),
+                None => {
+                    self.state = State::Redeeming { until: *until };
+                    vec![NodeAction::Redeem(secret)]
+                }
+            },
+            (State::Ready(ready), ConnectorFrame::Ack { epoch })
+                if (ready.acknowledged_epoch..=ready.sent_epoch).contains(&epoch) =>
+            {
+                ready.acknowledged_epoch = epoch;
+                ready.heard(now)
+            }
+            (State::Ready(ready), ConnectorFrame::Heartbeat) => ready.heard(now),
+            (State::Ready(ready), ConnectorFrame::Drain) => {
+                let mut actions = ready.heard(now);
+                actions.push(NodeAction::PeerDrains);
+                actions
+            }
+            (
+                State::Opening { .. },
+                ConnectorFrame::Ack { .. } | ConnectorFrame::Heartbeat | ConnectorFrame::Drain,
+            )
+            | (State::Redeeming { .. }, _)
+            | (
+                State::Ready(_),
+                ConnectorFrame::Hello | ConnectorFrame::Enrol(_) | ConnectorFrame::Ack { .. },
+            ) => self.close(CloseCode::Protocol),
+        }
+    }
+
+    fn timer(&mut self, now: Duration) -> Vec<NodeAction> {
+        if self.deadline().is_none_or(|deadline| now < deadline) {
+            return Vec::new();
+        }
+        match &mut self.state {
+            State::Opening { .. } | State::Redeeming { .. } => self.close(CloseCode::Timeout),
+            State::Ready(ready) => {
+                ready.healthy = false;
+                vec![NodeAction::Healthy(false)]
+            }
+            State::Closed => Vec::new(),
+        }
+    }
+
+    fn welcome(&mut self, connector: ConnectorName, now: Duration) -> Vec<NodeAction> {
+        self.state = State::Ready(Ready {
+            heard_at: now,
+            healthy: true,
+            sent_epoch: 0,
+            acknowledged_epoch: 0,
+            drain_sent: false,
+        });
+        vec![
+            NodeAction::Send(NodeFrame::Welcome { connector: connector.clone() }),
+            NodeAction::Register(connector),
+        ]
+    }
+
+    fn refuse(&mut self, refusal: Refusal) -> Vec<NodeAction> {
+        self.state = State::Closed;
+        vec![NodeAction::Send(NodeFrame::Refused(refusal)), NodeAction::Close(CloseCode::Refused)]
+    }
+
+    fn close(&mut self, code: CloseCode) -> Vec<NodeAction> {
+        self.state = State::Closed;
+        vec![NodeAction::Close(code)]
+    }
+}
+
+impl Ready {
+    fn heard(&mut self, now: Duration) -> Vec<NodeAction> {
+        self.heard_at = now;
+        if std::mem::replace(&mut self.healthy, true) { Vec::new() } else { vec![NodeAction::Healthy(true)] }
+    }
+}

@@ -1,0 +1,269 @@
+//! A node, connectors and origins in this process, on free loopback ports.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::event::{EventSettings, Events, FileTarget};
+use crate::flow::{
+    Application, Aud, EncodedSlash, Facts, Host, HostPattern, Origin, OriginScheme, Path as UrlPath,
+};
+use crate::metrics::Metrics;
+use crate::policy::{Action, Decision, Permit, Policy, PolicySet, Rule, Selector, decide};
+use crate::store::Store;
+use crate::tunnel::connector::{self, ConnectorConfig, ConnectorError};
+use crate::tunnel::enrolment::{self, EnrolmentToken};
+use crate::tunnel::node::{NodeTunnel, ServeError, serve};
+use crate::tunnel::wire::EnrolmentSecret;
+use crate::tunnel::{Registry, TunnelStream};
+
+/// Nothing in these tests takes longer, except on purpose.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits for `future`, which must not hang.
+pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, future).await.expect("it does not hang")
+}
+
+/// Waits until `holds`.
+pub(super) async fn until(what: &str, holds: impl Fn() -> bool) {
+    let waited = timeout(PATIENCE, async {
+        while !holds() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "never: {what}");
+}
+
+pub(super) struct Lab {
+    pub(super) directory: TempDir,
+    pub(super) node: NodeTunnel,
+    pub(super) address: SocketAddr,
+    shutdown: CancellationToken,
+    serving: Option<JoinHandle<Result<(), ServeError>>>,
+}
+
+impl Lab {
+    pub(super) async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let node = node(directory.path());
+        let mut lab = Self {
+            directory,
+            node,
+            address: socket.local_addr().unwrap(),
+            shutdown: CancellationToken::new(),
+            serving: None,
+        };
+        lab.serve(socket);
+        lab
+    }
+
+    fn serve(&mut self, socket: UdpSocket) {
+        socket.set_nonblocking(true).unwrap();
+        self.shutdown = CancellationToken::new();
+        self.serving = Some(tokio::spawn(serve(self.node.clone(), vec![socket], self.shutdown.clone())));
+    }
+
+    /// The node stops in good order; returns when it has.
+    pub(super) async fn stop(&mut self) {
+        self.shutdown.cancel();
+        soon(self.serving.take().unwrap()).await.unwrap().unwrap();
+    }
+
+    /// Begins to stop.
+    pub(super) fn begin_stop(&mut self) -> JoinHandle<Result<(), ServeError>> {
+        self.shutdown.cancel();
+        self.serving.take().unwrap()
+    }
+
+    /// A new node with the same state at the same address.
+    pub(super) fn start_again(&mut self) {
+        self.node = node(self.directory.path());
+        self.serve(UdpSocket::bind(self.address).unwrap());
+    }
+
+    pub(super) async fn token(&self, connector: &str) -> EnrolmentToken {
+        self.token_for(connector, vec![self.address], Duration::from_secs(600)).await
+    }
+
+    pub(super) async fn token_for(
+        &self,
+        connector: &str,
+        nodes: Vec<SocketAddr>,
+        lifetime: Duration,
+    ) -> EnrolmentToken {
+        enrolment::create(
+            &self.node.store,
+            connector.parse().unwrap(),
+            nodes.iter().map(|node| node.to_string().parse().unwrap()).collect(),
+            lifetime,
+            EnrolmentSecret::from_bytes(clock::random()),
+            clock::now(),
+        )
+        .await
+        .unwrap()
+    }
+
+    /// A connector called `hq` with two connections, enrolled and connected.
+    pub(super) async fn connector(&self) -> RunningConnector {
+        let connector = RunningConnector::start(self.directory.path(), Some(self.token("hq").await), None);
+        self.connected(2).await;
+        connector
+    }
+
+    /// Waits until `hq` has so many connections.
+    pub(super) async fn connected(&self, count: usize) {
+        let registry = &self.node.registry;
+        until(&format!("{count} connections"), || {
+            registry.connectors().get("hq").map_or(0, |status| status.connections) == count
+        })
+        .await;
+    }
+
+    /// Configures one application with this origin behind `hq`, and a permit for it.
+    pub(super) fn permit(&self, origin: SocketAddr) -> Permit {
+        let application = application(origin, Some("hq"));
+        self.node.registry.configure(&policies(&[application.clone()]));
+        permit(application)
+    }
+
+    pub(super) async fn open(&self, origin: SocketAddr) -> TunnelStream {
+        soon(self.node.registry.open(&self.permit(origin))).await.unwrap()
+    }
+
+    /// The lines of the access log.
+    pub(super) async fn events(&self) -> String {
+        self.node.events.flush().await;
+        std::fs::read_to_string(self.directory.path().join("events")).unwrap()
+    }
+}
+
+fn node(directory: &Path) -> NodeTunnel {
+    let store = Store::open(&directory.join("node")).unwrap();
+    let settings = EventSettings {
+        file: Some(FileTarget::Path(directory.join("events"))),
+        retention: Duration::from_secs(3600),
+        max_size: 1 << 20,
+    };
+    let events = Events::start(settings, store.clone(), Arc::new(Metrics::new().unwrap())).unwrap();
+    NodeTunnel { store, events, registry: Arc::new(Registry::default()) }
+}
+
+pub(super) fn application(origin: SocketAddr, connector: Option<&str>) -> Application {
+    let host = Host::parse("app.example.com").unwrap();
+    Application {
+        name: "app".into(),
+        aud: Aud::derive(&host, "app"),
+        host: HostPattern::Exact(host),
+        path: UrlPath::parse("/", false).unwrap(),
+        origin: Origin {
+            scheme: OriginScheme::Http,
+            host: Host::parse(&origin.ip().to_string()).unwrap(),
+            port: origin.port(),
+            connector: connector.map(str::to_owned),
+            ca: None,
+            server_name: None,
+            host_header: None,
+        },
+        policies: vec!["all".into()],
+        providers: Vec::new(),
+        session: None,
+        allowed_origins: Vec::new(),
+        encoded_slash: EncodedSlash::Reject,
+        launcher: true,
+    }
+}
+
+pub(super) fn policies(applications: &[Application]) -> PolicySet {
+    let rule = Rule { include: vec![Selector::Everyone], ..Rule::default() };
+    let all = Policy { name: "all".into(), action: Action::Bypass, rule, session: None };
+    PolicySet::new(applications.to_vec(), vec![all])
+}
+
+pub(super) fn permit(application: Application) -> Permit {
+    let set = policies(&[application.clone()]);
+    let facts = Facts { application: &application, session: None, address: [192, 0, 2, 1].into() };
+    match decide(&set, &facts, clock::now()) {
+        Decision::Allow(permit) => permit,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(super) struct RunningConnector {
+    pub(super) shutdown: CancellationToken,
+    pub(super) task: JoinHandle<Result<(), ConnectorError>>,
+}
+
+impl RunningConnector {
+    pub(super) fn start(
+        directory: &Path,
+        token: Option<EnrolmentToken>,
+        allow: Option<BTreeSet<crate::tunnel::wire::Authority>>,
+    ) -> Self {
+        let state = directory.join("connector");
+        let shutdown = CancellationToken::new();
+        let config = ConnectorConfig { state, token, allow, connections: 2 };
+        Self { task: tokio::spawn(connector::run(config, shutdown.clone())), shutdown }
+    }
+
+    pub(super) async fn stop(self) {
+        self.shutdown.cancel();
+        soon(self.task).await.unwrap().unwrap();
+    }
+}
+
+/// An origin that counts its connections and hands each to `serve`.
+pub(super) struct TestOrigin {
+    pub(super) address: SocketAddr,
+    pub(super) connections: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl TestOrigin {
+    pub(super) async fn start<F: Future<Output = ()> + Send + 'static>(
+        serve: impl Fn(TcpStream) -> F + Send + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(serve(stream));
+            }
+        });
+        Self { address, connections, task }
+    }
+
+    /// Sends back what it gets, up to its end.
+    pub(super) async fn echo() -> Self {
+        Self::start(|mut stream| async move {
+            let (mut from, mut to) = stream.split();
+            let _ = tokio::io::copy(&mut from, &mut to).await;
+        })
+        .await
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for TestOrigin {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
