@@ -1,8 +1,55 @@
-//! The XDP gate.
+//! The kernel half of the gate.
+//!
+//! - `portcullis_in` (XDP) judges every packet that arrives on a public interface: parse, [`admit`], count,
+//!   sample, obey.
+//! - `portcullis_out` (tcx egress) never touches a packet. It notes the datagrams and echo requests that
+//!   this host sends, so that `portcullis_in` knows the answers.
+//!
+//! What the verdict is lives in `portcullis_common`; here are only the bytes, the maps and the sockets.
+//!
+//! [`admit`]: portcullis_common::admit
 #![no_std]
 #![no_main]
 
+mod frame;
+mod kernel;
+mod maps;
+
+use aya_ebpf::bindings::{tcx_action_base::TCX_NEXT, xdp_action};
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use portcullis_common::{judge, parse, tracks_reply};
+
+use frame::{SkbFrame, XdpFrame};
+use kernel::Kernel;
+
+#[xdp(frags)]
+fn portcullis_in(ctx: XdpContext) -> u32 {
+    let frame = XdpFrame::new(&ctx);
+    let packet = parse(&frame);
+    let now = kernel::monotonic_ns();
+    let verdict = judge(&packet, &Kernel::new(&ctx), now);
+    let count = maps::count(verdict);
+    if verdict.is_pass() {
+        return xdp_action::XDP_PASS;
+    }
+    maps::sample(packet.as_ref().ok(), verdict, count, now, &frame);
+    xdp_action::XDP_DROP
+}
+
+#[classifier]
+fn portcullis_out(ctx: TcContext) -> i32 {
+    if let Ok(packet) = parse(&SkbFrame::new(&ctx))
+        && let Some(key) = tracks_reply(&packet, &Kernel::new(&ctx))
+    {
+        maps::note_host_flow(&key, kernel::monotonic_ns());
+    }
+    TCX_NEXT
+}
+
+#[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program from which this can be reached.
     loop {}
 }

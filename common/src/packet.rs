@@ -1,0 +1,458 @@
+use crate::layout::{IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP};
+use crate::{Address, DropReason};
+
+/// Read access to the bytes of one Ethernet frame.
+pub trait Frame {
+    /// Bytes of the whole frame, parts that [`Frame::read`] cannot reach included.
+    fn length(&self) -> usize;
+    /// The `N` bytes at `at`, or `None` unless all of them can be read.
+    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]>;
+}
+
+impl Frame for [u8] {
+    fn length(&self) -> usize {
+        self.len()
+    }
+
+    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        self.get(at..)?.first_chunk().copied()
+    }
+}
+
+/// What the gate needs to know of a well-formed packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PacketMeta {
+    Arp,
+    Ip(IpMeta),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IpMeta {
+    pub family: Family,
+    pub source: Address,
+    pub destination: Address,
+    /// Time to live or hop limit, as it arrived.
+    pub hop_limit: u8,
+    pub transport: Transport,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+/// Ports are in host order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Tcp { source: u16, destination: u16, flags: TcpFlags, ack: Ack },
+    Udp { source: u16, destination: u16 },
+    Icmp(IcmpMeta),
+}
+
+/// The flags octet of a TCP header (RFC 9293 §3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpFlags(pub u8);
+
+impl TcpFlags {
+    pub const FIN: u8 = 0x01;
+    pub const SYN: u8 = 0x02;
+    pub const RST: u8 = 0x04;
+    pub const ACK: u8 = 0x10;
+    const CONTROL: u8 = Self::FIN | Self::SYN | Self::RST | Self::ACK;
+
+    /// SYN alone: the opening of a connection.
+    #[inline(always)]
+    pub const fn is_open(self) -> bool {
+        self.0 & Self::CONTROL == Self::SYN
+    }
+
+    /// ACK alone: the only packet that can complete a handshake.
+    #[inline(always)]
+    pub const fn is_bare_ack(self) -> bool {
+        self.0 & Self::CONTROL == Self::ACK
+    }
+
+    /// SYN with FIN or RST: no TCP sends it.
+    #[inline(always)]
+    const fn is_contradiction(self) -> bool {
+        self.0 & Self::SYN != 0 && self.0 & (Self::FIN | Self::RST) != 0
+    }
+}
+
+/// Sequence and acknowledgement numbers, which a SYN cookie is made of; host order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ack {
+    pub sequence: u32,
+    pub acknowledgement: u32,
+}
+
+/// The two ends of a packet, from this host's side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    pub family: Family,
+    pub local: Address,
+    pub remote: Address,
+    pub local_port: u16,
+    pub remote_port: u16,
+}
+
+/// The messages of ICMP (RFC 792) and ICMPv6 (RFC 4443, 4861, 2710, 3810) that may pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IcmpMeta {
+    EchoRequest { identifier: u16 },
+    EchoReply { identifier: u16 },
+    Error(Quote),
+    NeighbourDiscovery,
+    ListenerQuery,
+}
+
+/// The packet that an ICMP error quotes: one that this host is said to have sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quote {
+    Tcp(Flow),
+    Udp(Flow),
+    Echo { local: Address, remote: Address, identifier: u16 },
+}
+
+const ETHERNET: usize = 14;
+const VLAN_TAG: usize = 4;
+const MAX_VLAN_TAGS: usize = 2;
+const MAX_EXTENSION_HEADERS: usize = 4;
+/// Where the transport header may begin at the latest. Longer chains of headers have no honest use here,
+/// and a bound lets the verifier follow every read.
+const MAX_HEADERS: usize = 256;
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_QINQ: u16 = 0x88a8;
+
+const IPPROTO_HOPOPTS: u8 = 0;
+const IPPROTO_ROUTING: u8 = 43;
+const IPPROTO_FRAGMENT: u8 = 44;
+const IPPROTO_ICMPV6: u8 = 58;
+const IPPROTO_DSTOPTS: u8 = 60;
+
+/// Reads a frame up to what the verdict needs, or says what is wrong with it.
+///
+/// No header is read beyond what the IP header says the packet is: padding is not part of it.
+/// Checksums are left to the kernel, which verifies them after the gate.
+///
+/// # Errors
+///
+/// The reason to drop the frame.
+#[inline(always)]
+pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<PacketMeta, DropReason> {
+    let (ethertype, at) = link(frame)?;
+    match ethertype {
+        ETHERTYPE_IPV4 => ipv4(frame, at).map(PacketMeta::Ip),
+        ETHERTYPE_IPV6 => ipv6(frame, at).map(PacketMeta::Ip),
+        ETHERTYPE_ARP => arp(frame, at),
+        ETHERTYPE_VLAN | ETHERTYPE_QINQ => Err(DropReason::VlanDepth),
+        _ => Err(DropReason::EtherType),
+    }
+}
+
+/// Ethernet and VLAN tags: the type of what they carry, and where it begins.
+#[inline(always)]
+fn link<F: Frame + ?Sized>(frame: &F) -> Result<(u16, usize), DropReason> {
+    let mut at = ETHERNET;
+    let mut ethertype = u16::from_be_bytes(frame.read(ETHERNET - 2).ok_or(DropReason::Truncated)?);
+    for _ in 0..MAX_VLAN_TAGS {
+        if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
+            break;
+        }
+        ethertype = u16::from_be_bytes(frame.read(at + 2).ok_or(DropReason::Truncated)?);
+        at += VLAN_TAG;
+    }
+    Ok((ethertype, at))
+}
+
+/// RFC 826 for IPv4 over Ethernet.
+#[inline(always)]
+fn arp<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<PacketMeta, DropReason> {
+    const ADDRESSES: usize = 20;
+    let head: [u8; 8] = frame.read(at).ok_or(DropReason::Truncated)?;
+    let _: [u8; ADDRESSES] = frame.read(at + 8).ok_or(DropReason::Truncated)?;
+    match head {
+        [0, 1, 0x08, 0, 6, 4, 0, 1 | 2] => Ok(PacketMeta::Arp),
+        _ => Err(DropReason::ArpMalformed),
+    }
+}
+
+/// The part of a frame that belongs to the IP packet.
+struct Packet<'a, F: ?Sized> {
+    frame: &'a F,
+    end: usize,
+}
+
+impl<F: Frame + ?Sized> Packet<'_, F> {
+    #[inline(always)]
+    fn read<const N: usize>(&self, at: usize) -> Result<[u8; N], DropReason> {
+        if at + N > self.end {
+            return Err(DropReason::Truncated);
+        }
+        self.frame.read(at).ok_or(DropReason::Truncated)
+    }
+
+    #[inline(always)]
+    fn rest(&self, at: usize) -> usize {
+        self.end.saturating_sub(at)
+    }
+}
+
+/// RFC 791.
+#[inline(always)]
+fn ipv4<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<IpMeta, DropReason> {
+    let head: [u8; 20] = frame.read(at).ok_or(DropReason::Truncated)?;
+    let header = ipv4_header_length(&head)?;
+    let total = usize::from(u16::from_be_bytes([head[2], head[3]]));
+    if total < header || total > frame.length() - at {
+        return Err(DropReason::IpLength);
+    }
+    if !ipv4_is_first_fragment(&head) {
+        return Err(DropReason::Fragment);
+    }
+    let packet = Packet { frame, end: at + total };
+    let (source, destination) = ipv4_addresses(&head);
+    let ends = Ends { family: Family::V4, source, destination };
+    let transport = transport(&packet, at + header, head[9], ends)?;
+    Ok(IpMeta { family: Family::V4, source, destination, hop_limit: head[8], transport })
+}
+
+#[inline(always)]
+fn ipv4_header_length(head: &[u8; 20]) -> Result<usize, DropReason> {
+    let words = head[0] & 0x0f;
+    if head[0] >> 4 != 4 || words < 5 {
+        return Err(DropReason::Ipv4Header);
+    }
+    Ok(usize::from(words) * 4)
+}
+
+#[inline(always)]
+fn ipv4_is_first_fragment(head: &[u8; 20]) -> bool {
+    head[6] & 0x1f == 0 && head[7] == 0
+}
+
+#[inline(always)]
+fn ipv4_addresses(head: &[u8; 20]) -> (Address, Address) {
+    let source = Address::v4([head[12], head[13], head[14], head[15]]);
+    (source, Address::v4([head[16], head[17], head[18], head[19]]))
+}
+
+/// RFC 8200.
+#[inline(always)]
+fn ipv6<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<IpMeta, DropReason> {
+    let head: [u8; 8] = frame.read(at).ok_or(DropReason::Truncated)?;
+    if head[0] >> 4 != 6 {
+        return Err(DropReason::Ipv6Header);
+    }
+    let source = Address::v6(frame.read(at + 8).ok_or(DropReason::Truncated)?);
+    let destination = Address::v6(frame.read(at + 24).ok_or(DropReason::Truncated)?);
+    if source.is_mapped() || destination.is_mapped() {
+        return Err(DropReason::Ipv6Header);
+    }
+    let total = IPV6_HEADER + usize::from(u16::from_be_bytes([head[4], head[5]]));
+    if total > frame.length() - at {
+        return Err(DropReason::IpLength);
+    }
+    let packet = Packet { frame, end: at + total };
+    let (protocol, transport_at) = extension_headers(&packet, at + IPV6_HEADER, head[6])?;
+    let ends = Ends { family: Family::V6, source, destination };
+    let transport = transport(&packet, transport_at, protocol, ends)?;
+    Ok(IpMeta { family: Family::V6, source, destination, hop_limit: head[7], transport })
+}
+
+const IPV6_HEADER: usize = 40;
+
+/// Walks to the transport header. Routing headers are refused: they make this host a waypoint.
+#[inline(always)]
+fn extension_headers<F: Frame + ?Sized>(
+    packet: &Packet<'_, F>,
+    first_at: usize,
+    first: u8,
+) -> Result<(u8, usize), DropReason> {
+    let (mut next, mut at) = (first, first_at);
+    for walked in 0..MAX_EXTENSION_HEADERS {
+        match next {
+            IPPROTO_HOPOPTS if walked > 0 => return Err(DropReason::ExtensionHeader),
+            IPPROTO_HOPOPTS | IPPROTO_DSTOPTS => {
+                let [following, words]: [u8; 2] = packet.read(at)?;
+                next = following;
+                at += (usize::from(words) + 1) * 8;
+            }
+            IPPROTO_FRAGMENT => {
+                let [following, _, offset_high, offset_low]: [u8; 4] = packet.read(at)?;
+                if offset_high != 0 || offset_low & 0xf8 != 0 {
+                    return Err(DropReason::Fragment);
+                }
+                next = following;
+                at += 8;
+            }
+            _ => break,
+        }
+        if at > MAX_HEADERS {
+            return Err(DropReason::ExtensionHeader);
+        }
+    }
+    match next {
+        IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_FRAGMENT | IPPROTO_DSTOPTS => {
+            Err(DropReason::ExtensionHeader)
+        }
+        _ => Ok((next, at)),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Ends {
+    family: Family,
+    source: Address,
+    destination: Address,
+}
+
+#[inline(always)]
+fn transport<F: Frame + ?Sized>(
+    packet: &Packet<'_, F>,
+    at: usize,
+    protocol: u8,
+    ends: Ends,
+) -> Result<Transport, DropReason> {
+    match (protocol, ends.family) {
+        (IPPROTO_TCP, _) => tcp(packet, at),
+        (IPPROTO_UDP, _) => udp(packet, at),
+        (IPPROTO_ICMP, Family::V4) => icmp(packet, at, ends).map(Transport::Icmp),
+        (IPPROTO_ICMPV6, Family::V6) => icmpv6(packet, at, ends).map(Transport::Icmp),
+        _ => Err(DropReason::Protocol),
+    }
+}
+
+/// RFC 9293 §3.1.
+#[inline(always)]
+fn tcp<F: Frame + ?Sized>(packet: &Packet<'_, F>, at: usize) -> Result<Transport, DropReason> {
+    let head: [u8; 14] = packet.read(at)?;
+    let header = usize::from(head[12] >> 4) * 4;
+    let flags = TcpFlags(head[13]);
+    if header < 20 || header > packet.rest(at) || flags.is_contradiction() {
+        return Err(DropReason::TcpHeader);
+    }
+    let (source, destination) = ports(&[head[0], head[1], head[2], head[3]]);
+    let ack = Ack {
+        sequence: u32::from_be_bytes([head[4], head[5], head[6], head[7]]),
+        acknowledgement: u32::from_be_bytes([head[8], head[9], head[10], head[11]]),
+    };
+    Ok(Transport::Tcp { source, destination, flags, ack })
+}
+
+/// RFC 768. The first fragment of a larger datagram carries the whole datagram's length and is refused
+/// here: without its other fragments, which drop, it is worth nothing.
+#[inline(always)]
+fn udp<F: Frame + ?Sized>(packet: &Packet<'_, F>, at: usize) -> Result<Transport, DropReason> {
+    let head: [u8; 8] = packet.read(at)?;
+    let length = usize::from(u16::from_be_bytes([head[4], head[5]]));
+    if length < 8 || length > packet.rest(at) {
+        return Err(DropReason::UdpLength);
+    }
+    let (source, destination) = ports(&[head[0], head[1], head[2], head[3]]);
+    Ok(Transport::Udp { source, destination })
+}
+
+#[inline(always)]
+fn ports(head: &[u8; 4]) -> (u16, u16) {
+    (u16::from_be_bytes([head[0], head[1]]), u16::from_be_bytes([head[2], head[3]]))
+}
+
+const ICMP_HEADER: usize = 8;
+
+/// RFC 792: echo, and the errors unreachable, time exceeded and parameter problem. Redirects are not
+/// taken from the network.
+#[inline(always)]
+fn icmp<F: Frame + ?Sized>(packet: &Packet<'_, F>, at: usize, ends: Ends) -> Result<IcmpMeta, DropReason> {
+    let head: [u8; ICMP_HEADER] = packet.read(at)?;
+    let identifier = u16::from_be_bytes([head[4], head[5]]);
+    match head[0] {
+        0 => Ok(IcmpMeta::EchoReply { identifier }),
+        8 => Ok(IcmpMeta::EchoRequest { identifier }),
+        3 | 11 | 12 => quoted_ipv4(packet, at + ICMP_HEADER, ends).map(IcmpMeta::Error),
+        _ => Err(DropReason::IcmpType),
+    }
+}
+
+/// RFC 4443 errors and echo, RFC 4861 advertisements and solicitations of neighbours and routers'
+/// advertisements, RFC 2710 and 3810 queries. Redirects are not taken from the network.
+#[inline(always)]
+fn icmpv6<F: Frame + ?Sized>(packet: &Packet<'_, F>, at: usize, ends: Ends) -> Result<IcmpMeta, DropReason> {
+    let head: [u8; ICMP_HEADER] = packet.read(at)?;
+    let identifier = u16::from_be_bytes([head[4], head[5]]);
+    match head[0] {
+        128 => Ok(IcmpMeta::EchoRequest { identifier }),
+        129 => Ok(IcmpMeta::EchoReply { identifier }),
+        1..=4 => quoted_ipv6(packet, at + ICMP_HEADER, ends).map(IcmpMeta::Error),
+        130 => Ok(IcmpMeta::ListenerQuery),
+        134..=136 => Ok(IcmpMeta::NeighbourDiscovery),
+        _ => Err(DropReason::IcmpType),
+    }
+}
+
+/// The quoted packet of an ICMP error: its header and at least eight bytes more. Its length field speaks
+/// of the packet as it was, so only the quote's own bounds count.
+#[inline(always)]
+fn quoted_ipv4<F: Frame + ?Sized>(
+    packet: &Packet<'_, F>,
+    at: usize,
+    outer: Ends,
+) -> Result<Quote, DropReason> {
+    let head: [u8; 20] = packet.read(at)?;
+    let header = ipv4_header_length(&head).map_err(|_| DropReason::IcmpQuote)?;
+    if !ipv4_is_first_fragment(&head) {
+        return Err(DropReason::IcmpQuote);
+    }
+    let (source, destination) = ipv4_addresses(&head);
+    let ends = Ends { family: Family::V4, source, destination };
+    quoted_transport(packet, at + header, head[9], ends, outer)
+}
+
+/// As [`quoted_ipv4`]; this host sends none of the flows in question with extension headers.
+#[inline(always)]
+fn quoted_ipv6<F: Frame + ?Sized>(
+    packet: &Packet<'_, F>,
+    at: usize,
+    outer: Ends,
+) -> Result<Quote, DropReason> {
+    let head: [u8; 8] = packet.read(at)?;
+    if head[0] >> 4 != 6 {
+        return Err(DropReason::IcmpQuote);
+    }
+    let source = Address::v6(packet.read(at + 8)?);
+    let destination = Address::v6(packet.read(at + 24)?);
+    let ends = Ends { family: Family::V6, source, destination };
+    quoted_transport(packet, at + IPV6_HEADER, head[6], ends, outer)
+}
+
+/// What this host sent has this host as its source: `quoted.source` must be where the error went.
+#[inline(always)]
+fn quoted_transport<F: Frame + ?Sized>(
+    packet: &Packet<'_, F>,
+    at: usize,
+    protocol: u8,
+    quoted: Ends,
+    outer: Ends,
+) -> Result<Quote, DropReason> {
+    if quoted.source != outer.destination {
+        return Err(DropReason::IcmpQuote);
+    }
+    let head: [u8; 8] = packet.read(at)?;
+    let (local_port, remote_port) = ports(&[head[0], head[1], head[2], head[3]]);
+    let (local, remote) = (quoted.source, quoted.destination);
+    let flow = Flow { family: quoted.family, local, remote, local_port, remote_port };
+    let identifier = u16::from_be_bytes([head[4], head[5]]);
+    match (protocol, quoted.family, head[0]) {
+        (IPPROTO_TCP, _, _) => Ok(Quote::Tcp(flow)),
+        (IPPROTO_UDP, _, _) => Ok(Quote::Udp(flow)),
+        (IPPROTO_ICMP, Family::V4, 8) | (IPPROTO_ICMPV6, Family::V6, 128) => {
+            Ok(Quote::Echo { local, remote, identifier })
+        }
+        _ => Err(DropReason::IcmpQuote),
+    }
+}

@@ -1,0 +1,10 @@
+//! Leave for the host to copy keys and values to and from the maps as bytes.
+#![expect(unsafe_code, reason = "aya's Pod is an unsafe marker")]
+
+use crate::Address;
+use crate::layout::{AdminKey, HostFlowKey};
+
+// SAFETY: all are `repr(C)`, of integers only, and without padding (checked in `layout`).
+unsafe impl aya::Pod for Address {}
+unsafe impl aya::Pod for AdminKey {}
+unsafe impl aya::Pod for HostFlowKey {}

@@ -1,0 +1,188 @@
+/// Declares an enum of reasons together with the list of all of them and their stable names.
+macro_rules! reasons {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$meta])*
+        #[repr(u8)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$doc])* $variant,)+ }
+
+        impl $name {
+            /// Every reason, in the order of its counter.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The stable name: label of the metric and field of the event.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Why a packet was passed on to the kernel. Append only: the position is the counter's index.
+    PassReason {
+        /// ARP request or reply for IPv4 over Ethernet, within the budget.
+        Arp = "arp",
+        /// IPv6 neighbour discovery from the link itself, within the budget.
+        NeighbourDiscovery = "neighbour_discovery",
+        /// Multicast listener query from a link-local router, within the budget.
+        ListenerQuery = "listener_query",
+        /// An answer of a DHCP server to this host's client port, within the budget.
+        Dhcp = "dhcp",
+        /// Echo request, within the budget.
+        EchoRequest = "echo_request",
+        /// Reply to an echo request that this host sent.
+        EchoReply = "echo_reply",
+        /// ICMP error that quotes a packet of a known flow.
+        IcmpError = "icmp_error",
+        /// Opening of a connection to a served TCP port.
+        TcpOpen = "tcp_open",
+        /// TCP packet of a connection that this host has.
+        TcpConnection = "tcp_connection",
+        /// ACK that completes a handshake which the kernel answered with a SYN cookie.
+        TcpCookie = "tcp_cookie",
+        /// Opening of a connection from an administrator's prefix to the port it is listed with.
+        AdminTcp = "admin_tcp",
+        /// Datagram from an administrator's prefix to the UDP port it is listed with.
+        AdminUdp = "admin_udp",
+        /// Datagram to the tunnel's UDP port.
+        Tunnel = "tunnel",
+        /// Datagram that answers one this host sent.
+        HostReply = "host_reply",
+    }
+}
+
+reasons! {
+    /// Why a packet was dropped. Append only: the position is the counter's index.
+    DropReason {
+        /// The frame ends inside a header.
+        Truncated = "truncated",
+        /// Neither ARP nor IPv4 nor IPv6.
+        EtherType = "ethertype",
+        /// More than two VLAN tags.
+        VlanDepth = "vlan_depth",
+        /// ARP that is not a request or reply for IPv4 over Ethernet.
+        ArpMalformed = "arp_malformed",
+        /// ARP beyond the budget.
+        ArpRate = "arp_rate",
+        /// IPv4 version or header length is wrong.
+        Ipv4Header = "ipv4_header",
+        /// IPv6 version is wrong or an address is an IPv4-mapped one.
+        Ipv6Header = "ipv6_header",
+        /// The length in the IP header does not fit the frame or its own headers.
+        IpLength = "ip_length",
+        /// A fragment other than the first.
+        Fragment = "fragment",
+        /// Too many extension headers, in a forbidden place, or one that this host does not take.
+        ExtensionHeader = "extension_header",
+        /// A transport other than TCP, UDP and ICMP.
+        Protocol = "protocol",
+        /// TCP header length or combination of flags that no TCP sends.
+        TcpHeader = "tcp_header",
+        /// Opening of a connection to a port that is not served.
+        TcpClosed = "tcp_closed",
+        /// TCP packet of no connection that this host has.
+        TcpNoConnection = "tcp_no_connection",
+        /// TCP packet that only a listener would see, without a valid SYN cookie.
+        TcpListener = "tcp_listener",
+        /// UDP length does not fit the IP packet.
+        UdpLength = "udp_length",
+        /// Datagram to a port that is not served, which answers nothing.
+        UdpUnsolicited = "udp_unsolicited",
+        /// DHCP beyond the budget.
+        DhcpRate = "dhcp_rate",
+        /// A type of ICMP that this host does not take from the network.
+        IcmpType = "icmp_type",
+        /// ICMP error that does not quote a packet of a known flow.
+        IcmpQuote = "icmp_quote",
+        /// Echo request beyond the budget.
+        EchoRate = "echo_rate",
+        /// Echo reply to nothing that this host asked.
+        EchoUnsolicited = "echo_unsolicited",
+        /// Neighbour discovery or listener query that did not come from the link itself.
+        NotOnLink = "not_on_link",
+        /// Neighbour discovery or listener query beyond the budget.
+        NeighbourRate = "neighbour_rate",
+    }
+}
+
+/// What becomes of a packet, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    Pass(PassReason),
+    Drop(DropReason),
+}
+
+/// Index of the first drop counter. Both lists may grow without moving a counter of the other.
+const DROPS: u32 = 64;
+
+impl Verdict {
+    /// Number of counters in the map: reasons in use and room for more.
+    pub const COUNTERS: u32 = 2 * DROPS;
+
+    /// Every verdict, passes first.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let passes = PassReason::ALL.iter().map(|reason| Self::Pass(*reason));
+        passes.chain(DropReason::ALL.iter().map(|reason| Self::Drop(*reason)))
+    }
+
+    /// Index of this verdict's counter; always less than [`Self::COUNTERS`].
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        match self {
+            Self::Pass(reason) => reason as u32,
+            Self::Drop(reason) => DROPS + reason as u32,
+        }
+    }
+
+    /// The verdict whose counter is `index`.
+    pub fn from_index(index: u32) -> Option<Self> {
+        Self::all().find(|verdict| verdict.index() == index)
+    }
+
+    pub const fn is_pass(self) -> bool {
+        matches!(self, Self::Pass(_))
+    }
+
+    /// `pass` or `drop`: the metric's other label.
+    pub const fn action(self) -> &'static str {
+        match self {
+            Self::Pass(_) => "pass",
+            Self::Drop(_) => "drop",
+        }
+    }
+
+    /// The stable name of the reason.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Pass(reason) => reason.name(),
+            Self::Drop(reason) => reason.name(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indexes_are_distinct_and_within_the_map() {
+        let mut seen = [false; Verdict::COUNTERS as usize];
+        for verdict in Verdict::all() {
+            let slot = &mut seen[verdict.index() as usize];
+            assert!(!*slot, "{verdict:?} shares its counter");
+            *slot = true;
+            assert_eq!(Verdict::from_index(verdict.index()), Some(verdict));
+        }
+        assert_eq!(Verdict::from_index(63), None);
+    }
+
+    #[test]
+    fn names_are_distinct_snake_case() {
+        for verdict in Verdict::all() {
+            let name = verdict.reason();
+            assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'), "{name}");
+            assert_eq!(Verdict::all().filter(|other| other.reason() == name).count(), 1, "{name}");
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Reads of packet memory.
+#![expect(unsafe_code, reason = "packet memory is reached by address")]
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_xdp_get_buff_len};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use portcullis_common::Frame;
+
+/// Above any offset that the parser reads at. The verifier wants to see a bound on what is added to a
+/// packet pointer.
+const MAX_OFFSET: usize = 511;
+
+/// A frame in a driver's buffer. Only its linear part can be read, where drivers put the headers; the rest
+/// counts for the length.
+pub(crate) struct XdpFrame<'a> {
+    ctx: &'a XdpContext,
+    data: usize,
+    end: usize,
+    length: usize,
+}
+
+impl<'a> XdpFrame<'a> {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &'a XdpContext) -> Self {
+        // SAFETY: `ctx` is the program's own context.
+        let length = unsafe { bpf_xdp_get_buff_len(ctx.ctx) };
+        Self { ctx, data: ctx.data(), end: ctx.data_end(), length: length as usize }
+    }
+
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        self.ctx.ingress_ifindex() as u32
+    }
+}
+
+impl Frame for XdpFrame<'_> {
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.length
+    }
+
+    #[inline(always)]
+    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        if at > MAX_OFFSET {
+            return None;
+        }
+        let start = self.data + at;
+        if start + N > self.end {
+            return None;
+        }
+        // SAFETY: `start..start + N` lies within the packet; an array of bytes has no alignment.
+        Some(unsafe { *(start as *const [u8; N]) })
+    }
+}
+
+/// A packet on its way out.
+pub(crate) struct SkbFrame<'a> {
+    ctx: &'a TcContext,
+}
+
+impl<'a> SkbFrame<'a> {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &'a TcContext) -> Self {
+        Self { ctx }
+    }
+}
+
+impl Frame for SkbFrame<'_> {
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.ctx.len() as usize
+    }
+
+    #[inline(always)]
+    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        // SAFETY: the helper writes at most `N` bytes, and checks `at` against the packet.
+        let failed = unsafe {
+            bpf_skb_load_bytes(self.ctx.as_ptr(), at as u32, bytes.as_mut_ptr().cast(), N as u32)
+        };
+        if failed == 0 { Some(bytes) } else { None }
+    }
+}

@@ -1,0 +1,119 @@
+//! The maps of `portcullis_common::layout`, and what the programs do with them.
+#![expect(unsafe_code, reason = "a map's value is reached by pointer")]
+
+use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use portcullis_common::layout::{
+    ADMIN_ENTRIES, AdminKey, EVENT_BYTES, Event, HOST_FLOW_REFRESH_NS, HOST_FLOWS, HostFlowKey, Loss, PortSet,
+    SAMPLE_EVERY,
+};
+use portcullis_common::{Address, Frame, PacketMeta, RateClass, Verdict, take_token};
+
+use crate::frame::XdpFrame;
+
+#[btf_map]
+static COUNTERS: PerCpuArray<u64, { Verdict::COUNTERS as usize }> = PerCpuArray::new();
+#[btf_map]
+static PORTS: Array<u64, { PortSet::SLOTS as usize }> = Array::new();
+#[btf_map]
+static ADMIN: LpmTrie<AdminKey, u32, { ADMIN_ENTRIES as usize }> = LpmTrie::new();
+#[btf_map]
+static HOSTFLOW: LruHashMap<HostFlowKey, u64, { HOST_FLOWS as usize }> = LruHashMap::new();
+#[btf_map]
+static BUCKET: Array<u64, { RateClass::COUNT as usize }> = Array::new();
+#[btf_map]
+static EVENTS: RingBuf<Event, { EVENT_BYTES as usize }> = RingBuf::new();
+#[btf_map]
+static LOSS: PerCpuArray<u64, { Loss::COUNT as usize }> = PerCpuArray::new();
+
+/// Counts the packet; returns how many of its kind this CPU has counted before.
+#[inline(always)]
+pub(crate) fn count(verdict: Verdict) -> u64 {
+    increment(COUNTERS.get_ptr_mut(verdict.index()))
+}
+
+/// Sends an event for the first of every [`SAMPLE_EVERY`] drops of a reason on this CPU.
+#[inline(always)]
+pub(crate) fn sample(
+    packet: Option<&PacketMeta>,
+    verdict: Verdict,
+    count: u64,
+    now: u64,
+    frame: &XdpFrame<'_>,
+) {
+    if count % SAMPLE_EVERY != 0 {
+        return;
+    }
+    let mut event = Event::new(packet, verdict);
+    event.at = now;
+    event.length = frame.length() as u32;
+    event.ifindex = frame.ifindex();
+    if EVENTS.output(event, 0).is_err() {
+        lose(Loss::Events);
+    }
+}
+
+#[inline(always)]
+pub(crate) fn note_host_flow(key: &HostFlowKey, now: u64) {
+    if let Some(at) = HOSTFLOW.get_ptr_mut(key) {
+        // SAFETY: the pointer is to a live value of the map; the write is one aligned word.
+        unsafe {
+            if now.saturating_sub(*at) >= HOST_FLOW_REFRESH_NS {
+                *at = now;
+            }
+        }
+    } else if HOSTFLOW.insert(key, now, u64::from(BPF_ANY)).is_err() {
+        lose(Loss::HostFlows);
+    }
+}
+
+#[inline(always)]
+pub(crate) fn host_flow(key: &HostFlowKey) -> Option<u64> {
+    // SAFETY: one aligned word is read at once.
+    HOSTFLOW.get_ptr(key).map(|at| unsafe { *at })
+}
+
+#[inline(always)]
+pub(crate) fn in_port_set(set: PortSet, port: u16) -> bool {
+    match PORTS.get(set.slot(port)) {
+        Some(bitmap) => bitmap & PortSet::bit(port) != 0,
+        None => false,
+    }
+}
+
+#[inline(always)]
+pub(crate) fn is_admin(protocol: u8, port: u16, remote: Address) -> bool {
+    ADMIN.get(&Key::new(AdminKey::BITS, AdminKey::new(protocol, port, remote))).is_some()
+}
+
+/// Takes a token. Two CPUs that race may both take the same one: the budget errs by the number of CPUs at
+/// most, and neither ever waits.
+#[inline(always)]
+pub(crate) fn take(class: RateClass, now: u64) -> bool {
+    let Some(word) = BUCKET.get_ptr_mut(class as u32) else { return false };
+    // SAFETY: the pointer is to a live value of the map; both accesses are one aligned word.
+    unsafe {
+        let Some(next) = take_token(word.read_volatile(), now, class) else { return false };
+        word.write_volatile(next);
+    }
+    true
+}
+
+#[inline(always)]
+fn lose(loss: Loss) {
+    let _ = increment(LOSS.get_ptr_mut(loss as u32));
+}
+
+/// Adds one to this CPU's slot; returns what it held.
+#[inline(always)]
+fn increment(slot: Option<*mut u64>) -> u64 {
+    let Some(slot) = slot else { return 0 };
+    // SAFETY: the slot is this CPU's own and live for the program's run.
+    unsafe {
+        let before = *slot;
+        *slot = before + 1;
+        before
+    }
+}

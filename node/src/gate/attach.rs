@@ -1,0 +1,207 @@
+//! Puts the programs on interfaces by pinned links, or takes over the links that are pinned already.
+
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use super::object::{EGRESS, INGRESS, Identity, Object};
+use super::pin::PinDir;
+use super::sys::{self, Hook};
+use super::{GateError, XdpMode};
+
+/// One guarded interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Attached {
+    pub(super) interface: String,
+    pub(super) mode: XdpMode,
+}
+
+/// Guards every interface or, on an error, none that was not guarded before.
+pub(super) fn attach_all(
+    object: &Object,
+    pin: &PinDir,
+    interfaces: &[String],
+) -> Result<Vec<Attached>, GateError> {
+    let devices = interfaces.iter().map(|name| Device::find(name)).collect::<Result<Vec<_>, _>>()?;
+    let mut fresh = Fresh { pin, links: Vec::new() };
+    let mut attached = Vec::new();
+    for device in &devices {
+        attached.push(attach(object, pin, device, &mut fresh)?);
+    }
+    fresh.links.clear();
+    Ok(attached)
+}
+
+/// Takes the gate off one interface. Links of a name that has none are no error.
+pub(super) fn detach(pin: &PinDir, interface: &str) -> Result<bool, GateError> {
+    let mut found = false;
+    for hook in [Hook::XdpNative, Hook::XdpGeneric, Hook::TcxEgress] {
+        let path = pin.link(interface, hook);
+        if let Some(link) = open_link(&path)? {
+            found = true;
+            // A link whose device is gone has nothing to detach from, and says so.
+            let gone = sys::link_info(link.as_fd()).is_ok_and(|info| info.ifindex == 0);
+            match sys::link_detach(link.as_fd()) {
+                Err(source) if !gone => return Err(GateError::Pin { path, source }),
+                _ => unpin(&path)?,
+            }
+        }
+    }
+    let directory = pin.interface(interface);
+    match std::fs::remove_dir(&directory) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(GateError::Pin { path: directory, source })
+        }
+        _ => Ok(found),
+    }
+}
+
+/// Interface that a pinned link is on, and the program behind it; `None` if there is no such link or its
+/// device is gone.
+pub(super) fn inspect(path: &Path) -> Result<Option<sys::LinkInfo>, GateError> {
+    let Some(link) = open_link(path)? else { return Ok(None) };
+    let info =
+        sys::link_info(link.as_fd()).map_err(|source| GateError::Pin { path: path.to_owned(), source })?;
+    Ok((info.ifindex != 0).then_some(info))
+}
+
+struct Device<'a> {
+    name: &'a str,
+    ifindex: u32,
+}
+
+impl<'a> Device<'a> {
+    fn find(name: &'a str) -> Result<Self, GateError> {
+        let unknown = || GateError::UnknownInterface { interface: name.to_owned() };
+        let socket = UdpSocket::bind("[::]:0").or_else(|_| UdpSocket::bind("0.0.0.0:0"));
+        let socket = socket.map_err(|_| unknown())?;
+        let ifindex = rustix::net::netdevice::name_to_index(&socket, name).map_err(|_| unknown())?;
+        if sys::is_loopback(&socket, name).map_err(|_| unknown())? {
+            return Err(GateError::Loopback { interface: name.to_owned() });
+        }
+        let vlan = |source| GateError::VlanTags { interface: name.to_owned(), source };
+        match sys::keep_vlan_tags(&socket, name) {
+            Ok(true) => Ok(Self { name, ifindex }),
+            Ok(false) => Err(vlan(None)),
+            Err(error) => Err(vlan(Some(error))),
+        }
+    }
+}
+
+/// Links that this run made; taken off again unless the run succeeds.
+struct Fresh<'a> {
+    pin: &'a PinDir,
+    links: Vec<String>,
+}
+
+impl Drop for Fresh<'_> {
+    fn drop(&mut self) {
+        for interface in &self.links {
+            if let Err(error) = detach(self.pin, interface) {
+                tracing::error!(%interface, %error, "the gate stays on an interface after a failed start");
+            }
+        }
+    }
+}
+
+/// The egress program goes first: from the first packet that is judged, answers are known.
+fn attach(
+    object: &Object,
+    pin: &PinDir,
+    device: &Device<'_>,
+    fresh: &mut Fresh<'_>,
+) -> Result<Attached, GateError> {
+    let interface = device.name.to_owned();
+    let path = pin.interface(device.name);
+    std::fs::create_dir_all(&path).map_err(|source| GateError::Pin { path, source })?;
+    let adopted_egress = adopt(object, pin, device, Hook::TcxEgress)?;
+    let mut adopted_mode = None;
+    for mode in [XdpMode::Native, XdpMode::Generic] {
+        if adopt(object, pin, device, mode.hook())? {
+            adopted_mode = Some(mode);
+        }
+    }
+    if adopted_mode.is_none() {
+        fresh.links.push(interface.clone());
+    }
+    if !adopted_egress {
+        create(object, pin, device, Hook::TcxEgress)
+            .map_err(|source| GateError::Attach { interface: interface.clone(), what: "egress", source })?;
+    }
+    let mode = match adopted_mode {
+        Some(mode) => mode,
+        None => create_ingress(object, pin, device)?,
+    };
+    Ok(Attached { interface, mode })
+}
+
+/// Takes over a pinned link: replaces its program unless it runs this one already. `false` if there is no
+/// link, or it was on a device of this name that is gone.
+fn adopt(object: &Object, pin: &PinDir, device: &Device<'_>, hook: Hook) -> Result<bool, GateError> {
+    let path = pin.link(device.name, hook);
+    let Some(link) = open_link(&path)? else { return Ok(false) };
+    let failed = |source| GateError::Pin { path: path.clone(), source };
+    let info = sys::link_info(link.as_fd()).map_err(failed)?;
+    if info.ifindex != device.ifindex {
+        unpin(&path)?;
+        return Ok(false);
+    }
+    let program = object.program(name_of(hook))?;
+    if Identity::of_id(info.program_id)?.as_ref() == Some(&program.identity) {
+        tracing::info!(interface = device.name, ?hook, "the gate was in place and stays");
+    } else {
+        sys::link_update(link.as_fd(), program.fd).map_err(failed)?;
+        tracing::info!(interface = device.name, ?hook, "the gate's program was replaced");
+    }
+    Ok(true)
+}
+
+/// In the driver if it can, else in the stack. Another program there is never a reason to try the other.
+fn create_ingress(object: &Object, pin: &PinDir, device: &Device<'_>) -> Result<XdpMode, GateError> {
+    let interface = device.name.to_owned();
+    let is_other = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST));
+    let native = match create(object, pin, device, Hook::XdpNative) {
+        Ok(()) => {
+            tracing::info!(%interface, "the gate is up, in the driver");
+            return Ok(XdpMode::Native);
+        }
+        Err(error) => error,
+    };
+    if is_other(&native) {
+        return Err(GateError::OtherProgram { interface });
+    }
+    match create(object, pin, device, Hook::XdpGeneric) {
+        Ok(()) => {
+            tracing::warn!(%interface, reason = %native, "the gate is up in generic mode: the driver has no XDP");
+            Ok(XdpMode::Generic)
+        }
+        Err(error) if is_other(&error) => Err(GateError::OtherProgram { interface }),
+        Err(source) => Err(GateError::Attach { interface, what: "XDP", source }),
+    }
+}
+
+fn create(object: &Object, pin: &PinDir, device: &Device<'_>, hook: Hook) -> io::Result<()> {
+    let program = object.program(name_of(hook)).map_err(io::Error::other)?;
+    let link = sys::link_create(program.fd, device.ifindex, hook)?;
+    sys::pin(link.as_fd(), &pin.link(device.name, hook))
+}
+
+fn name_of(hook: Hook) -> &'static str {
+    match hook {
+        Hook::XdpNative | Hook::XdpGeneric => INGRESS,
+        Hook::TcxEgress => EGRESS,
+    }
+}
+
+fn open_link(path: &Path) -> Result<Option<OwnedFd>, GateError> {
+    match sys::open_pin(path) {
+        Ok(link) => Ok(Some(link)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(GateError::Pin { path: path.to_owned(), source }),
+    }
+}
+
+fn unpin(path: &Path) -> Result<(), GateError> {
+    std::fs::remove_file(path).map_err(|source| GateError::Pin { path: path.to_owned(), source })
+}

@@ -1,0 +1,129 @@
+//! Typed access to the pinned maps.
+
+use std::collections::HashSet;
+
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, LpmTrie, Map, MapData, PerCpuArray, RingBuf};
+use portcullis_common::layout::{AdminKey, IPPROTO_TCP, IPPROTO_UDP, Loss, PortSet};
+use portcullis_common::{Address, Verdict};
+
+use super::config::AdminProtocol;
+use super::pin::PinDir;
+use super::{AdminRule, GateConfig, GateError};
+
+/// What the gate has counted since its maps were made, summed over the CPUs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Packets by verdict; every verdict once, zeroes included.
+    pub packets: Vec<(Verdict, u64)>,
+    /// Sampled events that found no room in the ring buffer.
+    pub events_lost: u64,
+    /// Flows of this host that found no room in their map: answers to them were dropped.
+    pub host_flows_lost: u64,
+}
+
+impl Counters {
+    pub fn of(&self, verdict: Verdict) -> u64 {
+        self.packets.iter().find(|(counted, _)| *counted == verdict).map_or(0, |(_, packets)| *packets)
+    }
+
+    pub fn dropped(&self) -> u64 {
+        self.packets.iter().filter(|(verdict, _)| !verdict.is_pass()).map(|(_, packets)| packets).sum()
+    }
+}
+
+/// Writes what the configuration opens. What it opens no longer is closed last, so that an administrator's
+/// connection survives a change of the list.
+pub(super) fn configure(pin: &PinDir, config: &GateConfig) -> Result<(), GateError> {
+    write_ports(pin, config)?;
+    write_admin(pin, config)
+}
+
+/// Handles that outlive the privileges they were opened with.
+pub(super) struct Counting {
+    counters: PerCpuArray<MapData, u64>,
+    loss: PerCpuArray<MapData, u64>,
+}
+
+impl Counting {
+    pub(super) fn open(pin: &PinDir) -> Result<Self, GateError> {
+        Ok(Self { counters: open(pin, "COUNTERS")?, loss: open(pin, "LOSS")? })
+    }
+
+    pub(super) fn read(&self) -> Result<Counters, GateError> {
+        let mut packets = Vec::new();
+        for verdict in Verdict::all() {
+            packets.push((verdict, sum("COUNTERS", &self.counters, verdict.index())?));
+        }
+        Ok(Counters {
+            packets,
+            events_lost: sum("LOSS", &self.loss, Loss::Events as u32)?,
+            host_flows_lost: sum("LOSS", &self.loss, Loss::HostFlows as u32)?,
+        })
+    }
+}
+
+pub(super) fn events(pin: &PinDir) -> Result<RingBuf<MapData>, GateError> {
+    open(pin, "EVENTS")
+}
+
+fn sum(name: &'static str, map: &PerCpuArray<MapData, u64>, index: u32) -> Result<u64, GateError> {
+    let values = map.get(&index, 0).map_err(|error| GateError::map(name, error))?;
+    Ok(values.iter().sum())
+}
+
+fn open<T>(pin: &PinDir, name: &'static str) -> Result<T, GateError>
+where
+    T: TryFrom<Map, Error = aya::maps::MapError>,
+{
+    let data = MapData::from_pin(pin.map(name)).map_err(|error| GateError::map(name, error))?;
+    let map = Map::from_map_data(data).map_err(|error| GateError::map(name, error))?;
+    T::try_from(map).map_err(|error| GateError::map(name, error))
+}
+
+fn write_ports(pin: &PinDir, config: &GateConfig) -> Result<(), GateError> {
+    const NAME: &str = "PORTS";
+    let mut bitmaps = vec![0u64; PortSet::SLOTS as usize];
+    let admin_udp = config.admin.iter().filter(|rule| rule.protocol == AdminProtocol::Udp);
+    let opened = config.served_tcp.iter().map(|port| (PortSet::ServedTcp, *port));
+    let opened = opened.chain(config.served_udp.iter().map(|port| (PortSet::ServedUdp, *port)));
+    for (set, port) in opened.chain(admin_udp.map(|rule| (PortSet::AdminUdp, rule.port))) {
+        if let Some(word) = bitmaps.get_mut(set.slot(port) as usize) {
+            *word |= PortSet::bit(port);
+        }
+    }
+    let mut ports: Array<MapData, u64> = open(pin, NAME)?;
+    for (slot, word) in (0..).zip(bitmaps) {
+        ports.set(slot, word, 0).map_err(|error| GateError::map(NAME, error))?;
+    }
+    Ok(())
+}
+
+fn write_admin(pin: &PinDir, config: &GateConfig) -> Result<(), GateError> {
+    const NAME: &str = "ADMIN";
+    let failed = |error| GateError::map(NAME, error);
+    let mut admin: LpmTrie<MapData, AdminKey, u32> = open(pin, NAME)?;
+    let mut wanted = HashSet::new();
+    for rule in &config.admin {
+        let (bits, data) = admin_key(rule);
+        admin.insert(&Key::new(bits, data), 1, 0).map_err(failed)?;
+        wanted.insert((bits, data));
+    }
+    let present = admin.keys().collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    for key in present {
+        if !wanted.contains(&(key.prefix_len(), key.data())) {
+            admin.remove(&key).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn admin_key(rule: &AdminRule) -> (u32, AdminKey) {
+    let protocol = match rule.protocol {
+        AdminProtocol::Tcp => IPPROTO_TCP,
+        AdminProtocol::Udp => IPPROTO_UDP,
+    };
+    let mapped = if rule.prefix.addr().is_ipv4() { 96 } else { 0 };
+    let bits = AdminKey::EXACT_BITS + mapped + u32::from(rule.prefix.prefix_len());
+    (bits, AdminKey::new(protocol, rule.port, Address::from(rule.prefix.network())))
+}

@@ -1,0 +1,175 @@
+//! The kernel lane's host half: puts the gate up, reads it, takes it down.
+//!
+//! [`Gate::open`], with [`Dataplane::Xdp`]:
+//!
+//! 1. makes the pin directory, on a bpffs;
+//! 2. loads the programs with the pinned maps of the same layout version, or with new ones;
+//! 3. writes ports and administrators' prefixes into the maps: nothing is judged by an empty list;
+//! 4. attaches by a link on each interface, or replaces the program of the link that is pinned there;
+//! 5. pins the links. From here on the kernel needs no daemon: a `kill -9` changes nothing.
+//!
+//! With [`Dataplane::Userspace`] nftables drops instead, and the node's UDP sockets ask [`DatagramGate`].
+//!
+//! After `open` only descriptors of maps are used, so every capability may be dropped.
+//! At this boundary a false accept shows the host to strangers; a false reject cuts people off, for which
+//! there are the `admin` rules and [`detach`].
+
+mod attach;
+mod config;
+mod error;
+mod events;
+mod maps;
+mod object;
+mod pin;
+mod status;
+mod sys;
+mod userspace;
+
+use std::fmt;
+use std::path::Path;
+
+pub use config::{AdminProtocol, AdminRule, Dataplane, GateConfig};
+pub use error::GateError;
+pub use events::{AsyncEvents, Ends, Events, SampledDrop};
+pub use maps::Counters;
+pub use object::{EGRESS, INGRESS, OBJECT};
+pub use status::{InterfaceStatus, Status, status};
+pub use userspace::DatagramGate;
+
+use attach::Attached;
+use maps::Counting;
+use object::Object;
+use pin::PinDir;
+
+/// Where the XDP program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the network driver.
+    Native,
+    /// In the network stack, for drivers without XDP. Slower.
+    Generic,
+}
+
+impl XdpMode {
+    fn hook(self) -> sys::Hook {
+        match self {
+            Self::Native => sys::Hook::XdpNative,
+            Self::Generic => sys::Hook::XdpGeneric,
+        }
+    }
+}
+
+impl fmt::Display for XdpMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        })
+    }
+}
+
+/// The gate, up. Dropping it leaves it up.
+pub struct Gate {
+    plane: Plane,
+}
+
+enum Plane {
+    Xdp { attached: Vec<Attached>, counting: Counting, events: Option<Events> },
+    Userspace(DatagramGate),
+}
+
+impl Gate {
+    /// Puts the gate up, or takes over one that is.
+    ///
+    /// # Errors
+    ///
+    /// When any interface cannot be guarded. Interfaces that were not guarded before then are not
+    /// afterwards; those that were stay so.
+    pub fn open(config: &GateConfig) -> Result<Self, GateError> {
+        config.check()?;
+        match config.dataplane {
+            Dataplane::Xdp => Self::open_xdp(config),
+            Dataplane::Userspace => {
+                userspace::install(config)?;
+                Ok(Self { plane: Plane::Userspace(DatagramGate::new(config)) })
+            }
+        }
+    }
+
+    fn open_xdp(config: &GateConfig) -> Result<Self, GateError> {
+        let pin = PinDir::new(&config.pin);
+        pin.prepare()?;
+        let object = Object::load(&pin)?;
+        maps::configure(&pin, config)?;
+        let attached = attach::attach_all(&object, &pin, &config.interfaces)?;
+        for interface in pin.interfaces()? {
+            if !config.interfaces.contains(&interface) && attach::detach(&pin, &interface)? {
+                tracing::warn!(%interface, "the gate is off: the interface is no longer configured");
+            }
+        }
+        pin.remove_other_maps()?;
+        let events = Some(Events::new(maps::events(&pin)?));
+        Ok(Self { plane: Plane::Xdp { attached, counting: Counting::open(&pin)?, events } })
+    }
+
+    /// Guarded interfaces and the mode of each; none in userspace.
+    pub fn interfaces(&self) -> Vec<(String, XdpMode)> {
+        match &self.plane {
+            Plane::Xdp { attached, .. } => {
+                attached.iter().map(|Attached { interface, mode }| (interface.clone(), *mode)).collect()
+            }
+            Plane::Userspace(_) => Vec::new(),
+        }
+    }
+
+    /// Counts of every verdict. In userspace: of the datagrams that [`DatagramGate`] judged; what nftables
+    /// dropped is in its own counters (`nft list table inet portcullis`).
+    ///
+    /// # Errors
+    ///
+    /// When the maps cannot be read.
+    pub fn counters(&self) -> Result<Counters, GateError> {
+        match &self.plane {
+            Plane::Xdp { counting, .. } => counting.read(),
+            Plane::Userspace(datagrams) => Ok(datagrams.counters()),
+        }
+    }
+
+    /// The reader of sampled drops, to the first who asks; never in userspace.
+    pub fn events(&mut self) -> Option<Events> {
+        match &mut self.plane {
+            Plane::Xdp { events, .. } => events.take(),
+            Plane::Userspace(_) => None,
+        }
+    }
+
+    /// In userspace: what the node's UDP sockets must ask for each datagram. `None` where the kernel has
+    /// judged it already.
+    pub fn datagrams(&self) -> Option<DatagramGate> {
+        match &self.plane {
+            Plane::Xdp { .. } => None,
+            Plane::Userspace(datagrams) => Some(datagrams.clone()),
+        }
+    }
+}
+
+/// Break-glass: takes the gate off every interface and removes its pins and nftables table. Works with the
+/// daemon dead or alive. Returns what was taken down, in words.
+///
+/// # Errors
+///
+/// When something that is up cannot be taken down. What was before it is down by then.
+pub fn detach(pin: &Path) -> Result<Vec<String>, GateError> {
+    let pin = PinDir::new(pin);
+    let mut taken = Vec::new();
+    for interface in pin.interfaces()? {
+        if attach::detach(&pin, &interface)? {
+            taken.push(format!("interface {interface}"));
+        }
+    }
+    pin.remove()?;
+    if userspace::remove()? {
+        taken.push(format!("nftables table inet {}", userspace::TABLE));
+    }
+    Ok(taken)
+}

@@ -1,0 +1,165 @@
+//! The pin directory: where the kernel keeps the gate while no daemon runs.
+//!
+//! ```text
+//! <pin>/maps_1/COUNTERS …        maps of layout version 1
+//! <pin>/links/eth0/native        the XDP link (or `generic`)
+//! <pin>/links/eth0/egress        the tcx link
+//! ```
+//! A bpffs takes no dot in a name; `%` and `.` of an interface's name are written `%25` and `%2e`.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use portcullis_common::layout;
+use rustix::fs::{FlockOperation, flock, statfs};
+use rustix::mount::{MountFlags, mount};
+
+use super::GateError;
+use super::sys::Hook;
+
+/// `BPF_FS_MAGIC` of include/uapi/linux/magic.h.
+const BPFFS: u64 = 0xcafe_4a11;
+const MAPS_PREFIX: &str = "maps_";
+
+#[derive(Clone, Debug)]
+pub(super) struct PinDir {
+    root: PathBuf,
+}
+
+impl PinDir {
+    pub(super) fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// Makes the directory, mounting a bpffs if it would not lie on one.
+    pub(super) fn prepare(&self) -> Result<(), GateError> {
+        let failed = |source| GateError::Pin { path: self.root.clone(), source };
+        ensure_bpffs(&self.root).map_err(failed)?;
+        fs::create_dir_all(self.maps()).map_err(failed)?;
+        fs::create_dir_all(self.links()).map_err(failed)
+    }
+
+    pub(super) fn maps(&self) -> PathBuf {
+        self.root.join(format!("{MAPS_PREFIX}{}", layout::VERSION))
+    }
+
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    pub(super) fn interface(&self, interface: &str) -> PathBuf {
+        self.links().join(encode(interface))
+    }
+
+    pub(super) fn link(&self, interface: &str, hook: Hook) -> PathBuf {
+        self.interface(interface).join(match hook {
+            Hook::XdpNative => "native",
+            Hook::XdpGeneric => "generic",
+            Hook::TcxEgress => "egress",
+        })
+    }
+
+    /// Interfaces that have a directory of links.
+    pub(super) fn interfaces(&self) -> Result<Vec<String>, GateError> {
+        let names = names_in(&self.links())
+            .map_err(|source| GateError::Pin { path: self.links(), source })?;
+        Ok(names.iter().map(|name| decode(name)).collect())
+    }
+
+    /// Removes maps of other layout versions.
+    pub(super) fn remove_other_maps(&self) -> Result<(), GateError> {
+        let failed = |source| GateError::Pin { path: self.root.clone(), source };
+        for name in names_in(&self.root).map_err(failed)? {
+            let path = self.root.join(&name);
+            if name.starts_with(MAPS_PREFIX) && path != self.maps() {
+                fs::remove_dir_all(&path).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes every pin. The bpffs itself stays, since others may use it.
+    pub(super) fn remove(&self) -> Result<(), GateError> {
+        let failed = |source| GateError::Pin { path: self.root.clone(), source };
+        for name in names_in(&self.root).map_err(failed)? {
+            fs::remove_dir_all(self.root.join(name)).map_err(failed)?;
+        }
+        match fs::remove_dir(&self.root) {
+            // The directory is the mount point.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result.map_err(failed),
+        }
+    }
+}
+
+/// Names in a directory, sorted; none if it does not exist.
+fn names_in(directory: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        if let Ok(name) = entry?.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// A bpffs is looked for at the nearest directory that exists. If there is none, one is mounted: at `root`
+/// if it can be made, otherwise (in sysfs, where `/sys/fs/bpf` is the place) at that directory.
+fn ensure_bpffs(root: &Path) -> io::Result<()> {
+    let Some(existing) = root.ancestors().find(|path| path.is_dir()) else {
+        return Err(io::ErrorKind::NotFound.into());
+    };
+    if is_bpffs(existing)? {
+        return fs::create_dir_all(root);
+    }
+    // Two nodes that start at once must not mount one bpffs over the other's.
+    let lock = File::open(existing)?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    if is_bpffs(existing)? {
+        return fs::create_dir_all(root);
+    }
+    let target = if fs::create_dir_all(root).is_ok() { root } else { existing };
+    if !is_bpffs(target)? {
+        mount("bpf", target, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None)?;
+    }
+    fs::create_dir_all(root)
+}
+
+fn is_bpffs(path: &Path) -> io::Result<bool> {
+    let found = statfs(path)?;
+    Ok(u64::try_from(found.f_type).is_ok_and(|magic| magic & 0xffff_ffff == BPFFS))
+}
+
+fn encode(interface: &str) -> String {
+    interface.replace('%', "%25").replace('.', "%2e")
+}
+
+fn decode(name: &str) -> String {
+    name.replace("%2e", ".").replace("%25", "%")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interface_names_survive_without_a_dot() {
+        for name in ["eth0", "eth0.100", "a%b", "a%2eb", "%25", "..."] {
+            let encoded = encode(name);
+            assert!(!encoded.contains('.'), "{encoded}");
+            assert_eq!(decode(&encoded), name);
+        }
+    }
+}

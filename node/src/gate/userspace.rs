@@ -1,0 +1,226 @@
+//! The gate where XDP is off: nftables drops what the node does not serve, and the node's own UDP sockets
+//! judge each datagram by the same [`admit`](portcullis_common::admit) as the kernel program.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ipnet::IpNet;
+use portcullis_common::layout::{HostFlowKey, PortSet};
+use portcullis_common::{
+    Ack, Address, Family, Flow, IpMeta, Lookup, PacketMeta, RateClass, TcpSocket, Transport, Verdict, admit,
+};
+
+use super::config::AdminProtocol;
+use super::maps::Counters;
+use super::{GateConfig, GateError};
+
+/// The table that is the gate's own; nothing else is touched.
+pub(super) const TABLE: &str = "portcullis";
+
+/// Puts the default-drop up, replacing an earlier one in the same transaction. It stays when the process
+/// ends.
+pub(super) fn install(config: &GateConfig) -> Result<(), GateError> {
+    let output = nft(&["-f", "-"], &ruleset(config))?;
+    if output.status.success() { Ok(()) } else { Err(failure(&output)) }
+}
+
+/// Takes the default-drop down; `false` if there was none. A machine without nftables has none.
+pub(super) fn remove() -> Result<bool, GateError> {
+    let Ok(listed) = nft(&["list", "table", "inet", TABLE], "") else { return Ok(false) };
+    if !listed.status.success() {
+        return Ok(false);
+    }
+    let output = nft(&["delete", "table", "inet", TABLE], "")?;
+    if output.status.success() { Ok(true) } else { Err(failure(&output)) }
+}
+
+/// Judges datagrams that reached a UDP socket of the node. Cheap to clone; clones count together.
+#[derive(Clone)]
+pub struct DatagramGate {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    served: Vec<u16>,
+    counters: Vec<AtomicU64>,
+}
+
+impl DatagramGate {
+    pub(super) fn new(config: &GateConfig) -> Self {
+        let counters = (0..Verdict::COUNTERS).map(|_| AtomicU64::new(0)).collect();
+        Self { shared: Arc::new(Shared { served: config.served_udp.clone(), counters }) }
+    }
+
+    /// What becomes of a datagram from `remote` to `local`, the address and port it was sent to. Anything
+    /// but a pass must be ignored by the caller, without an answer.
+    pub fn admit(&self, remote: SocketAddr, local: SocketAddr) -> Verdict {
+        let family = if remote.is_ipv4() { Family::V4 } else { Family::V6 };
+        let packet = PacketMeta::Ip(IpMeta {
+            family,
+            source: Address::from(remote.ip()),
+            destination: Address::from(local.ip()),
+            // A socket does not see it, and no UDP verdict asks for it.
+            hop_limit: 0,
+            transport: Transport::Udp { source: remote.port(), destination: local.port() },
+        });
+        let verdict = admit(&packet, &*self.shared, 0);
+        if let Some(counter) = self.shared.counters.get(verdict.index() as usize) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        verdict
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        let packets = Verdict::all().map(|verdict| {
+            let counter = self.shared.counters.get(verdict.index() as usize);
+            (verdict, counter.map_or(0, |counter| counter.load(Ordering::Relaxed)))
+        });
+        Counters { packets: packets.collect(), ..Counters::default() }
+    }
+}
+
+/// A socket of the node serves strangers' datagrams on its own port and nothing else.
+impl Lookup for Shared {
+    fn in_port_set(&self, set: PortSet, port: u16) -> bool {
+        set == PortSet::ServedUdp && self.served.contains(&port)
+    }
+
+    fn is_admin(&self, _: u8, _: u16, _: Address) -> bool {
+        false
+    }
+
+    fn tcp_socket(&self, _: &Flow, _: Option<Ack>) -> TcpSocket {
+        TcpSocket::None
+    }
+
+    fn host_flow(&self, _: &HostFlowKey) -> Option<u64> {
+        None
+    }
+
+    fn take(&self, _: RateClass, _: u64) -> bool {
+        false
+    }
+}
+
+/// The rules, in the order of the XDP program's verdict.
+///
+/// Both chains run before anything is routed or answered. The first, before conntrack reassembles, drops
+/// fragments other than the first; the second drops by default. A stranger's datagram to the tunnel leaves no
+/// trace in conntrack.
+fn ruleset(config: &GateConfig) -> String {
+    let interfaces = quoted(&config.interfaces);
+    let mut rules = format!(
+        "table inet {TABLE}
+delete table inet {TABLE}
+table inet {TABLE} {{
+  chain fragments {{
+    type filter hook prerouting priority -450; policy accept;
+    iifname != {{ {interfaces} }} accept
+    ip frag-off & 0x1fff != 0 counter drop comment \"fragment\"
+    exthdr frag exists frag frag-off != 0 counter drop comment \"fragment\"
+    exthdr rt exists counter drop comment \"extension_header\"
+  }}
+"
+    );
+    if let Some(udp) = set_of(&config.served_udp) {
+        let _ = write!(
+            rules,
+            "  chain untracked_in {{
+    type filter hook prerouting priority raw; policy accept;
+    iifname {{ {interfaces} }} udp dport {udp} notrack
+  }}
+  chain untracked_out {{
+    type filter hook output priority raw; policy accept;
+    oifname {{ {interfaces} }} udp sport {udp} notrack
+  }}
+"
+        );
+    }
+    let _ = write!(
+        rules,
+        "  chain gate {{
+    type filter hook prerouting priority mangle; policy drop;
+    iifname != {{ {interfaces} }} accept
+    icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert }} ip6 hoplimit 255 limit rate 1000/second burst 1000 packets counter accept comment \"neighbour_discovery\"
+    icmpv6 type mld-listener-query ip6 saddr fe80::/10 ip6 hoplimit 1 limit rate 1000/second burst 1000 packets counter accept comment \"listener_query\"
+    icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert, nd-router-solicit, nd-redirect, mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report }} counter drop comment \"icmp_type\"
+    icmp type redirect counter drop comment \"icmp_type\"
+"
+    );
+    if let Some(udp) = set_of(&config.served_udp) {
+        let _ = writeln!(rules, "    udp dport {udp} counter accept comment \"tunnel\"");
+    }
+    rules.push_str(
+        "    ct state invalid counter drop comment \"invalid\"
+    ct state established,related counter accept comment \"host_reply\"
+",
+    );
+    if let Some(tcp) = set_of(&config.served_tcp) {
+        let _ = writeln!(rules, "    tcp dport {tcp} {OPENING} counter accept comment \"tcp_open\"");
+    }
+    for rule in &config.admin {
+        let family = match rule.prefix {
+            IpNet::V4(_) => "ip",
+            IpNet::V6(_) => "ip6",
+        };
+        let (port, reason) = match rule.protocol {
+            AdminProtocol::Tcp => (format!("tcp dport {} {OPENING}", rule.port), "admin_tcp"),
+            AdminProtocol::Udp => (format!("udp dport {}", rule.port), "admin_udp"),
+        };
+        let _ = writeln!(
+            rules,
+            "    {family} saddr {} {port} counter accept comment \"{reason}\"",
+            rule.prefix
+        );
+    }
+    rules.push_str(
+        "    meta nfproto ipv4 udp sport 67 udp dport 68 limit rate 50/second burst 100 packets counter accept comment \"dhcp\"
+    ip6 saddr fe80::/10 udp sport 547 udp dport 546 limit rate 50/second burst 100 packets counter accept comment \"dhcp\"
+    icmp type echo-request limit rate 100/second burst 100 packets counter accept comment \"echo_request\"
+    icmpv6 type echo-request limit rate 100/second burst 100 packets counter accept comment \"echo_request\"
+    counter comment \"dropped\"
+  }
+}
+",
+    );
+    rules
+}
+
+/// SYN without ACK, FIN or RST.
+const OPENING: &str = "tcp flags & (fin | syn | rst | ack) == syn";
+
+fn set_of(ports: &[u16]) -> Option<String> {
+    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+    (!ports.is_empty()).then(|| format!("{{ {} }}", ports.join(", ")))
+}
+
+/// Names of interfaces hold neither quotes nor blanks: the kernel refuses those, and `Gate::open` any that
+/// do not exist is left to nftables, which matches by name.
+fn quoted(interfaces: &[String]) -> String {
+    let quoted: Vec<String> = interfaces.iter().map(|name| format!("\"{name}\"")).collect();
+    quoted.join(", ")
+}
+
+fn nft(arguments: &[&str], input: &str) -> Result<Output, GateError> {
+    let unavailable = |error: std::io::Error| GateError::Nftables(format!("cannot run `nft`: {error}"));
+    let mut child = Command::new("nft")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(unavailable)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input.as_bytes()).map_err(unavailable)?;
+    }
+    child.wait_with_output().map_err(unavailable)
+}
+
+fn failure(output: &Output) -> GateError {
+    let text = String::from_utf8_lossy(&output.stderr);
+    GateError::Nftables(text.lines().next().unwrap_or("nft failed").to_owned())
+}
