@@ -46,6 +46,8 @@ fn prepare() -> Result<(), String> {
     second.env(CHOSEN, &toolchain.name).env("PATH", path_with(&linker)?);
     // The object must keep its symbols and types whatever the release profile does to the daemon.
     second.env("CARGO_PROFILE_RELEASE_STRIP", "none").env("CARGO_PROFILE_RELEASE_LTO", "off");
+    // What this cargo compiles on the way is no warning of the outer one's.
+    second.env("CARGO_TERM_QUIET", "true");
     if toolchain.stable {
         // Building `core` is not stable; this is how a stable compiler is told that it is meant.
         second.env("RUSTC_BOOTSTRAP", "1");

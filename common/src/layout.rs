@@ -12,7 +12,7 @@
 //!
 //! Only `HOSTFLOW` is inserted into by the kernel, and only for packets that this host sends.
 
-use crate::{Address, Family, Flow, IpMeta, PacketMeta, Transport, Verdict};
+use crate::{Address, Family, Flow, PacketMeta, Transport};
 
 /// Changes whenever a key, a value or the meaning of an index does. A daemon keeps the pinned maps of its
 /// own version and makes new ones otherwise.
@@ -164,17 +164,10 @@ pub struct Event {
 impl Event {
     pub const SIZE: usize = size_of::<Self>();
 
+    /// Fills in the ends of the packet, as far as it has them.
     #[inline(always)]
-    pub fn new(packet: Option<&PacketMeta>, verdict: Verdict) -> Self {
-        let mut event = Self { verdict: verdict.index(), ..Self::default() };
-        if let Some(PacketMeta::Ip(ip)) = packet {
-            event.describe(ip);
-        }
-        event
-    }
-
-    #[inline(always)]
-    fn describe(&mut self, ip: &IpMeta) {
+    pub fn describe(&mut self, packet: &PacketMeta) {
+        let PacketMeta::Ip(ip) = packet else { return };
         self.version = match ip.family {
             Family::V4 => 4,
             Family::V6 => 6,

@@ -119,9 +119,9 @@ const ETHERNET: usize = 14;
 const VLAN_TAG: usize = 4;
 const MAX_VLAN_TAGS: usize = 2;
 const MAX_EXTENSION_HEADERS: usize = 4;
-/// Where the transport header may begin at the latest. Longer chains of headers have no honest use here,
-/// and a bound lets the verifier follow every read.
-const MAX_HEADERS: usize = 256;
+/// Bytes of extension headers. Longer chains have no honest use here, and every read must stay within what
+/// the BPF verifier can follow.
+const MAX_EXTENSION_BYTES: usize = 240;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
@@ -293,7 +293,7 @@ fn extension_headers<F: Frame + ?Sized>(
             }
             _ => break,
         }
-        if at > MAX_HEADERS {
+        if at - first_at > MAX_EXTENSION_BYTES {
             return Err(DropReason::ExtensionHeader);
         }
     }

@@ -140,8 +140,15 @@ impl Verdict {
         Self::all().find(|verdict| verdict.index() == index)
     }
 
+    #[inline(always)]
     pub const fn is_pass(self) -> bool {
-        matches!(self, Self::Pass(_))
+        Self::is_pass_index(self.index())
+    }
+
+    /// Whether the counter of that index is one of passed packets.
+    #[inline(always)]
+    pub const fn is_pass_index(index: u32) -> bool {
+        index < DROPS
     }
 
     /// `pass` or `drop`: the metric's other label.

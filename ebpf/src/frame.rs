@@ -12,28 +12,22 @@ const MAX_OFFSET: usize = 511;
 
 /// A frame in a driver's buffer. Only its linear part can be read, where drivers put the headers; the rest
 /// counts for the length.
-pub(crate) struct XdpFrame<'a> {
-    ctx: &'a XdpContext,
+pub(crate) struct XdpFrame {
     data: usize,
     end: usize,
     length: usize,
 }
 
-impl<'a> XdpFrame<'a> {
+impl XdpFrame {
     #[inline(always)]
-    pub(crate) fn new(ctx: &'a XdpContext) -> Self {
+    pub(crate) fn new(ctx: &XdpContext) -> Self {
         // SAFETY: `ctx` is the program's own context.
         let length = unsafe { bpf_xdp_get_buff_len(ctx.ctx) };
-        Self { ctx, data: ctx.data(), end: ctx.data_end(), length: length as usize }
-    }
-
-    #[inline(always)]
-    pub(crate) fn ifindex(&self) -> u32 {
-        self.ctx.ingress_ifindex() as u32
+        Self { data: ctx.data(), end: ctx.data_end(), length: length as usize }
     }
 }
 
-impl Frame for XdpFrame<'_> {
+impl Frame for XdpFrame {
     #[inline(always)]
     fn length(&self) -> usize {
         self.length

@@ -18,23 +18,31 @@ mod maps;
 use aya_ebpf::bindings::{tcx_action_base::TCX_NEXT, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use portcullis_common::{judge, parse, tracks_reply};
+use portcullis_common::layout::SAMPLE_EVERY;
+use portcullis_common::{Verdict, judge, parse, tracks_reply};
 
 use frame::{SkbFrame, XdpFrame};
 use kernel::Kernel;
 
 #[xdp(frags)]
 fn portcullis_in(ctx: XdpContext) -> u32 {
-    let frame = XdpFrame::new(&ctx);
-    let packet = parse(&frame);
     let now = kernel::monotonic_ns();
-    let verdict = judge(&packet, &Kernel::new(&ctx), now);
-    let count = maps::count(verdict);
-    if verdict.is_pass() {
+    let verdict = verdict(&ctx, now);
+    let before = maps::count(verdict);
+    if Verdict::is_pass_index(verdict) {
         return xdp_action::XDP_PASS;
     }
-    maps::sample(packet.as_ref().ok(), verdict, count, now, &frame);
+    if before.is_multiple_of(SAMPLE_EVERY) {
+        maps::sample(&ctx, verdict, now);
+    }
     xdp_action::XDP_DROP
+}
+
+/// [`Verdict::index`] for the packet. Out of line, like [`maps::sample`]: each may use most of the 512 bytes
+/// of stack, but only one at a time.
+#[inline(never)]
+fn verdict(ctx: &XdpContext, now: u64) -> u32 {
+    judge(&parse(&XdpFrame::new(ctx)), &Kernel::new(ctx), now).index()
 }
 
 #[classifier]

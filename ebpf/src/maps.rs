@@ -5,11 +5,11 @@ use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::XdpContext;
 use portcullis_common::layout::{
     ADMIN_ENTRIES, AdminKey, EVENT_BYTES, Event, HOST_FLOW_REFRESH_NS, HOST_FLOWS, HostFlowKey, Loss, PortSet,
-    SAMPLE_EVERY,
 };
-use portcullis_common::{Address, Frame, PacketMeta, RateClass, Verdict, take_token};
+use portcullis_common::{Address, Frame, RateClass, Verdict, parse, take_token};
 
 use crate::frame::XdpFrame;
 
@@ -30,29 +30,25 @@ static LOSS: PerCpuArray<u64, { Loss::COUNT as usize }> = PerCpuArray::new();
 
 /// Counts the packet; returns how many of its kind this CPU has counted before.
 #[inline(always)]
-pub(crate) fn count(verdict: Verdict) -> u64 {
-    increment(COUNTERS.get_ptr_mut(verdict.index()))
+pub(crate) fn count(verdict: u32) -> u64 {
+    increment(COUNTERS.get_ptr_mut(verdict))
 }
 
-/// Sends an event for the first of every [`SAMPLE_EVERY`] drops of a reason on this CPU.
-#[inline(always)]
-pub(crate) fn sample(
-    packet: Option<&PacketMeta>,
-    verdict: Verdict,
-    count: u64,
-    now: u64,
-    frame: &XdpFrame<'_>,
-) {
-    if count % SAMPLE_EVERY != 0 {
-        return;
-    }
-    let mut event = Event::new(packet, verdict);
-    event.at = now;
+/// Sends an event for a dropped packet.
+///
+/// Out of line, and with a parse of its own: what the hot path would have to keep for it costs registers on
+/// every packet, and the verifier a state for every packet's shape.
+#[inline(never)]
+pub(crate) fn sample(ctx: &XdpContext, verdict: u32, now: u64) {
+    let Some(mut entry) = EVENTS.reserve(0) else { return lose(Loss::Events) };
+    let frame = XdpFrame::new(ctx);
+    let event = entry.write(Event { verdict, at: now, ..Event::default() });
     event.length = frame.length() as u32;
-    event.ifindex = frame.ifindex();
-    if EVENTS.output(event, 0).is_err() {
-        lose(Loss::Events);
+    event.ifindex = ctx.ingress_ifindex() as u32;
+    if let Ok(packet) = parse(&frame) {
+        event.describe(&packet);
     }
+    entry.submit(0);
 }
 
 #[inline(always)]

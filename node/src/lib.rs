@@ -6,6 +6,7 @@ pub mod context;
 pub mod cookie;
 pub mod event;
 pub mod flow;
+pub mod gate;
 pub mod metrics;
 pub mod policy;
 pub mod seal;

@@ -7,11 +7,13 @@
 //! | [`ports`] | ports on loopback that no other test of this machine gets |
 //! | [`ca`] | a certificate authority made on the spot |
 //! | [`origin`] | an HTTP origin that records every request it sees |
+//! | [`gate`] | packets by hand, the XDP program run on them, a model of its maps |
 //! | [`portcullis`] | the binary under test: node, connector, admin commands |
 //!
 //! Nothing here skips: a tool or capability that is missing is an error that names it.
 
 pub mod ca;
+pub mod gate;
 pub mod netns;
 pub mod origin;
 pub mod portcullis;

@@ -110,6 +110,11 @@ impl GateConfig {
         if self.interfaces.is_empty() {
             return Err(GateError::NoInterface);
         }
+        // The name goes into nftables' rules and into paths.
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.@%+".contains(&byte);
+        if let Some(name) = self.interfaces.iter().find(|name| name.is_empty() || !name.bytes().all(plain)) {
+            return Err(GateError::UnknownInterface { interface: name.clone() });
+        }
         let limit = portcullis_common::layout::ADMIN_ENTRIES as usize;
         if self.admin.len() > limit {
             return Err(GateError::TooManyAdminRules { limit });

@@ -59,7 +59,10 @@ impl Events {
     ///
     /// Outside of a runtime with I/O, or when the descriptor cannot be registered.
     pub fn into_async(self) -> io::Result<AsyncEvents> {
-        Ok(AsyncEvents { inner: AsyncFd::new(self)? })
+        // SAFETY: the ring owns its descriptor, and nothing closes or replaces it while `AsyncFd` lives.
+        #[expect(unsafe_code, reason = "registration asks for a promise about the descriptor")]
+        let inner = unsafe { AsyncFd::register(self)? };
+        Ok(AsyncEvents { inner })
     }
 }
 

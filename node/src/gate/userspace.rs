@@ -198,8 +198,7 @@ fn set_of(ports: &[u16]) -> Option<String> {
     (!ports.is_empty()).then(|| format!("{{ {} }}", ports.join(", ")))
 }
 
-/// Names of interfaces hold neither quotes nor blanks: the kernel refuses those, and `Gate::open` any that
-/// do not exist is left to nftables, which matches by name.
+/// The names are plain: [`GateConfig::check`] has seen them.
 fn quoted(interfaces: &[String]) -> String {
     let quoted: Vec<String> = interfaces.iter().map(|name| format!("\"{name}\"")).collect();
     quoted.join(", ")

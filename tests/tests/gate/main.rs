@@ -1,0 +1,5 @@
+//! The gate: what it decides, that the kernel and the host decide alike, and that it holds on real
+//! interfaces in namespaces of its own.
+
+mod differential;
+mod verdicts;
