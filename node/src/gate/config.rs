@@ -10,7 +10,7 @@ use super::GateError;
 #[derive(Clone, Debug)]
 pub struct GateConfig {
     pub dataplane: Dataplane,
-    /// Names of the public interfaces, each guarded. Never a loopback.
+    /// Names of the public interfaces, each guarded. Never a loopback. In userspace, none means every one.
     pub interfaces: Vec<String>,
     /// Far ends that policy cannot lock out.
     pub admin: Vec<AdminRule>,
@@ -107,7 +107,7 @@ impl GateConfig {
     ///
     /// What no gate could guard by.
     pub(super) fn check(&self) -> Result<(), GateError> {
-        if self.interfaces.is_empty() {
+        if self.interfaces.is_empty() && self.dataplane == Dataplane::Xdp {
             return Err(GateError::NoInterface);
         }
         // The name goes into nftables' rules and into paths.

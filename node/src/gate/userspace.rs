@@ -112,14 +112,14 @@ impl Lookup for Shared {
 /// fragments other than the first; the second drops by default. A stranger's datagram to the tunnel leaves no
 /// trace in conntrack.
 fn ruleset(config: &GateConfig) -> String {
-    let interfaces = quoted(&config.interfaces);
+    let (others, input, output) = guarded(&config.interfaces);
     let mut rules = format!(
         "table inet {TABLE}
 delete table inet {TABLE}
 table inet {TABLE} {{
   chain fragments {{
     type filter hook prerouting priority -450; policy accept;
-    iifname != {{ {interfaces} }} accept
+    {others} accept
     ip frag-off & 0x1fff != 0 counter drop comment \"fragment\"
     exthdr frag exists frag frag-off != 0 counter drop comment \"fragment\"
     exthdr rt exists counter drop comment \"extension_header\"
@@ -131,11 +131,11 @@ table inet {TABLE} {{
             rules,
             "  chain untracked_in {{
     type filter hook prerouting priority raw; policy accept;
-    iifname {{ {interfaces} }} udp dport {udp} notrack
+    {input} udp dport {udp} notrack
   }}
   chain untracked_out {{
     type filter hook output priority raw; policy accept;
-    oifname {{ {interfaces} }} udp sport {udp} notrack
+    {output} udp sport {udp} notrack
   }}
 "
         );
@@ -144,7 +144,7 @@ table inet {TABLE} {{
         rules,
         "  chain gate {{
     type filter hook prerouting priority mangle; policy drop;
-    iifname != {{ {interfaces} }} accept
+    {others} accept
     icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert }} ip6 hoplimit 255 limit rate 1000/second burst 1000 packets counter accept comment \"neighbour_discovery\"
     icmpv6 type mld-listener-query ip6 saddr fe80::/10 ip6 hoplimit 1 limit rate 1000/second burst 1000 packets counter accept comment \"listener_query\"
     icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert, nd-router-solicit, nd-redirect, mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report }} counter drop comment \"icmp_type\"
@@ -198,10 +198,17 @@ fn set_of(ports: &[u16]) -> Option<String> {
     (!ports.is_empty()).then(|| format!("{{ {} }}", ports.join(", ")))
 }
 
-/// The names are plain: [`GateConfig::check`] has seen them.
-fn quoted(interfaces: &[String]) -> String {
+/// Matches for: any interface that is not guarded; a guarded one inwards; and outwards. The names are plain:
+/// [`GateConfig::check`] has seen them.
+fn guarded(interfaces: &[String]) -> (String, String, String) {
+    if interfaces.is_empty() {
+        let [input, output] = ["iifname", "oifname"].map(|end| format!("{end} != \"lo\""));
+        return ("iifname \"lo\"".to_owned(), input, output);
+    }
     let quoted: Vec<String> = interfaces.iter().map(|name| format!("\"{name}\"")).collect();
-    quoted.join(", ")
+    let names = quoted.join(", ");
+    let [input, output] = ["iifname", "oifname"].map(|end| format!("{end} {{ {names} }}"));
+    (format!("iifname != {{ {names} }}"), input, output)
 }
 
 fn nft(arguments: &[&str], input: &str) -> Result<Output, GateError> {

@@ -2,4 +2,6 @@
 //! interfaces in namespaces of its own.
 
 mod differential;
+mod lab;
+mod reach;
 mod verdicts;

@@ -1,0 +1,55 @@
+//! Puts the gate up and stays: the process that tests kill, restart and strip of its privileges.
+//!
+//! `gate_hold PIN [--userspace] [--drop-capabilities] [--interface NAME]… [--admin RULE]… [--tcp PORT]…
+//! [--udp PORT]…` prints `up` and the mode of each interface. Then each line on standard input is answered
+//! with the counters that are not zero, one line, and the sampled drops since the last one.
+
+use std::io::BufRead;
+
+use anyhow::{Context, Result, bail};
+use portcullis::gate::{Dataplane, Gate, GateConfig};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let mut config = GateConfig {
+        dataplane: Dataplane::Xdp,
+        interfaces: Vec::new(),
+        admin: Vec::new(),
+        served_tcp: Vec::new(),
+        served_udp: Vec::new(),
+        pin: arguments.next().context("no pin directory")?.into(),
+    };
+    let mut drop_capabilities = false;
+    while let Some(option) = arguments.next() {
+        let mut value = || arguments.next().with_context(|| format!("{option} needs a value"));
+        match option.as_str() {
+            "--userspace" => config.dataplane = Dataplane::Userspace,
+            "--drop-capabilities" => drop_capabilities = true,
+            "--interface" => config.interfaces.push(value()?),
+            "--admin" => config.admin.push(value()?.parse().map_err(anyhow::Error::msg)?),
+            "--tcp" => config.served_tcp.push(value()?.parse()?),
+            "--udp" => config.served_udp.push(value()?.parse()?),
+            _ => bail!("unknown option {option}"),
+        }
+    }
+    let mut gate = Gate::open(&config)?;
+    if drop_capabilities {
+        let none = CapabilitySet::empty();
+        set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
+    }
+    let mut events = gate.events();
+    println!("up {:?}", gate.interfaces());
+    for line in std::io::stdin().lock().lines() {
+        line?;
+        let counters = gate.counters()?;
+        for (verdict, packets) in counters.packets.iter().filter(|(_, packets)| *packets > 0) {
+            print!("{}:{}={packets} ", verdict.action(), verdict.reason());
+        }
+        while let Some(event) = events.as_mut().and_then(portcullis::gate::Events::try_next) {
+            print!("event:{}={:?} ", event.reason.name(), event.ends.map(|ends| ends.source));
+        }
+        println!();
+    }
+    Ok(())
+}
