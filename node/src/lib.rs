@@ -4,6 +4,7 @@ pub mod clock;
 pub mod config;
 pub mod context;
 pub mod cookie;
+pub mod edge;
 pub mod event;
 pub mod flow;
 pub mod gate;

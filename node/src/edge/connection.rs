@@ -1,0 +1,192 @@
+//! One connection of a client: handshake, HTTP/1.1 or HTTP/2 by ALPN, and its end.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::guard::{Guard, Shared};
+use super::listener::Slot;
+use super::tls::Certificate;
+use super::{Edge, dispatch, limits};
+
+/// How often a connection looks whether it is idle for too long.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// What requests of a connection have to know about it.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) address: IpAddr,
+    /// The one the client was shown.
+    pub(super) certificate: Arc<Certificate>,
+    /// The strict reading of an HTTP/1.1 connection.
+    pub(super) strict: Option<Arc<Shared>>,
+    pub(super) activity: Arc<Activity>,
+    _slot: Slot,
+}
+
+/// Requests in flight on a connection, and since when there are none.
+#[derive(Debug)]
+pub(super) struct Activity(Mutex<(usize, Instant)>);
+
+impl Activity {
+    fn new() -> Self {
+        Self(Mutex::new((0, Instant::now())))
+    }
+
+    pub(super) fn begin(&self) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 += 1;
+    }
+
+    pub(super) fn end(&self) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *state = (state.0.saturating_sub(1), Instant::now());
+    }
+
+    fn is_idle(&self) -> bool {
+        let (in_flight, since) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        in_flight == 0 && since.elapsed() >= limits::IDLE
+    }
+}
+
+/// Serves a connection to its end.
+pub(super) async fn serve(edge: Arc<Edge>, stream: TcpStream, address: IpAddr, slot: Slot) {
+    let loaded = edge.tls.loaded();
+    let acceptor = TlsAcceptor::from(Arc::clone(&loaded.config));
+    let refused = |cause: &str| edge.ctx.metrics.connections_refused.with_label_values(&[cause]).inc();
+    let stream = match timeout(limits::HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, %address, "a TLS handshake failed");
+            return refused("handshake");
+        }
+        Err(_) => return refused("handshake_timeout"),
+    };
+    let session = stream.get_ref().1;
+    let http2 = session.alpn_protocol() == Some(b"h2");
+    let Some(certificate) = loaded.certificate(session.server_name()) else { return };
+    drop(loaded);
+    let strict = (!http2).then(Arc::<Shared>::default);
+    let activity = Arc::new(Activity::new());
+    let peer = Arc::new(Peer { address, certificate, strict, activity, _slot: slot });
+
+    edge.ctx.metrics.connections.inc();
+    let result = match peer.strict.clone() {
+        Some(shared) => drive(&edge, &peer, http1(&edge, &peer, Guard::new(stream, shared))).await,
+        None => drive(&edge, &peer, http2_connection(&edge, &peer, stream)).await,
+    };
+    edge.ctx.metrics.connections.dec();
+    if let Err(error) = result {
+        tracing::debug!(%error, %address, "a connection ended with an error");
+    }
+}
+
+/// A connection that can be told to end in good order.
+trait Connection: Future<Output = hyper::Result<()>> {
+    fn finish(self: Pin<&mut Self>);
+}
+
+/// Runs a connection until it ends, is idle for too long, or the edge shuts down.
+async fn drive(edge: &Edge, peer: &Peer, connection: impl Connection) -> hyper::Result<()> {
+    let mut connection = pin!(connection);
+    let mut look = tokio::time::interval(LOOK);
+    loop {
+        tokio::select! {
+            result = connection.as_mut() => return result,
+            () = edge.shutdown.cancelled() => break,
+            _ = look.tick() => if peer.activity.is_idle() { break },
+        }
+    }
+    connection.as_mut().finish();
+    // Past this time the connection is dropped with whatever it still carries.
+    timeout(limits::DRAIN, connection).await.unwrap_or(Ok(()))
+}
+
+fn http1(edge: &Arc<Edge>, peer: &Arc<Peer>, stream: Guard<TlsStream<TcpStream>>) -> impl Connection + use<> {
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        // The guard keeps time and knows when a head began; the library would also count the rest between requests.
+        .header_read_timeout(None)
+        .max_headers(limits::HEAD_FIELDS)
+        .max_header_size(limits::HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), service(edge, peer))
+        .with_upgrades()
+}
+
+fn http2_connection(
+    edge: &Arc<Edge>,
+    peer: &Arc<Peer>,
+    stream: TlsStream<TcpStream>,
+) -> impl Connection + use<> {
+    http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits::H2_STREAMS)
+        .max_pending_accept_reset_streams(limits::H2_RESETS)
+        .max_local_error_reset_streams(limits::H2_RESETS)
+        .initial_stream_window_size(limits::H2_STREAM_WINDOW)
+        .initial_connection_window_size(limits::H2_CONNECTION_WINDOW)
+        .max_header_list_size(u32::try_from(limits::HEAD_BYTES).unwrap_or(u32::MAX))
+        .max_send_buf_size(limits::H2_SEND_BUFFER)
+        .keep_alive_interval(limits::H2_PING_INTERVAL)
+        .keep_alive_timeout(limits::H2_PING_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service(edge, peer))
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<http::Response<super::body::Reply>, Infallible>> + Send>>;
+
+fn service(
+    edge: &Arc<Edge>,
+    peer: &Arc<Peer>,
+) -> impl hyper::service::Service<
+    Request<Incoming>,
+    Response = http::Response<super::body::Reply>,
+    Error = Infallible,
+    Future = Answer,
+> + use<> {
+    let (edge, peer) = (Arc::clone(edge), Arc::clone(peer));
+    service_fn(move |request| {
+        let (edge, peer) = (Arc::clone(&edge), Arc::clone(&peer));
+        let answer: Answer = Box::pin(async move { Ok(dispatch::answer(edge, peer, request).await) });
+        answer
+    })
+}
+
+impl<S> Connection for http1::UpgradeableConnection<TokioIo<Guard<TlsStream<TcpStream>>>, S>
+where
+    S: hyper::service::Service<
+            Request<Incoming>,
+            Response = http::Response<super::body::Reply>,
+            Error = Infallible,
+            Future = Answer,
+        >,
+{
+    fn finish(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<S> Connection for http2::Connection<TokioIo<TlsStream<TcpStream>>, S, TokioExecutor>
+where
+    S: hyper::service::Service<
+            Request<Incoming>,
+            Response = http::Response<super::body::Reply>,
+            Error = Infallible,
+            Future = Answer,
+        >,
+{
+    fn finish(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}

@@ -1,0 +1,348 @@
+//! The way of one request: canonicalise, identify, decide, and answer.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::Body as _;
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::config::Active;
+use crate::flow::{Facts, PathError, Reason};
+use crate::policy::{Decision, Need, Permit, decide};
+use crate::portal::Visit;
+use crate::portal::page::{self, PageFacts};
+
+use super::body::{InFlight, Reply, Upload};
+use super::connection::Peer;
+use super::identify::{Identity, Person, identify};
+use super::proxy::{self, ProxyError};
+use super::record::{About, Record};
+use super::request::{Asked, Misread, canonicalise};
+use super::strict::Violation;
+use super::{Edge, headers, limits, upgrade};
+
+/// Answers a request; writes its one event, unless the portal does.
+pub(super) async fn answer(
+    edge: Arc<Edge>,
+    peer: Arc<Peer>,
+    mut request: Request<Incoming>,
+) -> Response<Reply> {
+    let started = Instant::now();
+    let in_flight = InFlight::new(&peer.activity);
+    let violation = peer.strict.as_ref().and_then(|strict| strict.next_request());
+    let switch = hyper::upgrade::on(&mut request);
+    let (head, body) = request.into_parts();
+    let call = Call {
+        about: About::new(clock::new_ray(), peer.address),
+        headers: head.headers.clone(),
+        head_only: head.method == Method::HEAD,
+        closes: violation.is_some() || head.headers.contains_key(header::UPGRADE),
+        edge,
+        peer,
+        started,
+        in_flight,
+    };
+    if let Some(violation) = violation {
+        let status = match violation {
+            Violation::TooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        return call.refuse(status, Reason::BadRequest, violation);
+    }
+    call.route(head, body, switch).await
+}
+
+/// One request being answered.
+pub(super) struct Call {
+    pub(super) edge: Arc<Edge>,
+    pub(super) peer: Arc<Peer>,
+    pub(super) about: About,
+    started: Instant,
+    in_flight: InFlight,
+    /// As the client sent them.
+    headers: HeaderMap,
+    head_only: bool,
+    /// The connection cannot carry another request after this one, unless it switches protocols.
+    closes: bool,
+}
+
+impl Call {
+    async fn route(mut self, head: Parts, body: Incoming, switch: OnUpgrade) -> Response<Reply> {
+        let active = self.edge.ctx.active();
+        let asked = match canonicalise(&head, body.is_end_stream(), &active.policies) {
+            Ok(asked) => asked,
+            Err(misread) => {
+                self.about.method = Some(head.method);
+                let status = match misread {
+                    Misread::Method => StatusCode::NOT_IMPLEMENTED,
+                    Misread::Path(PathError::TooLong) => StatusCode::URI_TOO_LONG,
+                    _ => StatusCode::BAD_REQUEST,
+                };
+                return self.refuse(status, Reason::BadRequest, misread);
+            }
+        };
+        self.about.host = Some(asked.host.clone());
+        self.about.method = Some(asked.method.clone());
+        self.about.path = Some(asked.path.clone());
+
+        if !self.peer.certificate.covers(&asked.host) {
+            return self.refuse(StatusCode::MISDIRECTED_REQUEST, Reason::Misdirected, "");
+        }
+        let on_auth = asked.host == active.config.node.domain;
+        if !on_auth && !active.policies.has_host(&asked.host) {
+            return self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication, "");
+        }
+        if on_auth || is_portal(asked.path.as_str()) {
+            return self.portal(asked, head.headers, body).await;
+        }
+        let Some(application) = active.policies.route(&asked.host, &asked.path) else {
+            return self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication, "");
+        };
+        self.about.application = Some(Arc::clone(application));
+
+        let now = clock::now();
+        let ctx = &self.edge.ctx;
+        let identity =
+            identify(&head.headers, &asked.host, &application.aud, &ctx.tokens, &ctx.sessions, now);
+        let (person, nobody) = match identity {
+            Identity::Person(person) => (Some(person), Reason::NoSession),
+            Identity::Nobody(reason) => (None, reason),
+        };
+        let facts = Facts {
+            application,
+            session: person.as_ref().map(|person| &person.live.session),
+            address: self.peer.address,
+        };
+        match decide(&active.policies, &facts, now) {
+            Decision::Allow(permit) => {
+                // Who asks is known to a bypass no more than to anybody.
+                let person = person.filter(|_| permit.session().is_some());
+                self.about.session = permit.session().cloned();
+                self.about.policy = Some(permit.policy().to_owned());
+                self.forward(&active, asked, head, body, switch, &permit, person).await
+            }
+            Decision::Login(need) => self.challenge(asked, head.headers, nobody, &need),
+            Decision::Deny(denial) => {
+                self.about.session = person.map(|person| person.live.session);
+                self.about.policy = denial.policy;
+                self.refuse(StatusCode::FORBIDDEN, denial.reason, "")
+            }
+        }
+    }
+
+    /// Hands a bounded request to the portal, which writes its own events.
+    async fn portal(self, asked: Asked, headers: HeaderMap, body: Incoming) -> Response<Reply> {
+        if asked.websocket {
+            return self.refuse(StatusCode::BAD_REQUEST, Reason::BadRequest, Violation::Upgrade);
+        }
+        let whole = Limited::new(body, limits::PORTAL_BODY).collect();
+        let body = match timeout(limits::PORTAL_BODY_TIME, whole).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+                return self.refuse(StatusCode::PAYLOAD_TOO_LARGE, Reason::BadRequest, error);
+            }
+            Ok(Err(error)) => return self.refuse(StatusCode::BAD_REQUEST, Reason::BadRequest, error),
+            Err(late) => return self.refuse(StatusCode::REQUEST_TIMEOUT, Reason::BadRequest, late),
+        };
+        let reply = self.edge.portal.answer(self.visit(asked, headers, body)).await;
+        self.edge.ctx.metrics.request_seconds.observe(self.started.elapsed().as_secs_f64());
+        self.own(reply, None)
+    }
+
+    fn challenge(self, asked: Asked, headers: HeaderMap, reason: Reason, need: &Need) -> Response<Reply> {
+        let mut record = Record::denied(&self.edge.ctx, self.about.clone(), reason, self.started);
+        let Some(application) = self.about.application.clone() else {
+            return self.refuse_record(StatusCode::NOT_FOUND, Reason::NoApplication, record);
+        };
+        let visit = self.visit(asked, headers, Bytes::new());
+        let reply = self.edge.portal.challenge(&visit, &application, need);
+        record.answered(reply.status());
+        self.own(reply, Some(record))
+    }
+
+    fn visit(&self, asked: Asked, headers: HeaderMap, body: Bytes) -> Visit {
+        Visit {
+            ray: self.about.ray,
+            host: asked.host,
+            method: asked.method,
+            path: asked.path,
+            query: asked.query,
+            headers,
+            body,
+            address: self.peer.address,
+        }
+    }
+
+    /// Sends an allowed request to its origin.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one request, taken apart a moment ago")]
+    async fn forward(
+        self,
+        active: &Active,
+        asked: Asked,
+        mut head: Parts,
+        body: Incoming,
+        switch: OnUpgrade,
+        permit: &Permit,
+        person: Option<Person>,
+    ) -> Response<Reply> {
+        let mut record = Record::allowed(&self.edge.ctx, self.about.clone(), self.started);
+        let origin = &permit.application().origin;
+        let public_host = active.config.node.authority_of(&asked.host);
+        let email = permit.session().and_then(|session| session.email.as_ref());
+        let told = headers::Told {
+            origin_host: origin.host_header.as_deref().unwrap_or(&public_host),
+            public_host: &public_host,
+            address: self.peer.address,
+            ray: self.about.ray,
+            person: person.as_ref().map(|person| (person.assertion.as_str(), email.map(|e| e.as_str()))),
+        };
+        let foreign = asked.websocket && !upgrade::is_own_origin(&head.headers, &public_host, permit);
+        if headers::for_origin(&mut head.headers, &told, origin.scheme.is_http2()).is_err() {
+            record.refused(Reason::Internal);
+            return self.refuse_record(StatusCode::BAD_REQUEST, Reason::Internal, record);
+        }
+        // What the library knows about the inner side of the client's connection is not for the origin's.
+        head.extensions.clear();
+        let ended = person.map(|person| person.live.ended);
+        if foreign {
+            record.refused(Reason::ForeignOrigin);
+            return self.refuse_record(StatusCode::FORBIDDEN, Reason::ForeignOrigin, record);
+        }
+        if asked.websocket {
+            return upgrade::websocket(self, &asked, head, switch, permit, ended, record).await;
+        }
+        let upload = Upload::new(body, ended.as_ref());
+        let target = asked.target();
+        let sending =
+            proxy::proxy(&self.edge.upstreams, &self.edge.ctx.tunnels, permit, &target, head, upload);
+        match until(ended.as_ref(), sending).await {
+            Some(Ok(response)) => self.relay(response, ended.as_ref(), record),
+            Some(Err(error)) => self.failed(&error, record),
+            None => self.ended(record),
+        }
+    }
+
+    /// Passes an origin's response on.
+    pub(super) fn relay(
+        self,
+        response: Response<Incoming>,
+        ended: Option<&CancellationToken>,
+        mut record: Record,
+    ) -> Response<Reply> {
+        let (mut head, body) = response.into_parts();
+        headers::for_client(&mut head.headers);
+        record.answered(head.status);
+        if head.headers.get(header::CONTENT_TYPE).is_some_and(is_event_stream) {
+            record.begin();
+        }
+        let mut reply = Response::new(Reply::origin(body, ended, record, self.in_flight));
+        *reply.status_mut() = head.status;
+        *reply.headers_mut() = head.headers;
+        if self.closes {
+            close(reply.headers_mut());
+        }
+        reply
+    }
+
+    /// An allowed request that got no response.
+    pub(super) fn failed(self, error: &ProxyError, mut record: Record) -> Response<Reply> {
+        let reason = error.reason();
+        record.detail(error);
+        let status = match error {
+            ProxyError::Body => {
+                record.refused(reason);
+                StatusCode::BAD_REQUEST
+            }
+            _ => {
+                record.failed(reason);
+                if error.is_temporary() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::BAD_GATEWAY }
+            }
+        };
+        self.refuse_record(status, reason, record)
+    }
+
+    /// The session ended before the origin answered.
+    pub(super) fn ended(self, mut record: Record) -> Response<Reply> {
+        record.cut();
+        self.refuse_record(StatusCode::FORBIDDEN, Reason::SessionEnded, record)
+    }
+
+    fn refuse(self, status: StatusCode, reason: Reason, detail: impl std::fmt::Display) -> Response<Reply> {
+        let mut record = Record::denied(&self.edge.ctx, self.about.clone(), reason, self.started);
+        record.detail(detail);
+        self.refuse_record(status, reason, record)
+    }
+
+    /// Answers with a page, and the given record.
+    pub(super) fn refuse_record(
+        self,
+        status: StatusCode,
+        reason: Reason,
+        mut record: Record,
+    ) -> Response<Reply> {
+        record.answered(status);
+        let about = record.about();
+        let person = about.session.as_ref().map(|session| match &session.email {
+            Some(email) => email.as_str(),
+            None => session.display_name.as_str(),
+        });
+        let reply = page::refusal(PageFacts {
+            application: about.application.as_ref().map(|application| application.name.as_str()),
+            host: about.host.as_ref(),
+            person,
+            retry_after: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(page::SOON),
+            ..PageFacts::new(status, reason, about.ray, &self.headers)
+        });
+        self.own(reply, Some(record))
+    }
+
+    /// An empty body without a record.
+    pub(super) fn nothing(self) -> Reply {
+        Reply::own(Bytes::new(), None, self.in_flight)
+    }
+
+    /// A reply of the node's own.
+    fn own(self, reply: Response<Bytes>, record: Option<Record>) -> Response<Reply> {
+        let (mut head, mut body) = reply.into_parts();
+        head.headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
+        if self.closes {
+            close(&mut head.headers);
+        }
+        if self.head_only {
+            head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+            body = Bytes::new();
+        }
+        Response::from_parts(head, Reply::own(body, record, self.in_flight))
+    }
+}
+
+/// Runs until the session ends.
+pub(super) async fn until<T>(
+    ended: Option<&CancellationToken>,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    match ended {
+        Some(ended) => ended.run_until_cancelled(future).await,
+        None => Some(future.await),
+    }
+}
+
+fn is_portal(path: &str) -> bool {
+    path.strip_prefix("/cdn-cgi/access").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn is_event_stream(value: &HeaderValue) -> bool {
+    value.as_bytes().get(..17).is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"))
+}
+
+fn close(headers: &mut HeaderMap) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+}

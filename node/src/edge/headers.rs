@@ -1,0 +1,376 @@
+//! What may pass between a client and an origin in header fields. Pure functions.
+//!
+//! A client never tells an origin who it is: every field that the node speaks with is taken out in every spelling
+//! that some server reads as the same name, then ours are set. A false accept is a forged identity; a false reject
+//! is a field that an application misses.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::cookie;
+use crate::flow::RayId;
+
+/// The header that carries the assertion.
+const ASSERTION: HeaderName = HeaderName::from_static("cf-access-jwt-assertion");
+const EMAIL: HeaderName = HeaderName::from_static("cf-access-authenticated-user-email");
+const RAY: HeaderName = HeaderName::from_static("cf-ray");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Names (and, ending in `-`, beginnings of names) that only the node may say. `x-original-url` and its kin make
+/// some servers route by another path than the one that policy saw; `proxy` becomes `HTTP_PROXY` in CGI.
+const RESERVED: &[&str] = &[
+    "cf-",
+    "x-forwarded-",
+    "forwarded",
+    "x-forwarded",
+    "x-real-ip",
+    "true-client-ip",
+    "client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-originating-ip",
+    "x-remote-ip",
+    "x-remote-addr",
+    "x-original-forwarded-for",
+    "x-original-url",
+    "x-original-uri",
+    "x-original-host",
+    "x-rewrite-url",
+    "x-host",
+    "early-data",
+    "proxy",
+];
+
+/// Fields about one connection, not about the message (RFC 9110 §7.6.1), besides those that `Connection` lists.
+static HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+];
+
+/// Fields that frame or route a message: `Connection` cannot take them away, nor trailers bring them.
+static FRAMING: [HeaderName; 2] = [header::HOST, header::CONTENT_LENGTH];
+
+/// Cookies of the node; see [`crate::cookie`].
+const OWN_COOKIES: &[&str] = &[cookie::AUTHORIZATION, cookie::BINDING, cookie::APP_SESSION];
+
+/// What the node tells an origin about a request.
+#[derive(Debug, Clone)]
+pub(super) struct Told<'a> {
+    /// `Host` for the origin.
+    pub(super) origin_host: &'a str,
+    /// What the browser sees: host, and port where it is not 443.
+    pub(super) public_host: &'a str,
+    pub(super) address: IpAddr,
+    pub(super) ray: RayId,
+    /// The proven person: assertion and email. Nobody for a bypass.
+    pub(super) person: Option<(&'a str, Option<&'a str>)>,
+}
+
+/// Turns the header fields of a client into those for an origin. `http2` says that the origin speaks HTTP/2.
+///
+/// Fails only where a value of ours is no header value, which would be a bug of the node.
+pub(super) fn for_origin(
+    headers: &mut HeaderMap,
+    told: &Told<'_>,
+    http2: bool,
+) -> Result<(), header::InvalidHeaderValue> {
+    let trailers = accepts_trailers(headers);
+    strip_reserved(headers);
+    strip_hop_by_hop(headers);
+    headers.remove(header::EXPECT);
+    let cookies = foreign_cookies(headers);
+    headers.remove(header::COOKIE);
+
+    // `te: trailers` is the one hop-by-hop field of HTTP/2 (RFC 9113 §8.2.2), and gRPC servers insist on it.
+    if trailers && http2 {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    headers.insert(header::HOST, HeaderValue::from_str(told.origin_host)?);
+    headers.insert(FORWARDED_FOR, HeaderValue::from_str(&told.address.to_string())?);
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("https"));
+    headers.insert(FORWARDED_HOST, HeaderValue::from_str(told.public_host)?);
+    headers.insert(RAY, HeaderValue::from_str(&told.ray.to_string())?);
+    let mut line = Vec::new();
+    if let Some((assertion, email)) = told.person {
+        headers.insert(ASSERTION, secret(assertion)?);
+        if let Some(email) = email {
+            headers.insert(EMAIL, HeaderValue::from_str(email)?);
+        }
+        line.extend_from_slice(format!("{}={assertion}", cookie::AUTHORIZATION).as_bytes());
+    }
+    for cookie in cookies {
+        if !line.is_empty() {
+            line.extend_from_slice(b"; ");
+        }
+        line.extend_from_slice(&cookie);
+    }
+    if !line.is_empty() {
+        let mut value = HeaderValue::from_bytes(&line)?;
+        value.set_sensitive(true);
+        headers.insert(header::COOKIE, value);
+    }
+    Ok(())
+}
+
+/// Turns the header fields of an origin into those for a client: nothing about the inner connection, no cookie of
+/// the node's names, no other place to find the service, and nothing in the node's name.
+pub(super) fn for_client(headers: &mut HeaderMap) {
+    strip_hop_by_hop(headers);
+    headers.remove(header::ALT_SVC);
+    strip_matching(headers, |name| name.starts_with("cf-"));
+    let kept: Vec<HeaderValue> =
+        headers.get_all(header::SET_COOKIE).iter().filter(|line| !sets_own_cookie(line)).cloned().collect();
+    headers.remove(header::SET_COOKIE);
+    for line in kept {
+        headers.append(header::SET_COOKIE, line);
+    }
+}
+
+/// Trailers, either way: a server may merge them into the header section, so the same rules hold for them.
+pub(super) fn trailers(trailers: &mut HeaderMap) {
+    strip_reserved(trailers);
+    strip_hop_by_hop(trailers);
+    for name in FRAMING.iter().chain(&[
+        header::COOKIE,
+        header::SET_COOKIE,
+        header::AUTHORIZATION,
+        header::ALT_SVC,
+        header::EXPECT,
+    ]) {
+        trailers.remove(name);
+    }
+}
+
+fn accepts_trailers(headers: &HeaderMap) -> bool {
+    let lines = headers.get_all(header::TE).iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+}
+
+fn strip_reserved(headers: &mut HeaderMap) {
+    strip_matching(headers, |name| {
+        RESERVED.iter().any(|reserved| match reserved.strip_suffix('-') {
+            Some(_) => name.starts_with(reserved),
+            None => name == *reserved,
+        })
+    });
+}
+
+/// Removes every field whose name matches once it is read as the most lenient servers read it: any punctuation is
+/// the same as a hyphen (CGI makes `-` and `_` one, some gateways every other sign too).
+fn strip_matching(headers: &mut HeaderMap, matches: impl Fn(&str) -> bool) {
+    let doomed: Vec<HeaderName> =
+        headers.keys().filter(|name| matches(&plain(name.as_str(), '-'))).cloned().collect();
+    for name in doomed {
+        headers.remove(name);
+    }
+}
+
+fn plain(name: &str, separator: char) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { separator }).collect()
+}
+
+/// Removes the fields about the connection. Ours are set afterwards, so `Connection` cannot name them away.
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let listed: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| !FRAMING.contains(name))
+        .collect();
+    for name in listed.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+/// The client's cookies without the node's, byte for byte.
+fn foreign_cookies(headers: &HeaderMap) -> Vec<Vec<u8>> {
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b';'))
+        .map(<[u8]>::trim_ascii)
+        .filter(|pair| !pair.is_empty() && !is_own_cookie(pair))
+        .map(<[u8]>::to_vec)
+        .collect()
+}
+
+fn sets_own_cookie(line: &HeaderValue) -> bool {
+    is_own_cookie(line.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default())
+}
+
+/// Whether `name=value` is a cookie of ours, as leniently as some server reads names.
+fn is_own_cookie(pair: &[u8]) -> bool {
+    let name = pair.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
+    let name = plain(&String::from_utf8_lossy(name), '_');
+    OWN_COOKIES.iter().any(|own| plain(own, '_') == name)
+}
+
+fn secret(value: &str) -> Result<HeaderValue, header::InvalidHeaderValue> {
+    let mut value = HeaderValue::from_str(value)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOLD: Told<'static> = Told {
+        origin_host: "wiki.example.com",
+        public_host: "wiki.example.com",
+        address: IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7)),
+        ray: RayId::from_bytes([1; 8]),
+        person: Some(("a.b.c", Some("ann@example.com"))),
+    };
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(
+                HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                HeaderValue::from_bytes(value.as_bytes()).unwrap(),
+            );
+        }
+        headers
+    }
+
+    fn to_origin(fields: &[(&str, &str)], told: &Told<'_>) -> HeaderMap {
+        let mut headers = map(fields);
+        for_origin(&mut headers, told, false).unwrap();
+        headers
+    }
+
+    #[test]
+    fn an_identity_from_outside_never_arrives() {
+        let forged: Vec<(&str, &str)> = [
+            "Cf-Access-Jwt-Assertion",
+            "CF_ACCESS_JWT_ASSERTION",
+            "cf.access.jwt.assertion",
+            "cf-access_authenticated-user~email",
+            "Cf-Access-Authenticated-User-Email",
+            "Cf-Access-Client-Id",
+            "cf-connecting-ip",
+            "Cf_Connecting_Ip",
+            "Cf-Ray",
+            "X-Forwarded-For",
+            "x_forwarded_for",
+            "X-Forwarded-User",
+            "X-Forwarded-Host",
+            "Forwarded",
+            "X-Real-IP",
+            "x_real_ip",
+            "True-Client-IP",
+            "X-Original-URL",
+            "X_Rewrite_Url",
+            "Proxy",
+            "Early-Data",
+        ]
+        .into_iter()
+        .flat_map(|name| [(name, "forged"), (name, "twice")])
+        .collect();
+        for told in [TOLD, Told { person: None, ..TOLD }] {
+            let headers = to_origin(&forged, &told);
+            for (name, value) in &headers {
+                assert!(!value.as_bytes().starts_with(b"forged") && value != "twice", "{name}");
+            }
+            let expected = if told.person.is_some() { 8 } else { 5 };
+            assert_eq!(headers.len(), expected, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn connection_cannot_name_the_assertion_away() {
+        let headers = to_origin(
+            &[
+                ("Connection", "close, cf-access-jwt-assertion, X-Hop, cookie, host"),
+                ("Connection", "x-forwarded-for"),
+                ("X-Hop", "a"),
+                ("Keep-Alive", "timeout=5"),
+                ("TE", "trailers"),
+                ("Upgrade", "h2c"),
+                ("HTTP2-Settings", "x"),
+                ("Accept", "*/*"),
+            ],
+            &TOLD,
+        );
+        assert_eq!(headers[ASSERTION], "a.b.c");
+        assert_eq!(headers[EMAIL], "ann@example.com");
+        assert_eq!(headers[header::COOKIE], "CF_Authorization=a.b.c");
+        assert_eq!(headers[FORWARDED_FOR], "192.0.2.7");
+        assert_eq!(headers[header::HOST], "wiki.example.com");
+        assert_eq!(headers[header::ACCEPT], "*/*");
+        for gone in ["connection", "x-hop", "keep-alive", "te", "upgrade", "http2-settings"] {
+            assert!(!headers.contains_key(gone), "{gone}");
+        }
+    }
+
+    #[test]
+    fn own_cookies_are_replaced_and_others_kept() {
+        let sent = &[
+            ("Cookie", "a=1; CF_Authorization=other.app.token; cf.authorization=x;__Host-CF_Binding=secret"),
+            ("Cookie", "CF_AppSession=y; b=caf\u{e9}"),
+        ];
+        let headers = to_origin(sent, &TOLD);
+        assert_eq!(headers[header::COOKIE].as_bytes(), "CF_Authorization=a.b.c; a=1; b=caf\u{e9}".as_bytes());
+        let bypass = to_origin(sent, &Told { person: None, ..TOLD });
+        assert_eq!(bypass[header::COOKIE].as_bytes(), "a=1; b=caf\u{e9}".as_bytes());
+        assert!(!bypass.contains_key(ASSERTION) && !bypass.contains_key(EMAIL));
+        let none = to_origin(&[("Cookie", "CF_AppSession=y")], &Told { person: None, ..TOLD });
+        assert!(!none.contains_key(header::COOKIE));
+    }
+
+    #[test]
+    fn an_origin_cannot_set_our_cookies_or_move_the_client() {
+        let mut headers = map(&[
+            ("Set-Cookie", "CF_Authorization=x; Path=/"),
+            ("Set-Cookie", "__host-cf_binding=x; Secure; Path=/"),
+            ("Set-Cookie", " CF_AppSession =x"),
+            ("Set-Cookie", "mine=1"),
+            ("Set-Cookie", "CF_Authorization2=1"),
+            ("Alt-Svc", "h3=\":443\""),
+            ("CF-Access-Domain", "evil.example"),
+            ("Connection", "x-inner"),
+            ("X-Inner", "1"),
+            ("Keep-Alive", "timeout=5"),
+            ("Content-Type", "text/html"),
+        ]);
+        for_client(&mut headers);
+        let cookies: Vec<_> = headers.get_all(header::SET_COOKIE).iter().collect();
+        assert_eq!(cookies, ["mine=1", "CF_Authorization2=1"]);
+        assert_eq!(headers.len(), 3, "{headers:?}");
+    }
+
+    #[test]
+    fn trailers_bring_no_identity() {
+        let mut found = map(&[
+            ("cf_access_jwt_assertion", "x"),
+            ("x-forwarded-for", "x"),
+            ("cookie", "CF_Authorization=x"),
+            ("content-length", "3"),
+            ("grpc-status", "0"),
+        ]);
+        trailers(&mut found);
+        assert_eq!(found, map(&[("grpc-status", "0")]));
+    }
+
+    #[test]
+    fn te_trailers_reaches_http2_origins_only() {
+        for (http2, kept) in [(true, true), (false, false)] {
+            let mut headers = map(&[("te", "gzip;q=0.5, trailers")]);
+            for_origin(&mut headers, &TOLD, http2).unwrap();
+            assert_eq!(headers.contains_key(header::TE), kept);
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Every bound of the edge, in one place.
+
+use std::time::Duration;
+
+/// Open connections of all clients together. Each may hold one or more file descriptors towards origins too.
+pub(super) const CONNECTIONS: usize = 8192;
+/// Open connections of one client network (an IPv4 /24 or an IPv6 /56): room for an office behind one address.
+pub(super) const CONNECTIONS_PER_NETWORK: usize = 512;
+
+/// A TLS handshake ends within this time or the connection does.
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
+/// From the first byte of an HTTP/1.1 head to its end.
+pub(super) const HEAD: Duration = Duration::from_secs(10);
+/// A request body may pause this long.
+pub(super) const BODY_PAUSE: Duration = Duration::from_secs(60);
+/// A connection without any request in flight is closed after this time.
+pub(super) const IDLE: Duration = Duration::from_secs(90);
+/// After a shutdown was asked for, connections have this long to finish what they carry.
+pub(super) const DRAIN: Duration = Duration::from_secs(10);
+/// Data that the client does not acknowledge or take for this long ends the connection.
+pub(super) const UNACKNOWLEDGED: Duration = Duration::from_secs(120);
+/// Probes on a silent TCP connection, so that an event stream to a vanished client ends.
+pub(super) const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Bytes of an HTTP/1.1 head, and of an HTTP/2 header list.
+pub(super) const HEAD_BYTES: usize = 32 * 1024;
+/// Fields of a head.
+pub(super) const HEAD_FIELDS: usize = 100;
+/// Bytes of a chunk's size line, extensions included.
+pub(super) const CHUNK_LINE_BYTES: usize = 1024;
+/// Bytes of the trailer section of an HTTP/1.1 request.
+pub(super) const TRAILER_BYTES: usize = 8 * 1024;
+
+/// Concurrent streams of one HTTP/2 connection.
+pub(super) const H2_STREAMS: u32 = 128;
+/// Streams that a client may reset before they are accepted (CVE-2023-44487), and streams reset for errors of its.
+pub(super) const H2_RESETS: usize = 64;
+/// Flow-control window of a stream and of a connection: what one client can make the node hold.
+pub(super) const H2_STREAM_WINDOW: u32 = 512 * 1024;
+pub(super) const H2_CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
+/// Response bytes buffered for one HTTP/2 stream.
+pub(super) const H2_SEND_BUFFER: usize = 256 * 1024;
+pub(super) const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
+pub(super) const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Body of a request to the portal.
+pub(super) const PORTAL_BODY: usize = 64 * 1024;
+/// Time for that body to arrive.
+pub(super) const PORTAL_BODY_TIME: Duration = Duration::from_secs(30);
+
+/// Opening a connection to an origin, its TLS handshake included.
+pub(super) const ORIGIN_CONNECT: Duration = Duration::from_secs(15);
+/// Idle connections kept for one application, and how long.
+pub(super) const ORIGIN_IDLE: usize = 64;
+pub(super) const ORIGIN_IDLE_TIME: Duration = Duration::from_secs(30);
+/// Connections to the origin of one application that carry a request at a time.
+pub(super) const ORIGIN_BUSY: usize = 4096;
+/// Head of an origin's response.
+pub(super) const ORIGIN_HEAD_BYTES: usize = 64 * 1024;
+pub(super) const ORIGIN_HEAD_FIELDS: usize = 256;
+pub(super) const ORIGIN_H2_HEADERS: u32 = 64 * 1024;
+/// Flow-control window of a connection to an HTTP/2 origin, which many clients share.
+pub(super) const ORIGIN_H2_WINDOW: u32 = 8 * 1024 * 1024;

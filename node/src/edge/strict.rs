@@ -1,0 +1,533 @@
+//! The strict reading of HTTP/1.1 messages (RFC 9112), ahead of the HTTP library's own.
+//!
+//! The library is lenient where RFC 9112 permits it: it takes a bare LF as a line end, drops `Content-Length` beside
+//! `Transfer-Encoding`, and cuts a fragment off the request target. An intermediary that forwards such a message
+//! bets that everybody behind it reads it in the same way. Here whatever has a second reading is refused before
+//! the library sees a byte of it. A false accept is request smuggling; a false reject is a 400 that names the cause.
+//!
+//! No input, no output, no clock: [`Scanner`] looks at bytes and says how many of them may pass.
+
+use super::limits;
+
+/// Why a message is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Violation {
+    #[error("a line does not end in CRLF")]
+    LineEnd,
+    #[error("the request line is malformed")]
+    RequestLine,
+    #[error("the request target is malformed or has a fragment")]
+    Target,
+    #[error("the version is not HTTP/1.0 or HTTP/1.1")]
+    Version,
+    #[error("a header field is malformed")]
+    Field,
+    #[error("the head is too large")]
+    TooLarge,
+    #[error("there is not exactly one Host")]
+    Host,
+    #[error("the Content-Length is malformed or repeated")]
+    ContentLength,
+    #[error("the Transfer-Encoding is not exactly one `chunked`")]
+    TransferEncoding,
+    #[error("there are both Content-Length and Transfer-Encoding")]
+    TwoLengths,
+    #[error("the upgrade is not a plain WebSocket one")]
+    Upgrade,
+    #[error("there are bytes behind an upgrade request before its answer")]
+    EarlyBytes,
+    #[error("a chunk is malformed")]
+    Chunk,
+}
+
+/// What a scan found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Scanned {
+    /// Bytes from the front that may pass on.
+    pub(super) pass: usize,
+    /// Heads among them.
+    pub(super) heads: u64,
+    /// What is wrong behind them; nothing behind them may ever pass.
+    pub(super) refused: Option<Refused>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// A message of which nothing has passed yet.
+    Message(Violation),
+    /// The rest of a message whose head has passed.
+    Rest(Violation),
+}
+
+/// Follows the messages of one connection.
+#[derive(Debug, Default)]
+pub(super) struct Scanner {
+    state: State,
+    /// How much of the held-back section was searched for its end already.
+    searched: usize,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Head,
+    /// So many bytes of a body with a length.
+    Length(u64),
+    ChunkSize,
+    ChunkData(u64),
+    ChunkEnd,
+    Trailers,
+    /// An upgrade was asked for: nothing may come until it is answered.
+    Upgrade,
+    Refused,
+}
+
+impl Scanner {
+    /// Looks at `bytes`, which begin with the first byte that has not passed yet, and contain everything that was
+    /// there at the last scan and did not pass.
+    pub(super) fn scan(&mut self, bytes: &[u8]) -> Scanned {
+        let (mut at, mut heads) = (0, 0);
+        // Where the message began whose head has not passed before this scan.
+        let mut message = (self.state == State::Head).then_some(0);
+        loop {
+            let rest = bytes.get(at..).unwrap_or_default();
+            let head = self.state == State::Head;
+            if head {
+                message = Some(at);
+            }
+            match self.step(rest) {
+                Ok(Some(taken)) => {
+                    at += taken;
+                    heads += u64::from(head);
+                    self.searched = 0;
+                }
+                Ok(None) => return Scanned { pass: at, heads, refused: None },
+                Err(violation) => {
+                    self.state = State::Refused;
+                    return match message {
+                        Some(start) => Scanned {
+                            pass: start,
+                            heads: heads - u64::from(!head),
+                            refused: Some(Refused::Message(violation)),
+                        },
+                        None => Scanned { pass: at, heads, refused: Some(Refused::Rest(violation)) },
+                    };
+                }
+            }
+        }
+    }
+
+    /// Whether a message is under way, its head excepted.
+    pub(super) fn in_body(&self) -> bool {
+        !matches!(self.state, State::Head | State::Upgrade)
+    }
+
+    /// One element of a message: the bytes it takes, or nothing when it is not complete.
+    fn step(&mut self, bytes: &[u8]) -> Result<Option<usize>, Violation> {
+        match self.state {
+            State::Head => {
+                let Some(end) = self.section(bytes, limits::HEAD_BYTES)? else { return Ok(None) };
+                self.state = match framing(bytes.get(..end).unwrap_or_default())? {
+                    Framing::Length(0) => State::Head,
+                    Framing::Length(length) => State::Length(length),
+                    Framing::Chunked => State::ChunkSize,
+                    Framing::Upgrade => State::Upgrade,
+                };
+                Ok(Some(end))
+            }
+            State::Length(_) | State::ChunkData(_) if bytes.is_empty() => Ok(None),
+            State::Length(left) | State::ChunkData(left) => {
+                let taken = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+                let left = left - taken as u64;
+                self.state = match self.state {
+                    State::ChunkData(_) if left == 0 => State::ChunkEnd,
+                    State::ChunkData(_) => State::ChunkData(left),
+                    _ if left == 0 => State::Head,
+                    _ => State::Length(left),
+                };
+                Ok(Some(taken))
+            }
+            State::ChunkSize => {
+                let Some(end) = self.line(bytes, limits::CHUNK_LINE_BYTES, Violation::Chunk)? else {
+                    return Ok(None);
+                };
+                self.state = match chunk_size(bytes.get(..end).unwrap_or_default())? {
+                    0 => State::Trailers,
+                    size => State::ChunkData(size),
+                };
+                Ok(Some(end))
+            }
+            State::ChunkEnd => match bytes {
+                [b'\r', b'\n', ..] => {
+                    self.state = State::ChunkSize;
+                    Ok(Some(2))
+                }
+                [] | [b'\r'] => Ok(None),
+                _ => Err(Violation::Chunk),
+            },
+            State::Trailers => {
+                let Some(end) = self.section(bytes, limits::TRAILER_BYTES)? else { return Ok(None) };
+                fields(bytes.get(..end).unwrap_or_default())?.try_for_each(|field| field.map(drop))?;
+                self.state = State::Head;
+                Ok(Some(end))
+            }
+            State::Upgrade if bytes.is_empty() => Ok(None),
+            State::Upgrade => Err(Violation::EarlyBytes),
+            State::Refused => Ok(None),
+        }
+    }
+
+    /// The end of a section: the bytes up to and with its empty line.
+    fn section(&mut self, bytes: &[u8], limit: usize) -> Result<Option<usize>, Violation> {
+        loop {
+            let line = bytes.get(self.searched..).unwrap_or_default();
+            let Some(length) = line_length(line)? else {
+                return if bytes.len() >= limit { Err(Violation::TooLarge) } else { Ok(None) };
+            };
+            self.searched += length;
+            if self.searched > limit {
+                return Err(Violation::TooLarge);
+            }
+            if length == 2 {
+                return Ok(Some(self.searched));
+            }
+        }
+    }
+
+    fn line(&mut self, bytes: &[u8], limit: usize, too_long: Violation) -> Result<Option<usize>, Violation> {
+        match line_length(bytes)? {
+            Some(length) if length <= limit => Ok(Some(length)),
+            None if bytes.len() < limit => Ok(None),
+            _ => Err(too_long),
+        }
+    }
+}
+
+enum Framing {
+    Length(u64),
+    Chunked,
+    Upgrade,
+}
+
+/// Length of the first line with its CRLF. CR and LF come only together.
+fn line_length(bytes: &[u8]) -> Result<Option<usize>, Violation> {
+    let Some(at) = bytes.iter().position(|byte| matches!(byte, b'\r' | b'\n')) else { return Ok(None) };
+    match bytes.get(at..) {
+        Some([b'\r', b'\n', ..]) => Ok(Some(at + 2)),
+        Some([b'\r']) => Ok(None),
+        _ => Err(Violation::LineEnd),
+    }
+}
+
+/// Reads a complete head: checks all of it, and finds out how its body is framed (RFC 9112 §6.3).
+fn framing(head: &[u8]) -> Result<Framing, Violation> {
+    let end = line_length(head)?.ok_or(Violation::RequestLine)?;
+    let (line, section) = head.split_at_checked(end).ok_or(Violation::RequestLine)?;
+    let http_10 = request_line(line.strip_suffix(b"\r\n").unwrap_or(line))?;
+
+    let (mut hosts, mut lengths, mut encodings, mut upgrades) = (0, Vec::new(), Vec::new(), Vec::new());
+    let mut connection_upgrade = false;
+    for field in fields(section)? {
+        let (name, value) = field?;
+        if name.eq_ignore_ascii_case(b"host") {
+            hosts += 1;
+        } else if name.eq_ignore_ascii_case(b"content-length") {
+            lengths.push(value);
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            encodings.push(value);
+        } else if name.eq_ignore_ascii_case(b"upgrade") {
+            upgrades.push(value);
+        } else if name.eq_ignore_ascii_case(b"connection") {
+            connection_upgrade |=
+                value.split(|b| *b == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(b"upgrade"));
+        }
+    }
+    if hosts != 1 {
+        return Err(Violation::Host);
+    }
+    let body = match (lengths.as_slice(), encodings.as_slice()) {
+        ([], []) => Framing::Length(0),
+        ([length], []) => Framing::Length(content_length(length)?),
+        ([], [encoding]) if !http_10 && encoding.eq_ignore_ascii_case(b"chunked") => Framing::Chunked,
+        ([], _) => return Err(Violation::TransferEncoding),
+        (_, []) => return Err(Violation::ContentLength),
+        _ => return Err(Violation::TwoLengths),
+    };
+    match (upgrades.as_slice(), &body) {
+        ([], _) => Ok(body),
+        ([protocol], Framing::Length(0))
+            if connection_upgrade
+                && !http_10
+                && line.starts_with(b"GET ")
+                && protocol.eq_ignore_ascii_case(b"websocket") =>
+        {
+            Ok(Framing::Upgrade)
+        }
+        _ => Err(Violation::Upgrade),
+    }
+}
+
+/// Checks `method SP target SP version`; whether the version is HTTP/1.0.
+fn request_line(line: &[u8]) -> Result<bool, Violation> {
+    let mut parts = line.split(|byte| *byte == b' ');
+    let (Some(method), Some(target), Some(version), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(Violation::RequestLine);
+    };
+    if method.is_empty() || !method.iter().all(|byte| is_token(*byte)) {
+        return Err(Violation::RequestLine);
+    }
+    if !target.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#')
+        || http::Uri::try_from(target).is_err()
+    {
+        return Err(Violation::Target);
+    }
+    match version {
+        b"HTTP/1.1" => Ok(false),
+        b"HTTP/1.0" => Ok(true),
+        _ => Err(Violation::Version),
+    }
+}
+
+type Field<'a> = (&'a [u8], &'a [u8]);
+
+/// The fields of a section that ends with its empty line: names, and values without surrounding white space.
+fn fields(section: &[u8]) -> Result<impl Iterator<Item = Result<Field<'_>, Violation>> + use<'_>, Violation> {
+    let lines = section.strip_suffix(b"\r\n").ok_or(Violation::Field)?;
+    let lines = || lines.split_inclusive(|byte| *byte == b'\n');
+    if lines().count() > limits::HEAD_FIELDS {
+        return Err(Violation::TooLarge);
+    }
+    Ok(lines().map(|line| {
+        let line = line.strip_suffix(b"\r\n").ok_or(Violation::Field)?;
+        let colon = line.iter().position(|byte| *byte == b':').ok_or(Violation::Field)?;
+        let (name, value) = line.split_at(colon);
+        let value = value.get(1..).unwrap_or_default();
+        if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) {
+            return Err(Violation::Field);
+        }
+        if !value.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~' | 0x80..=0xff)) {
+            return Err(Violation::Field);
+        }
+        Ok((name, value.trim_ascii()))
+    }))
+}
+
+/// `1*DIGIT` and nothing else.
+fn content_length(value: &[u8]) -> Result<u64, Violation> {
+    let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    let text = std::str::from_utf8(value).ok().filter(|_| digits);
+    text.and_then(|text| text.parse().ok()).ok_or(Violation::ContentLength)
+}
+
+/// `1*HEXDIG [ chunk-ext ] CRLF` (RFC 9112 §7.1). Extensions are read over; white space before them is not.
+fn chunk_size(line: &[u8]) -> Result<u64, Violation> {
+    let line = line.strip_suffix(b"\r\n").ok_or(Violation::Chunk)?;
+    let (size, extension) = match line.iter().position(|byte| *byte == b';') {
+        Some(at) => line.split_at(at),
+        None => (line, &[][..]),
+    };
+    if !extension.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~')) {
+        return Err(Violation::Chunk);
+    }
+    let digits = (1..=15).contains(&size.len()) && size.iter().all(u8::is_ascii_hexdigit);
+    let text = std::str::from_utf8(size).ok().filter(|_| digits);
+    text.and_then(|text| u64::from_str_radix(text, 16).ok()).ok_or(Violation::Chunk)
+}
+
+/// `tchar` of RFC 9110 §5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn scan(bytes: &[u8]) -> Scanned {
+        Scanner::default().scan(bytes)
+    }
+
+    fn request(rest: &str) -> Vec<u8> {
+        format!("POST /a?b HTTP/1.1\r\nHost: a.example\r\n{rest}").into_bytes()
+    }
+
+    #[test]
+    fn plain_messages_pass_whole() {
+        for message in [
+            request("\r\n"),
+            request("Content-Length: 3\r\n\r\nabc"),
+            request("Content-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\nHost: b\r\n\r\n"),
+            request("Transfer-Encoding: Chunked\r\n\r\n3\r\nabc\r\nA;x=\"y\"\r\n0123456789\r\n0\r\n\r\n"),
+            request("Transfer-Encoding: chunked\r\nTrailer: x\r\n\r\n1\r\na\r\n0\r\nx: y\r\n\r\n"),
+            request("X: caf\u{e9}\r\nEmpty:\r\nTab:\ta\r\n\r\n"),
+            b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n"
+                .to_vec(),
+            b"GET https://a.example/x HTTP/1.0\r\nHost: a.example\r\n\r\n".to_vec(),
+        ] {
+            let found = scan(&message);
+            assert_eq!((found.pass, found.refused), (message.len(), None), "{}", message.escape_ascii());
+        }
+    }
+
+    /// Messages with a second reading, and the reason each is refused for.
+    fn hostile() -> Vec<(Vec<u8>, Violation)> {
+        let chunked = |rest: &str| request(&format!("Transfer-Encoding: chunked\r\n\r\n{rest}"));
+        let websocket = "Host: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n";
+        vec![
+            (request("Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"), Violation::TwoLengths),
+            (request("Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n"), Violation::TwoLengths),
+            (request("Content-Length: +3\r\n\r\nabc"), Violation::ContentLength),
+            (request("Content-Length: 3, 3\r\n\r\nabc"), Violation::ContentLength),
+            (request("Content-Length: 0x3\r\n\r\nabc"), Violation::ContentLength),
+            (request("Content-Length:\r\n\r\n"), Violation::ContentLength),
+            (request("Content-Length: 99999999999999999999\r\n\r\n"), Violation::ContentLength),
+            (request("Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc"), Violation::ContentLength),
+            (request("Content-Length: 3\r\ncontent-length: 4\r\n\r\nabc"), Violation::ContentLength),
+            (request("Transfer-Encoding: xchunked\r\n\r\n"), Violation::TransferEncoding),
+            (request("Transfer-Encoding: gzip, chunked\r\n\r\n"), Violation::TransferEncoding),
+            (
+                request("Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n"),
+                Violation::TransferEncoding,
+            ),
+            (
+                b"POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec(),
+                Violation::TransferEncoding,
+            ),
+            (b"GET / HTTP/1.1\nHost: a\n\n".to_vec(), Violation::LineEnd),
+            (request("X: y\n\r\n"), Violation::LineEnd),
+            (request("X: y\rZ: z\r\n\r\n"), Violation::LineEnd),
+            (request(" folded: y\r\n\r\n"), Violation::Field),
+            (request("X: a\r\n folded\r\n\r\n"), Violation::Field),
+            (request(": empty\r\n\r\n"), Violation::Field),
+            (request("Transfer-Encoding : chunked\r\n\r\n"), Violation::Field),
+            (request("No colon\r\n\r\n"), Violation::Field),
+            (request("X: a\0b\r\n\r\n"), Violation::Field),
+            (request("X\u{e9}: a\r\n\r\n"), Violation::Field),
+            (request("Host: b.example\r\n\r\n"), Violation::Host),
+            (b"GET / HTTP/1.1\r\n\r\n".to_vec(), Violation::Host),
+            (b"GET / HTTP/1.0\r\n\r\n".to_vec(), Violation::Host),
+            (b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(), Violation::Target),
+            (b"GET /a\0b HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(), Violation::Target),
+            (b"GET /caf\xc3\xa9 HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(), Violation::Target),
+            (b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(), Violation::RequestLine),
+            (b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(), Violation::RequestLine),
+            (b"GET / HTTP/1.1 \r\nHost: a\r\n\r\n".to_vec(), Violation::RequestLine),
+            (b"GET\t/ HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(), Violation::RequestLine),
+            (b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(), Violation::RequestLine),
+            (b"GET /\r\nHost: a\r\n\r\n".to_vec(), Violation::RequestLine),
+            (b"GET / HTTP/1.2\r\nHost: a\r\n\r\n".to_vec(), Violation::Version),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), Violation::Version),
+            (request("Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n\r\n"), Violation::Upgrade),
+            (b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n".to_vec(), Violation::Upgrade),
+            (format!("GET / HTTP/1.1\r\n{websocket}Upgrade: h2c\r\n\r\n").into_bytes(), Violation::Upgrade),
+            (format!("POST / HTTP/1.1\r\n{websocket}\r\n").into_bytes(), Violation::Upgrade),
+            (
+                format!("GET / HTTP/1.1\r\n{websocket}Content-Length: 1\r\n\r\nx").into_bytes(),
+                Violation::Upgrade,
+            ),
+            (
+                format!("GET / HTTP/1.1\r\n{websocket}\r\nGET /admin HTTP/1.1\r\n\r\n").into_bytes(),
+                Violation::EarlyBytes,
+            ),
+            (chunked("3\nabc\r\n0\r\n\r\n"), Violation::LineEnd),
+            (chunked("0x3\r\nabc\r\n0\r\n\r\n"), Violation::Chunk),
+            (chunked("3 \r\nabc\r\n0\r\n\r\n"), Violation::Chunk),
+            (chunked("-1\r\n"), Violation::Chunk),
+            (chunked("\r\n"), Violation::Chunk),
+            (chunked("fffffffffffffffff\r\n"), Violation::Chunk),
+            (chunked("3\r\nabcd\r\n0\r\n\r\n"), Violation::Chunk),
+            (chunked("3;\x01\r\nabc\r\n"), Violation::Chunk),
+            (chunked("0\r\nbad trailer\r\n\r\n"), Violation::Field),
+            (request(&format!("X: {}\r\n\r\n", "a".repeat(limits::HEAD_BYTES))), Violation::TooLarge),
+            (request(&format!("{}\r\n", "X: a\r\n".repeat(limits::HEAD_FIELDS))), Violation::TooLarge),
+        ]
+    }
+
+    #[test]
+    fn what_has_a_second_reading_is_refused_and_nothing_of_it_passes() {
+        for (message, violation) in hostile() {
+            let expected = Scanned { pass: 0, heads: 0, refused: Some(Refused::Message(violation)) };
+            assert_eq!(scan(&message), expected, "{}", message.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_good_message_before_a_bad_one_passes() {
+        let good = request("\r\n");
+        let both = [good.clone(), b"GET / HTTP/1.1\nHost: a\n\n".to_vec()].concat();
+        let expected =
+            Scanned { pass: good.len(), heads: 1, refused: Some(Refused::Message(Violation::LineEnd)) };
+        assert_eq!(scan(&both), expected);
+    }
+
+    #[test]
+    fn a_broken_rest_is_told_from_a_broken_message() {
+        let mut scanner = Scanner::default();
+        let head = request("Transfer-Encoding: chunked\r\n\r\n");
+        assert_eq!(scanner.scan(&head).pass, head.len());
+        assert!(scanner.in_body());
+        let expected = Scanned { pass: 0, heads: 0, refused: Some(Refused::Rest(Violation::Chunk)) };
+        assert_eq!(scanner.scan(b"zz\r\n"), expected);
+        assert_eq!(
+            scanner.scan(b"zz\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n").pass,
+            0,
+            "nothing passes any more"
+        );
+    }
+
+    /// Feeds `bytes` in pieces as a connection would; all bytes that passed, and the refusal.
+    fn feed(bytes: &[u8], pieces: &[usize]) -> (usize, Option<Refused>) {
+        let (mut scanner, mut held, mut passed) = (Scanner::default(), Vec::new(), 0);
+        let mut cuts = pieces.iter().cycle();
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let cut = (*cuts.next().unwrap()).min(rest.len());
+            held.extend_from_slice(&rest[..cut]);
+            rest = &rest[cut..];
+            let scanned = scanner.scan(&held);
+            passed += scanned.pass;
+            held.drain(..scanned.pass);
+            if scanned.refused.is_some() {
+                return (passed, scanned.refused);
+            }
+        }
+        (passed, None)
+    }
+
+    proptest! {
+        /// However a message is cut into reads, the same bytes pass.
+        #[test]
+        fn reads_of_any_size_agree(pieces in proptest::collection::vec(1usize..40, 1..20)) {
+            let message = [
+                request("Content-Length: 3\r\n\r\nabc"),
+                request("Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n10;x\r\n0123456789abcdef\r\n0\r\nx: y\r\n\r\n"),
+                request("\r\n"),
+            ]
+            .concat();
+            prop_assert_eq!(feed(&message, &pieces), (message.len(), None));
+        }
+
+        #[test]
+        fn a_refusal_does_not_depend_on_the_reads(pieces in proptest::collection::vec(1usize..40, 1..20)) {
+            for (message, violation) in hostile() {
+                if message.len() > 500 { continue }
+                let (_, refused) = feed(&message, &pieces);
+                let found = match refused {
+                    Some(Refused::Message(found) | Refused::Rest(found)) => Some(found),
+                    None => None,
+                };
+                prop_assert_eq!(found, Some(violation), "{}", message.escape_ascii());
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic_the_scanner(bytes: Vec<u8>) {
+            let scanned = scan(&bytes);
+            prop_assert!(scanned.pass <= bytes.len());
+        }
+    }
+}
