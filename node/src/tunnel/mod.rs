@@ -8,8 +8,8 @@
 //!                   connector ── dial, pipe ──▶ origin          connector: dials out, never listens
 //! ```
 //!
-//! Start with `wire`, which says what is spoken, and `session`, which says in which order. `node` and `connector` are
-//! the loops that perform what the session decides.
+//! Start with `wire`, which says what is spoken, and `session`, which says in which order. `node`, `peer` and
+//! `connector` are the loops that perform what the session decides.
 
 mod admission;
 pub mod connector;
@@ -18,6 +18,7 @@ mod dial;
 pub mod enrolment;
 mod identity;
 pub mod node;
+mod peer;
 mod pipe;
 mod registry;
 mod session;

@@ -8,17 +8,22 @@
 
 use std::io;
 use std::pin::pin;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::time::timeout;
 
 use super::wire::StreamCode;
 
 /// Bytes read at once in either direction.
 const CHUNK: usize = 32 * 1024;
+
+/// The node gets so long to read what an origin sent before it reset the connection.
+const RESET_DELAY: Duration = Duration::from_millis(500);
 
 /// Why a pipe ended before both its ends had finished.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +52,12 @@ pub(super) async fn pipe(
         }
         Err(error) => {
             let code = match error {
-                PipeError::Origin(_) => StreamCode::OriginReset,
+                PipeError::Origin(_) => {
+                    // A reset discards what the node has not read yet, which may be the origin's whole answer to an
+                    // upload that it cut short.
+                    let _ = timeout(RESET_DELAY, send.stopped()).await;
+                    StreamCode::OriginReset
+                }
                 PipeError::Read(_) | PipeError::Write(_) => StreamCode::Cancelled,
             };
             // All of these fail only where there is nothing left to reset.

@@ -101,6 +101,7 @@ pub(super) struct Link {
     pub(super) connection: Connection,
     /// Its origin streams, until their ends have arrived.
     pub(super) streams: TaskTracker,
+    admitted: AtomicBool,
     healthy: AtomicBool,
     /// One of the two ends takes no new streams.
     draining: CancellationToken,
@@ -190,7 +191,8 @@ impl Registry {
         state.links.iter().map(|(name, links)| (name.to_string(), status(links))).collect()
     }
 
-    /// Adds a connection and returns the origins that its connector may dial, now and later.
+    /// Adds a connection, which takes streams once it is [admitted](Link::admit), and returns the origins that its
+    /// connector may dial, now and later.
     pub(super) fn register(
         &self,
         connector: &ConnectorName,
@@ -206,6 +208,7 @@ impl Registry {
             connector: connector.clone(),
             connection,
             streams: TaskTracker::new(),
+            admitted: AtomicBool::new(false),
             healthy: AtomicBool::new(true),
             draining: self.draining.child_token(),
         });
@@ -260,6 +263,11 @@ enum Attempt {
 }
 
 impl Link {
+    /// From now on it takes streams.
+    pub(super) fn admit(&self) {
+        self.admitted.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn set_healthy(&self, healthy: bool) {
         self.healthy.store(healthy, Ordering::Relaxed);
     }
@@ -273,7 +281,9 @@ impl Link {
     }
 
     fn takes_streams(&self) -> bool {
-        !self.draining.is_cancelled() && self.connection.close_reason().is_none()
+        self.admitted.load(Ordering::Relaxed)
+            && !self.draining.is_cancelled()
+            && self.connection.close_reason().is_none()
     }
 
     async fn open(&self, request: &OpenRequest) -> Attempt {

@@ -103,8 +103,8 @@ impl ConnectorSession {
                 self.state = State::Closed;
                 vec![ConnectorAction::Refused(refusal)]
             }
-            // The node's limit on connections shows only after the welcome.
-            (State::Ready { .. }, NodeFrame::Refused(refusal @ Refusal::TooManyConnections)) => {
+            // What keeps a known connector out of service shows only after the welcome.
+            (State::Ready { .. }, NodeFrame::Refused(refusal)) => {
                 self.state = State::Closed;
                 vec![ConnectorAction::Refused(refusal)]
             }
@@ -119,10 +119,9 @@ impl ConnectorSession {
             }
             (State::Ready { .. }, NodeFrame::Drain) => vec![ConnectorAction::NodeDrains],
             (State::Opening { .. }, NodeFrame::Origins { .. } | NodeFrame::Drain)
-            | (
-                State::Ready { .. },
-                NodeFrame::Welcome { .. } | NodeFrame::Refused(_) | NodeFrame::Origins { .. },
-            ) => self.close(CloseCode::Protocol),
+            | (State::Ready { .. }, NodeFrame::Welcome { .. } | NodeFrame::Origins { .. }) => {
+                self.close(CloseCode::Protocol)
+            }
         }
     }
 

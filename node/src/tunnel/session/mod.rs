@@ -216,6 +216,16 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_put_into_service_is_refused_after_the_welcome() {
+        let mut pair = Pair::new(Some(hq()), Credential::Key);
+        pair.settle();
+        pair.take_log();
+        pair.node(NodeInput::NotRegistered(Refusal::TooManyConnections));
+        pair.settle();
+        assert_eq!(pair.take_log(), ["node Close(Refused)", "connector Refused(TooManyConnections)"]);
+    }
+
+    #[test]
     fn drain_goes_both_ways() {
         let mut pair = Pair::new(Some(hq()), Credential::Key);
         pair.settle();
@@ -248,7 +258,6 @@ mod tests {
             vec![NodeFrame::Drain],
             vec![NodeFrame::Origins { epoch: 1, origins: vec![] }],
             vec![welcome.clone(), welcome.clone()],
-            vec![welcome.clone(), NodeFrame::Refused(Refusal::UnknownKey)],
             vec![
                 welcome,
                 NodeFrame::Origins { epoch: 2, origins: vec![] },

@@ -13,8 +13,8 @@ pub(in super::super) enum NodeInput {
     Frame(ConnectorFrame),
     /// The store's answer to [`NodeAction::Redeem`]: whose token it was, if it was good.
     Redeemed(Option<ConnectorName>),
-    /// The registry would not take the connection after [`NodeAction::Register`].
-    Full,
+    /// The connection could not be put into service after [`NodeAction::Register`].
+    NotRegistered(Refusal),
     /// The origins of this connector, at the beginning and after each reload.
     Configure {
         epoch: u64,
@@ -85,8 +85,8 @@ impl NodeSession {
                 (State::Redeeming { .. }, None) => self.refuse(Refusal::BadToken),
                 (State::Opening { .. } | State::Ready(_) | State::Closed, _) => Vec::new(),
             },
-            NodeInput::Full => match self.state {
-                State::Ready(_) => self.refuse(Refusal::TooManyConnections),
+            NodeInput::NotRegistered(refusal) => match self.state {
+                State::Ready(_) => self.refuse(refusal),
                 State::Opening { .. } | State::Redeeming { .. } | State::Closed => Vec::new(),
             },
             NodeInput::Configure { epoch, origins } => match &mut self.state {

@@ -106,11 +106,7 @@ async fn a_connector_that_dies_leaves_no_trace_but_an_event() {
     connector.task.abort();
     lab.connected(0).await;
     assert!(soon(stream.read_u8()).await.is_err());
-    until("it is in the log", || {
-        std::fs::read_to_string(lab.directory.path().join("events"))
-            .is_ok_and(|events| events.matches("\"disconnect\"").count() == 2)
-    })
-    .await;
+    lab.logged("\"disconnect\"", 3).await;
 }
 
 #[tokio::test]

@@ -1,1 +1,369 @@
-//! Peers that cheat.
+//! Peers that cheat: each is refused, says nothing to an origin, and leaves an event.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use bytes::{BufMut as _, BytesMut};
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::rustls::client::ResolvesClientCert;
+use quinn::rustls::crypto::CryptoProvider;
+use quinn::rustls::pki_types::PrivateKeyDer;
+use quinn::rustls::sign::{CertifiedKey, Signer, SigningKey};
+use quinn::rustls::{self, SignatureAlgorithm, SignatureScheme};
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream};
+use tokio::io::AsyncReadExt as _;
+use tokio::time::{Duration, sleep};
+
+use super::lab::{Lab, TestOrigin, soon};
+use crate::clock;
+use crate::tunnel::OpenError;
+use crate::tunnel::admission::{Admission, Places};
+use crate::tunnel::control::{self, FrameReader};
+use crate::tunnel::enrolment::node_key;
+use crate::tunnel::identity::{PinnedNode, SERVER_NAME, TunnelKey};
+use crate::tunnel::transport::connector_config;
+use crate::tunnel::wire::{
+    ALPN, CloseCode, ConnectorFrame, EnrolmentSecret, Frame, NodeFrame, OpenReply, OpenRequest, Refusal,
+    encode,
+};
+
+fn new_key() -> TunnelKey {
+    TunnelKey::from_pkcs8(TunnelKey::generate().unwrap()).unwrap()
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// What a forger may choose about its handshake.
+async fn forged(
+    lab: &Lab,
+    alpn: &[u8],
+    certificate: Option<Arc<dyn ResolvesClientCert>>,
+) -> Result<Connection, ConnectionError> {
+    let node = node_key(&lab.node.store).await.unwrap().hash();
+    let builder = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(PinnedNode { node, provider: provider() }));
+    let mut tls = match certificate {
+        None => builder.with_no_client_auth(),
+        Some(certificate) => builder.with_client_cert_resolver(certificate),
+    };
+    tls.alpn_protocols = vec![alpn.to_vec()];
+    let client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+    dial(lab.address, client).await
+}
+
+async fn dial(node: SocketAddr, client: ClientConfig) -> Result<Connection, ConnectionError> {
+    let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    soon(endpoint.connect_with(client, node, SERVER_NAME).unwrap()).await
+}
+
+/// A peer with a good handshake and this key.
+async fn peer(lab: &Lab, key: &TunnelKey) -> Connection {
+    let node = node_key(&lab.node.store).await.unwrap().hash();
+    dial(lab.address, connector_config(key, node).unwrap()).await.unwrap()
+}
+
+/// A key that the node knows as `hq`.
+async fn enrolled_key(lab: &Lab) -> TunnelKey {
+    let (key, secret) = (new_key(), EnrolmentSecret::from_bytes(clock::random()));
+    let store = &lab.node.store;
+    let now = clock::now();
+    store.create_connector("hq", secret.hash(), now.after(Duration::from_secs(60)), now).await.unwrap();
+    store.enrol_connector(secret.hash(), *key.hash().as_bytes(), now).await.unwrap().unwrap();
+    key
+}
+
+async fn control(connection: &Connection) -> (SendStream, FrameReader) {
+    let (send, recv) = connection.open_bi().await.unwrap();
+    (send, FrameReader::new(recv))
+}
+
+/// How the node closed the connection.
+async fn close_code(connection: &Connection) -> u64 {
+    match soon(connection.closed()).await {
+        ConnectionError::ApplicationClosed(close) => close.error_code.into_inner(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A connector of our own making, in service.
+async fn serving(lab: &Lab) -> (Connection, SendStream, FrameReader) {
+    let connection = peer(lab, &enrolled_key(lab).await).await;
+    let (mut send, mut reader) = control(&connection).await;
+    control::send(&mut send, &ConnectorFrame::Hello).await.unwrap();
+    assert!(matches!(soon(reader.next()).await.unwrap(), Some(NodeFrame::Welcome { .. })));
+    lab.connected(1).await;
+    (connection, send, reader)
+}
+
+fn is_refused_handshake(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::ConnectionClosed(_) | ConnectionError::TransportError(_))
+}
+
+#[tokio::test]
+async fn without_a_certificate_there_is_no_tunnel() {
+    let lab = Lab::start().await;
+    // The client finishes its side of the handshake first, so the refusal may come right after.
+    match forged(&lab, ALPN, None).await {
+        Err(error) => assert!(is_refused_handshake(&error), "{error:?}"),
+        Ok(connection) => {
+            let error = soon(connection.closed()).await;
+            assert!(is_refused_handshake(&error), "{error:?}");
+        }
+    }
+    lab.logged("\"bad_request\"", 1).await;
+}
+
+#[tokio::test]
+async fn a_foreign_protocol_is_refused() {
+    let lab = Lab::start().await;
+    let error = forged(&lab, b"h3", None).await.unwrap_err();
+    assert!(is_refused_handshake(&error), "{error:?}");
+    lab.logged("\"bad_request\"", 1).await;
+}
+
+/// Shows one certificate and signs with the key of another.
+#[derive(Debug)]
+struct Stolen {
+    certificate: Arc<CertifiedKey>,
+}
+
+#[derive(Debug)]
+struct ForeignSigner(Arc<dyn SigningKey>);
+
+impl SigningKey for ForeignSigner {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        self.0.choose_scheme(offered)
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        self.0.algorithm()
+    }
+}
+
+impl ResolvesClientCert for Stolen {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.certificate))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// Certificates are no secrets: an enrolled connector's, without its key, must be worth nothing.
+#[tokio::test]
+async fn a_certificate_without_its_key_is_refused() {
+    let lab = Lab::start().await;
+    let victim = enrolled_key(&lab).await;
+    let private: PrivateKeyDer<'static> = new_key().private_key();
+    let signer = provider().key_provider.load_private_key(private).unwrap();
+    let certificate = Arc::new(CertifiedKey::new(victim.chain(), Arc::new(ForeignSigner(signer))));
+    if let Ok(connection) = forged(&lab, ALPN, Some(Arc::new(Stolen { certificate }))).await {
+        let error = soon(connection.closed()).await;
+        assert!(is_refused_handshake(&error), "{error:?}");
+    }
+    assert!(lab.node.registry.connectors().is_empty());
+    lab.logged("\"bad_request\"", 1).await;
+}
+
+#[tokio::test]
+async fn an_unknown_key_gets_no_further_than_its_first_frame() {
+    let lab = Lab::start().await;
+    let connection = peer(&lab, &new_key()).await;
+    let (mut send, mut reader) = control(&connection).await;
+    control::send(&mut send, &ConnectorFrame::Hello).await.unwrap();
+    let answer = soon(reader.next::<NodeFrame>()).await.unwrap();
+    assert_eq!(answer, Some(NodeFrame::Refused(Refusal::UnknownKey)));
+    drop(send);
+    assert_eq!(close_code(&connection).await, CloseCode::Refused.code().into());
+    lab.logged("\"unknown_connector\"", 1).await;
+    assert!(lab.node.registry.connectors().is_empty());
+}
+
+#[tokio::test]
+async fn guessed_tokens_enrol_nobody() {
+    let lab = Lab::start().await;
+    lab.token("hq").await;
+    let connection = peer(&lab, &new_key()).await;
+    let (mut send, mut reader) = control(&connection).await;
+    let guess = EnrolmentSecret::from_bytes([0; 32]);
+    control::send(&mut send, &ConnectorFrame::Enrol(guess)).await.unwrap();
+    let answer = soon(reader.next::<NodeFrame>()).await.unwrap();
+    assert_eq!(answer, Some(NodeFrame::Refused(Refusal::BadToken)));
+    lab.logged("\"bad_enrolment\"", 1).await;
+}
+
+/// Bytes that are no frame, from a stranger and from an enrolled connector.
+#[tokio::test]
+async fn malformed_and_oversized_frames_end_the_connection() {
+    let lab = Lab::start().await;
+    let enrolled = enrolled_key(&lab).await;
+    let oversized = (u32::try_from(ConnectorFrame::LIMIT).unwrap() + 1).to_be_bytes();
+    let bad: [&[u8]; 5] = [
+        &oversized,
+        &u32::MAX.to_be_bytes(),
+        &[0, 0, 0, 1, 0xff],
+        &[0, 0, 0, 0],
+        &[0, 0, 0, 2, 0, 0],
+    ];
+    for key in [&new_key(), &enrolled] {
+        for bytes in bad {
+            let connection = peer(&lab, key).await;
+            let (mut send, _reader) = control(&connection).await;
+            send.write_all(bytes).await.unwrap();
+            assert_eq!(close_code(&connection).await, CloseCode::Protocol.code().into(), "{bytes:?}");
+        }
+        // Cut off inside a frame.
+        let connection = peer(&lab, key).await;
+        let (mut send, _reader) = control(&connection).await;
+        send.write_all(&[0, 0, 0, 1]).await.unwrap();
+        send.finish().unwrap();
+        assert_eq!(close_code(&connection).await, CloseCode::Protocol.code().into());
+    }
+    lab.logged("\"bad_request\"", 12).await;
+    // In service, too.
+    let (connection, mut send, _reader) = serving(&lab).await;
+    send.write_all(&u32::MAX.to_be_bytes()).await.unwrap();
+    assert_eq!(close_code(&connection).await, CloseCode::Protocol.code().into());
+    lab.connected(0).await;
+    lab.logged("\"bad_request\"", 13).await;
+}
+
+#[tokio::test]
+async fn a_connector_may_open_one_stream_and_no_datagrams() {
+    let lab = Lab::start().await;
+    let (connection, _send, _reader) = serving(&lab).await;
+    let another = tokio::time::timeout(Duration::from_millis(300), connection.open_bi()).await;
+    assert!(another.is_err(), "a second stream was granted");
+    let another = tokio::time::timeout(Duration::from_millis(300), connection.open_uni()).await;
+    assert!(another.is_err(), "a unidirectional stream was granted");
+    assert!(connection.max_datagram_size().is_none());
+}
+
+#[tokio::test]
+async fn a_stranger_cannot_make_the_node_hold_more_than_its_window() {
+    let lab = Lab::start().await;
+    let connection = peer(&lab, &new_key()).await;
+    let (mut send, _recv) = connection.open_bi().await.unwrap();
+    // A header that promises more keeps the reader waiting; what follows must not be taken without bound. The node
+    // refuses the header, so all that could be written is what its window granted before.
+    let mut written = 0;
+    while let Ok(Ok(count)) =
+        tokio::time::timeout(Duration::from_millis(500), send.write(&[0; 4096])).await
+    {
+        written += count;
+    }
+    assert!(written <= 64 * 1024, "{written} bytes were granted");
+}
+
+/// A node that is not ours, or an attacker in its place, asks for what was never configured: here the node is real and
+/// the request is forged by a connector-side peer, so the check under test is the connector's.
+#[tokio::test]
+async fn a_connector_dials_nothing_that_was_not_configured() {
+    let lab = Lab::start().await;
+    let (configured, hidden) = (TestOrigin::echo().await, TestOrigin::echo().await);
+    let connector = lab.connector().await;
+    drop(lab.open(configured.address).await);
+    let link = lab.node.registry.any_connection("hq");
+    let ask = async |epoch: u64, origin: &str| {
+        let (mut send, recv) = link.open_bi().await.unwrap();
+        let request = OpenRequest { epoch, origin: origin.parse().unwrap() };
+        control::send(&mut send, &request).await.unwrap();
+        soon(FrameReader::new(recv).next::<OpenReply>()).await.unwrap()
+    };
+    let hidden_authority = hidden.address.to_string();
+    assert_eq!(ask(0, &hidden_authority).await, Some(OpenReply::Refused));
+    assert_eq!(ask(1, &format!("localhost:{}", configured.address.port())).await, Some(OpenReply::Refused));
+    assert_eq!(ask(1, &configured.address.to_string()).await, Some(OpenReply::Opened));
+    assert_eq!(hidden.count(), 0);
+
+    // What is no request at all resets that stream and no other.
+    for bytes in [&u32::MAX.to_be_bytes()[..], &[0, 0, 0, 1, 0xff], b"GET / HTTP/1.1\r\n\r\n"] {
+        let (mut send, mut recv): (SendStream, RecvStream) = link.open_bi().await.unwrap();
+        send.write_all(bytes).await.unwrap();
+        assert!(soon(recv.read_u8()).await.is_err());
+    }
+    drop(lab.open(configured.address).await);
+    connector.stop().await;
+}
+
+/// An enrolled connector that answers an open request with nonsense, or not at all.
+#[tokio::test]
+async fn a_connector_that_answers_nonsense_is_cut() {
+    let lab = Lab::start().await;
+    let origin = TestOrigin::echo().await;
+    let permit = lab.permit(origin.address);
+    let (connection, _send, _reader) = serving(&lab).await;
+    let answers = async {
+        let (mut send, _recv) = connection.accept_bi().await.unwrap();
+        send.write_all(&[0xff; 16]).await.unwrap();
+    };
+    let (opened, ()) = soon(async { tokio::join!(lab.node.registry.open(&permit), answers) }).await;
+    assert_eq!(opened.unwrap_err(), OpenError::ConnectorGone);
+    assert_eq!(close_code(&connection).await, CloseCode::Protocol.code().into());
+    assert_eq!(origin.count(), 0);
+}
+
+#[tokio::test]
+async fn a_connection_lost_while_opening_is_made_up_for_by_another() {
+    let lab = Lab::start().await;
+    let origin = TestOrigin::echo().await;
+    // The forger's connection carries nothing, so it is the first choice or second by chance: it dies when asked.
+    let (connection, _send, _reader) = serving(&lab).await;
+    let key_taken_over = lab.token("hq").await;
+    let dies = tokio::spawn(async move {
+        let stream = connection.accept_bi().await;
+        connection.close(0_u8.into(), b"");
+        drop(stream);
+    });
+    // The real connector would replace the key; a second connector beside it is what a copied state gives, so the
+    // forger's connection stays registered only until then.
+    drop(key_taken_over);
+    let permit = lab.permit(origin.address);
+    assert_eq!(soon(lab.node.registry.open(&permit)).await.unwrap_err(), OpenError::ConnectorGone);
+    dies.await.unwrap();
+    lab.connected(0).await;
+    let connector = lab.connector().await;
+    drop(lab.open(origin.address).await);
+    connector.stop().await;
+}
+
+#[tokio::test]
+async fn a_flood_of_handshakes_is_asked_for_its_address() {
+    let places = Places::default();
+    let here: IpAddr = Ipv4Addr::LOCALHOST.into();
+    let mut held = Vec::new();
+    while let Admission::Accept(place) = places.admit(here, false) {
+        held.push(place);
+    }
+    assert!(matches!(places.admit(here, false), Admission::Retry));
+
+    // And over the wire: silent strangers take places, the connector comes through by Retry.
+    let lab = Lab::start().await;
+    let mut silent = Vec::new();
+    for _ in 0..24 {
+        silent.push(peer(&lab, &new_key()).await);
+    }
+    let connector = lab.connector().await;
+    connector.stop().await;
+    sleep(Duration::from_millis(50)).await;
+    assert!(silent.iter().all(|connection| connection.close_reason().is_none()));
+}
+
+#[test]
+fn frames_of_one_kind_are_not_frames_of_another() {
+    let mut bytes = BytesMut::new();
+    bytes.put_u32(0);
+    assert!(crate::tunnel::wire::decode::<NodeFrame>(&mut bytes).is_err());
+    let mut bytes = BytesMut::new();
+    encode(&NodeFrame::Drain, &mut bytes).unwrap();
+    assert!(!matches!(
+        crate::tunnel::wire::decode::<ConnectorFrame>(&mut bytes),
+        Ok(crate::tunnel::wire::Decoded::Frame(ConnectorFrame::Drain))
+    ));
+}

@@ -118,8 +118,11 @@ impl Lab {
 
     /// A connector called `hq` with two connections, enrolled and connected.
     pub(super) async fn connector(&self) -> RunningConnector {
-        let connector = RunningConnector::start(self.directory.path(), Some(self.token("hq").await), None);
+        let token = self.token("hq").await;
+        let connector = RunningConnector::start(self.directory.path(), Some(token), None);
         self.connected(2).await;
+        // The connection on which it enrolled is not one of the two.
+        self.logged("\"disconnect\"", 1).await;
         connector
     }
 
@@ -135,7 +138,7 @@ impl Lab {
     /// Configures one application with this origin behind `hq`, and a permit for it.
     pub(super) fn permit(&self, origin: SocketAddr) -> Permit {
         let application = application(origin, Some("hq"));
-        self.node.registry.configure(&policies(&[application.clone()]));
+        self.node.registry.configure(&policies(std::slice::from_ref(&application)));
         permit(application)
     }
 
@@ -147,6 +150,16 @@ impl Lab {
     pub(super) async fn events(&self) -> String {
         self.node.events.flush().await;
         std::fs::read_to_string(self.directory.path().join("events")).unwrap()
+    }
+
+    /// Waits until `what` is in the access log exactly `count` times.
+    pub(super) async fn logged(&self, what: &str, count: usize) {
+        let waited = timeout(PATIENCE, async {
+            while self.events().await.matches(what).count() != count {
+                sleep(Duration::from_millis(20)).await;
+            }
+        });
+        assert!(waited.await.is_ok(), "{what} is not there {count} times:\n{}", self.events().await);
     }
 }
 
@@ -193,7 +206,7 @@ pub(super) fn policies(applications: &[Application]) -> PolicySet {
 }
 
 pub(super) fn permit(application: Application) -> Permit {
-    let set = policies(&[application.clone()]);
+    let set = policies(std::slice::from_ref(&application));
     let facts = Facts { application: &application, session: None, address: [192, 0, 2, 1].into() };
     match decide(&set, &facts, clock::now()) {
         Decision::Allow(permit) => permit,

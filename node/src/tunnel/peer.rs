@@ -1,0 +1,299 @@
+//! One peer of the node, from its first packet to its end.
+//!
+//! A false accept lets a stranger stand in for a private network's applications; a false reject makes them
+//! unreachable (503).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::rustls::pki_types::CertificateDer;
+use quinn::{Connection, Incoming, SendStream, VarInt};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::clock;
+use crate::event::{Action, Event};
+use crate::flow::Reason;
+use crate::store::{Store, StoreError};
+
+use super::admission::Place;
+use super::control::{self, ControlError, FrameReader};
+use super::identity::KeyHash;
+use super::node::{DRAIN_TIMEOUT, NodeTunnel, PARTING_TIMEOUT};
+use super::registry::{Link, OriginSet, Registry};
+use super::session::{NodeAction, NodeInput, NodeSession, OPENING_TIMEOUT};
+use super::transport::CONNECTION_WINDOW;
+use super::wire::{CloseCode, ConnectorFrame, ConnectorName, EnrolmentSecret, NodeFrame, Refusal};
+
+/// Serves one peer. It holds `place` until it is known to be a connector.
+pub(super) async fn serve_peer(
+    node: NodeTunnel,
+    incoming: Incoming,
+    place: Place,
+    shutdown: CancellationToken,
+) {
+    let address = incoming.remote_address().ip().to_canonical();
+    let log = |event: Event| node.events.emit(event.address(address));
+    let refused = |reason, detail: &str| {
+        log(Event::new(Action::Connect, false).reason(reason).detail(detail));
+    };
+    let connection = match timeout(OPENING_TIMEOUT, async { incoming.accept()?.await }).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return refused(Reason::BadRequest, &format!("handshake: {error}")),
+        Err(_) => return debug!(%address, "a handshake took too long"),
+    };
+    let Some(key) = proven_key(&connection) else {
+        connection.close(CloseCode::Protocol.into(), b"no certificate");
+        return refused(Reason::UnknownConnector, "no certificate");
+    };
+    let known = match known_connector(&node.store, key).await {
+        Ok(known) => known,
+        Err(error) => {
+            warn!(%error, "a connector's key could not be looked up");
+            connection.close(CloseCode::Internal.into(), b"");
+            return refused(Reason::Internal, "the store failed");
+        }
+    };
+    let peer = Peer { node: &node, connection: &connection, address, key, known };
+    let mut service = None;
+    let ended = peer.run(&mut service, place, &shutdown).await;
+
+    if let Err(error) = &ended
+        && error.is_protocol()
+    {
+        connection.close(CloseCode::Protocol.into(), b"malformed frame");
+    }
+    match &ended {
+        Ok(Ended::Refused(refusal)) => refused(reason(*refusal), &refusal.to_string()),
+        Ok(Ended::Protocol) => refused(Reason::BadRequest, "frames out of order"),
+        Ok(Ended::Silent) => refused(Reason::BadRequest, "no frame in time"),
+        Err(error) if error.is_protocol() || service.is_none() => {
+            refused(Reason::BadRequest, &error.to_string());
+        }
+        Ok(Ended::Shutdown) | Err(_) => {}
+    }
+    if let Some(Service { link, since, .. }) = &service {
+        info!(connector = %link.connector, %address, "a connector is gone");
+        log(Event::new(Action::Disconnect, true)
+            .connector(link.connector.as_str())
+            .duration(since.elapsed()));
+    }
+}
+
+const fn reason(refusal: Refusal) -> Reason {
+    match refusal {
+        Refusal::UnknownKey => Reason::UnknownConnector,
+        Refusal::BadToken => Reason::BadEnrolment,
+        Refusal::TooManyConnections => Reason::Throttled,
+    }
+}
+
+/// The hash of the key that TLS has verified.
+fn proven_key(connection: &Connection) -> Option<KeyHash> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    KeyHash::of_certificate(chain.first()?).ok()
+}
+
+async fn known_connector(store: &Store, key: KeyHash) -> Result<Option<ConnectorName>, StoreError> {
+    let connector = store.connector_by_key(*key.as_bytes()).await?;
+    Ok(connector.and_then(|connector| connector.name.parse().ok()))
+}
+
+/// How a control session ended, unless its connection was lost.
+enum Ended {
+    Shutdown,
+    Refused(Refusal),
+    Protocol,
+    Silent,
+}
+
+struct Peer<'a> {
+    node: &'a NodeTunnel,
+    connection: &'a Connection,
+    address: IpAddr,
+    key: KeyHash,
+    known: Option<ConnectorName>,
+}
+
+/// A connection in service; out of the registry when dropped, however the service ends.
+struct Service<'a> {
+    registry: &'a Registry,
+    link: Arc<Link>,
+    since: Instant,
+}
+
+impl Drop for Service<'_> {
+    fn drop(&mut self) {
+        self.registry.unregister(&self.link);
+    }
+}
+
+impl<'a> Peer<'a> {
+    /// The control session, until it ends.
+    async fn run(
+        &self,
+        service: &mut Option<Service<'a>>,
+        place: Place,
+        shutdown: &CancellationToken,
+    ) -> Result<Ended, ControlError> {
+        let began = Instant::now();
+        let Ok(opened) = timeout(OPENING_TIMEOUT, self.connection.accept_bi()).await else {
+            self.connection.close(CloseCode::Timeout.into(), b"");
+            return Ok(Ended::Silent);
+        };
+        let (mut send, recv) = opened.map_err(quinn::ReadError::from)?;
+        let mut reader = FrameReader::new(recv);
+        let mut session = NodeSession::new(self.known.clone(), Duration::ZERO);
+        let mut origins: Option<watch::Receiver<OriginSet>> = None;
+        let mut place = Some(place);
+        let mut drain_until: Option<Instant> = None;
+
+        loop {
+            let deadline = session.deadline();
+            let mut next = Some(tokio::select! {
+                frame = reader.next::<ConnectorFrame>() => match frame? {
+                    Some(frame) => NodeInput::Frame(frame),
+                    None => return Ok(self.close(CloseCode::Shutdown)),
+                },
+                OriginSet { epoch, origins } = changed(&mut origins) => {
+                    NodeInput::Configure { epoch, origins: origins.into_iter().collect() }
+                }
+                () = sleep_until(began + deadline.unwrap_or_default()), if deadline.is_some() => {
+                    NodeInput::Timer
+                }
+                () = shutdown.cancelled(), if drain_until.is_none() => {
+                    drain_until = Some(Instant::now() + DRAIN_TIMEOUT);
+                    NodeInput::Drain
+                }
+                () = served_out(service.as_ref(), drain_until) => return Ok(self.close(CloseCode::Shutdown)),
+            });
+            let mut refusal = None;
+            // What an input leads to may be the next input: a token is redeemed, a registration fails.
+            while let Some(input) = next.take() {
+                for action in session.handle(input, began.elapsed()) {
+                    match action {
+                        NodeAction::Send(frame) => {
+                            if let NodeFrame::Refused(why) = &frame {
+                                refusal = Some(*why);
+                            }
+                            control::send(&mut send, &frame).await?;
+                        }
+                        NodeAction::Redeem(secret) => {
+                            next = Some(NodeInput::Redeemed(self.redeem(&secret).await));
+                        }
+                        NodeAction::Register(connector) => match self.register(&connector).await {
+                            Ok((registered, of_connector)) => {
+                                *service = Some(registered);
+                                origins = Some(of_connector);
+                                place.take();
+                            }
+                            Err(refusal) => next = Some(NodeInput::NotRegistered(refusal)),
+                        },
+                        NodeAction::Healthy(healthy) => {
+                            if let Some(Service { link, .. }) = service {
+                                debug!(connector = %link.connector, healthy, "heartbeats");
+                                link.set_healthy(healthy);
+                            }
+                        }
+                        NodeAction::PeerDrains => {
+                            if let Some(Service { link, .. }) = service {
+                                link.drain();
+                            }
+                        }
+                        NodeAction::Close(code) => {
+                            deliver(&mut send).await;
+                            let ended = self.close(code);
+                            return Ok(refusal.map_or(ended, Ended::Refused));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Spends the token for the peer's key. A store that fails spends nothing and says so in the log.
+    async fn redeem(&self, secret: &EnrolmentSecret) -> Option<ConnectorName> {
+        let now = clock::now();
+        let redeemed = self.node.store.enrol_connector(secret.hash(), *self.key.as_bytes(), now).await;
+        let connector = match redeemed {
+            Ok(connector) => connector?,
+            Err(error) => {
+                warn!(%error, "an enrolment token could not be redeemed");
+                return None;
+            }
+        };
+        // The connector's former key is void: so are its connections.
+        self.node.registry.disconnect(&connector.name);
+        connector.name.parse().ok()
+    }
+
+    /// Puts the connection into service, unless there is no room or its key was revoked meanwhile.
+    async fn register(
+        &self,
+        connector: &ConnectorName,
+    ) -> Result<(Service<'a>, watch::Receiver<OriginSet>), Refusal> {
+        let registry = &*self.node.registry;
+        let (link, mut origins) =
+            registry.register(connector, self.connection.clone()).map_err(|_| Refusal::TooManyConnections)?;
+        origins.mark_changed();
+        let service = Service { registry, link, since: Instant::now() };
+        // Whoever revokes writes the store first and then disconnects what is registered: one of the two sees us.
+        match known_connector(&self.node.store, self.key).await {
+            Ok(Some(name)) if name == *connector => {}
+            Ok(_) | Err(_) => return Err(Refusal::UnknownKey),
+        }
+        self.connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW));
+        service.link.admit();
+        let detail = if self.known.is_some() { "connected" } else { "enrolled" };
+        info!(%connector, address = %self.address, "a connector {detail}");
+        self.node.events.emit(
+            Event::new(Action::Connect, true)
+                .connector(connector.as_str())
+                .address(self.address)
+                .detail(detail),
+        );
+        Ok((service, origins))
+    }
+
+    fn close(&self, code: CloseCode) -> Ended {
+        self.connection.close(code.into(), b"");
+        match code {
+            CloseCode::Timeout => Ended::Silent,
+            CloseCode::Protocol => Ended::Protocol,
+            CloseCode::Shutdown | CloseCode::Refused | CloseCode::Revoked | CloseCode::Internal => {
+                Ended::Shutdown
+            }
+        }
+    }
+}
+
+/// Waits until the last frame has arrived, if the peer still listens.
+async fn deliver(send: &mut SendStream) {
+    if send.finish().is_ok() {
+        let _ = timeout(PARTING_TIMEOUT, send.stopped()).await;
+    }
+}
+
+/// The origins of the connection in service, when they have changed; never before it is.
+async fn changed(origins: &mut Option<watch::Receiver<OriginSet>>) -> OriginSet {
+    if let Some(origins) = origins
+        && origins.changed().await.is_ok()
+    {
+        return origins.borrow_and_update().clone();
+    }
+    std::future::pending().await
+}
+
+/// During a drain: every stream of the connection in service has ended, or has had its time.
+async fn served_out(service: Option<&Service<'_>>, drain_until: Option<Instant>) {
+    match (service, drain_until) {
+        (Some(service), Some(until)) => {
+            service.link.streams.close();
+            let _ = timeout_at(until, service.link.streams.wait()).await;
+        }
+        (None, _) | (_, None) => std::future::pending().await,
+    }
+}
