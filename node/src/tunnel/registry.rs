@@ -244,6 +244,12 @@ impl Registry {
         (epoch, links)
     }
 
+    /// A connection of a connector that is connected.
+    #[cfg(test)]
+    pub(super) fn connection(&self, connector: &str) -> Connection {
+        self.candidates(connector).1[0].connection.clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
