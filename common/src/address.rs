@@ -105,7 +105,8 @@ mod tests {
 
     #[test]
     fn link_local_is_a_ten_bit_prefix() {
-        for (text, expected) in [("fe80::1", true), ("febf::1", true), ("fec0::1", false), ("fe00::1", false)] {
+        for (text, expected) in [("fe80::1", true), ("febf::1", true), ("fec0::1", false), ("fe00::1", false)]
+        {
             let address: Ipv6Addr = text.parse().unwrap();
             assert_eq!(Address::v6(address.octets()).is_link_local_v6(), expected, "{text}");
         }

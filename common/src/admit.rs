@@ -1,7 +1,7 @@
 use crate::layout::{HOST_FLOW_NS, HostFlowKey, IPPROTO_TCP, IPPROTO_UDP, PortSet};
 use crate::{
-    Ack, Address, DropReason, Family, Flow, IcmpMeta, IpMeta, PacketMeta, PassReason, Quote, RateClass, TcpFlags,
-    Transport, Verdict,
+    Ack, Address, DropReason, Family, Flow, IcmpMeta, IpMeta, PacketMeta, PassReason, Quote, RateClass,
+    TcpFlags, Transport, Verdict,
 };
 
 /// What the verdict depends on besides the packet: maps and sockets.
@@ -54,9 +54,7 @@ pub fn admit(packet: &PacketMeta, lookup: &impl Lookup, now: u64) -> Verdict {
             Transport::Tcp { source, destination, flags, ack } => {
                 tcp(&flow(ip, source, destination), flags, ack, lookup)
             }
-            Transport::Udp { source, destination } => {
-                udp(ip, &flow(ip, source, destination), lookup, now)
-            }
+            Transport::Udp { source, destination } => udp(ip, &flow(ip, source, destination), lookup, now),
             Transport::Icmp(icmp) => self::icmp(ip, icmp, lookup, now),
         },
     }
@@ -155,9 +153,7 @@ fn udp(ip: &IpMeta, flow: &Flow, lookup: &impl Lookup, now: u64) -> Verdict {
 fn is_dhcp(ip: &IpMeta, flow: &Flow) -> bool {
     match ip.family {
         Family::V4 => flow.remote_port == 67 && flow.local_port == 68,
-        Family::V6 => {
-            flow.remote_port == 547 && flow.local_port == 546 && ip.source.is_link_local_v6()
-        }
+        Family::V6 => flow.remote_port == 547 && flow.local_port == 546 && ip.source.is_link_local_v6(),
     }
 }
 
@@ -183,9 +179,13 @@ fn icmp(ip: &IpMeta, icmp: IcmpMeta, lookup: &impl Lookup, now: u64) -> Verdict 
             }
         }
         // 255 proves that no router forwarded it (RFC 4861 §6.1.2, §7.1).
-        IcmpMeta::NeighbourDiscovery if ip.hop_limit == 255 => {
-            budget(lookup, RateClass::Neighbour, now, PassReason::NeighbourDiscovery, DropReason::NeighbourRate)
-        }
+        IcmpMeta::NeighbourDiscovery if ip.hop_limit == 255 => budget(
+            lookup,
+            RateClass::Neighbour,
+            now,
+            PassReason::NeighbourDiscovery,
+            DropReason::NeighbourRate,
+        ),
         // A querier speaks from a link-local address with hop limit 1 (RFC 3810 §5.1.14).
         IcmpMeta::ListenerQuery if ip.hop_limit == 1 && ip.source.is_link_local_v6() => {
             budget(lookup, RateClass::Neighbour, now, PassReason::ListenerQuery, DropReason::NeighbourRate)

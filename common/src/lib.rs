@@ -20,8 +20,6 @@ mod verdict;
 
 pub use address::Address;
 pub use admit::{Lookup, TcpSocket, admit, judge, tracks_reply};
-pub use packet::{
-    Ack, Family, Flow, Frame, IcmpMeta, IpMeta, PacketMeta, Quote, TcpFlags, Transport, parse,
-};
+pub use packet::{Ack, Family, Flow, Frame, IcmpMeta, IpMeta, PacketMeta, Quote, TcpFlags, Transport, parse};
 pub use rate::{RateClass, take_token};
 pub use verdict::{DropReason, PassReason, Verdict};

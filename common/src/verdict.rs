@@ -188,7 +188,10 @@ mod tests {
     fn names_are_distinct_snake_case() {
         for verdict in Verdict::all() {
             let name = verdict.reason();
-            assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'), "{name}");
+            assert!(
+                name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'),
+                "{name}"
+            );
             assert_eq!(Verdict::all().filter(|other| other.reason() == name).count(), 1, "{name}");
         }
     }

@@ -69,9 +69,8 @@ impl Frame for SkbFrame<'_> {
     fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
         let mut bytes = [0; N];
         // SAFETY: the helper writes at most `N` bytes, and checks `at` against the packet.
-        let failed = unsafe {
-            bpf_skb_load_bytes(self.ctx.as_ptr(), at as u32, bytes.as_mut_ptr().cast(), N as u32)
-        };
+        let failed =
+            unsafe { bpf_skb_load_bytes(self.ctx.as_ptr(), at as u32, bytes.as_mut_ptr().cast(), N as u32) };
         if failed == 0 { Some(bytes) } else { None }
     }
 }

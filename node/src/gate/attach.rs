@@ -126,8 +126,11 @@ fn attach(
         fresh.links.push(interface.clone());
     }
     if !adopted_egress {
-        create(object, pin, device, Hook::TcxEgress)
-            .map_err(|source| GateError::Attach { interface: interface.clone(), what: "egress", source })?;
+        create(object, pin, device, Hook::TcxEgress).map_err(|source| GateError::Attach {
+            interface: interface.clone(),
+            what: "egress",
+            source,
+        })?;
     }
     let mode = match adopted_mode {
         Some(mode) => mode,

@@ -20,6 +20,7 @@ use super::sys::Hook;
 
 /// `BPF_FS_MAGIC` of include/uapi/linux/magic.h.
 const BPFFS: u64 = 0xcafe_4a11;
+const LINKS: &str = "links";
 const MAPS_PREFIX: &str = "maps_";
 
 #[derive(Clone, Debug)]
@@ -49,7 +50,7 @@ impl PinDir {
     }
 
     fn links(&self) -> PathBuf {
-        self.root.join("links")
+        self.root.join(LINKS)
     }
 
     pub(super) fn interface(&self, interface: &str) -> PathBuf {
@@ -66,8 +67,8 @@ impl PinDir {
 
     /// Interfaces that have a directory of links.
     pub(super) fn interfaces(&self) -> Result<Vec<String>, GateError> {
-        let names = names_in(&self.links())
-            .map_err(|source| GateError::Pin { path: self.links(), source })?;
+        let names =
+            names_in(&self.links()).map_err(|source| GateError::Pin { path: self.links(), source })?;
         Ok(names.iter().map(|name| decode(name)).collect())
     }
 
@@ -86,7 +87,9 @@ impl PinDir {
     /// Removes every pin. The bpffs itself stays, since others may use it.
     pub(super) fn remove(&self) -> Result<(), GateError> {
         let failed = |source| GateError::Pin { path: self.root.clone(), source };
-        for name in names_in(&self.root).map_err(failed)? {
+        // Where the directory is the root of its bpffs, the kernel has files of its own there.
+        let ours = |name: &String| name == LINKS || name.starts_with(MAPS_PREFIX);
+        for name in names_in(&self.root).map_err(failed)?.into_iter().filter(ours) {
             fs::remove_dir_all(self.root.join(name)).map_err(failed)?;
         }
         match fs::remove_dir(&self.root) {

@@ -206,11 +206,7 @@ fn interface_request(name: &str) -> io::Result<libc::ifreq> {
     Ok(request)
 }
 
-fn device_ioctl(
-    socket: BorrowedFd<'_>,
-    command: libc::Ioctl,
-    request: &mut libc::ifreq,
-) -> io::Result<()> {
+fn device_ioctl(socket: BorrowedFd<'_>, command: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
     // SAFETY: `request` is the `ifreq` that these commands take; what it points to outlives the call.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), command, std::ptr::from_mut(request)) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

@@ -171,11 +171,8 @@ table inet {TABLE} {{
             AdminProtocol::Tcp => (format!("tcp dport {} {OPENING}", rule.port), "admin_tcp"),
             AdminProtocol::Udp => (format!("udp dport {}", rule.port), "admin_udp"),
         };
-        let _ = writeln!(
-            rules,
-            "    {family} saddr {} {port} counter accept comment \"{reason}\"",
-            rule.prefix
-        );
+        let _ =
+            writeln!(rules, "    {family} saddr {} {port} counter accept comment \"{reason}\"", rule.prefix);
     }
     rules.push_str(
         "    meta nfproto ipv4 udp sport 67 udp dport 68 limit rate 50/second burst 100 packets counter accept comment \"dhcp\"

@@ -26,8 +26,7 @@ impl Kernel {
         let mut ebpf = EbpfLoader::new().load(gate::OBJECT)?;
         let ingress: &mut Xdp = ebpf.program_mut(gate::INGRESS).context("no ingress")?.try_into()?;
         ingress.load()?;
-        let egress: &mut SchedClassifier =
-            ebpf.program_mut(gate::EGRESS).context("no egress")?.try_into()?;
+        let egress: &mut SchedClassifier = ebpf.program_mut(gate::EGRESS).context("no egress")?.try_into()?;
         egress.load()?;
         Ok(Self { ebpf })
     }
@@ -49,7 +48,8 @@ impl Kernel {
                 gate::AdminProtocol::Tcp => IPPROTO_TCP,
                 gate::AdminProtocol::Udp => IPPROTO_UDP,
             };
-            let bits = 32 + if rule.prefix.addr().is_ipv4() { 96 } else { 0 } + u32::from(rule.prefix.prefix_len());
+            let bits =
+                32 + if rule.prefix.addr().is_ipv4() { 96 } else { 0 } + u32::from(rule.prefix.prefix_len());
             let key = AdminKey::new(protocol, rule.port, Address::from(rule.prefix.network()));
             admin.insert(&Key::new(bits, key), 1, 0)?;
         }
@@ -86,6 +86,13 @@ impl Kernel {
         Ok(verdict)
     }
 
+    /// Runs the ingress program on one frame many times.
+    pub fn run(&mut self, frame: &[u8], times: u32) -> Result<()> {
+        let program: &Xdp = self.ebpf.program(gate::INGRESS).context("no ingress")?.try_into()?;
+        program.test_run(TestRunOptions { data_in: Some(frame), repeat: times, ..TestRunOptions::new() })?;
+        Ok(())
+    }
+
     /// Runs the egress program on a frame that this host would send.
     pub fn send(&mut self, frame: &[u8]) -> Result<()> {
         let program: &SchedClassifier = self.ebpf.program(gate::EGRESS).context("no egress")?.try_into()?;
@@ -97,9 +104,7 @@ impl Kernel {
 
     pub fn counters(&self) -> Result<std::collections::HashMap<Verdict, u64>> {
         let counters: PerCpuArray<_, u64> = self.ebpf.map("COUNTERS").context("COUNTERS")?.try_into()?;
-        Verdict::all()
-            .map(|verdict| Ok((verdict, counters.get(&verdict.index(), 0)?.iter().sum())))
-            .collect()
+        Verdict::all().map(|verdict| Ok((verdict, counters.get(&verdict.index(), 0)?.iter().sum()))).collect()
     }
 
     pub fn events_lost(&self) -> Result<u64> {

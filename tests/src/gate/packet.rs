@@ -45,8 +45,7 @@ impl Path {
         match (self.remote, self.local) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let total = u16::try_from(20 + payload.len()).unwrap().to_be_bytes();
-                let mut packet =
-                    vec![0x45, 0, total[0], total[1], 0, 1, 0, 0, hop_limit, protocol, 0, 0];
+                let mut packet = vec![0x45, 0, total[0], total[1], 0, 1, 0, 0, hop_limit, protocol, 0, 0];
                 packet.extend(source.octets());
                 packet.extend(destination.octets());
                 let sum = checksum(&packet);
@@ -84,7 +83,14 @@ impl Path {
     }
 
     /// A TCP segment without data, with the right checksum.
-    pub fn tcp(&self, source: u16, destination: u16, flags: u8, sequence: u32, acknowledgement: u32) -> Vec<u8> {
+    pub fn tcp(
+        &self,
+        source: u16,
+        destination: u16,
+        flags: u8,
+        sequence: u32,
+        acknowledgement: u32,
+    ) -> Vec<u8> {
         let mut segment = tcp(source, destination, flags);
         segment[4..8].copy_from_slice(&sequence.to_be_bytes());
         segment[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
@@ -198,10 +204,8 @@ pub fn fragment(next: u8, offset: u16, more: bool, payload: &[u8]) -> Vec<u8> {
 
 /// RFC 1071.
 pub fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let mut sum: u32 = bytes
-        .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)))
-        .sum();
+    let mut sum: u32 =
+        bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

@@ -113,7 +113,8 @@ impl Echo {
     pub fn on(netns: &Netns, port: u16) -> Self {
         let (stop, received) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
         let any = SocketAddr::new("::".parse().unwrap(), port);
-        let (tcp, udp) = netns.enter(|| (TcpListener::bind(any).unwrap(), UdpSocket::bind(any).unwrap())).unwrap();
+        let (tcp, udp) =
+            netns.enter(|| (TcpListener::bind(any).unwrap(), UdpSocket::bind(any).unwrap())).unwrap();
         tcp.set_nonblocking(true).unwrap();
         udp.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let (stopped, count) = (Arc::clone(&stop), Arc::clone(&received));

@@ -3,5 +3,6 @@
 
 mod differential;
 mod lab;
+mod lifecycle;
 mod reach;
 mod verdicts;

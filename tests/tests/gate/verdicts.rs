@@ -52,11 +52,8 @@ fn world(netns: &Netns) -> World {
     let mut opened = [0; 2];
     for (index, (host, stranger)) in HOST.iter().zip(STRANGER).enumerate() {
         let path = Path::new(stranger, host);
-        let (https, ssh, far) = netns
-            .enter(|| {
-                (bind(path.local, 443), bind(path.local, 22), bind(path.remote, 5000))
-            })
-            .unwrap();
+        let (https, ssh, far) =
+            netns.enter(|| (bind(path.local, 443), bind(path.local, 22), bind(path.remote, 5000))).unwrap();
         let connection = netns.enter(|| connect_from(path.local, far.local_addr().unwrap())).unwrap();
         let (answering, _) = far.accept().unwrap();
         let (local, remote) = (connection.local_addr().unwrap(), connection.peer_addr().unwrap());
@@ -132,7 +129,10 @@ fn assert_covered(seen: &HashSet<(Verdict, String)>) {
             _ => &["v4", "v6"],
         };
         for family in families {
-            assert!(seen.contains(&(verdict, (*family).to_owned())), "{family} has no packet for {verdict:?}");
+            assert!(
+                seen.contains(&(verdict, (*family).to_owned())),
+                "{family} has no packet for {verdict:?}"
+            );
         }
     }
 }
@@ -185,15 +185,19 @@ fn link_cases() -> Vec<Case> {
         drop_("link", "arp cut short", short_arp, D::Truncated),
         drop_("link", "LLDP", packet::ethernet(&[], 0x88cc, &[0; 50]), D::EtherType),
         drop_("link", "802.3 length", packet::ethernet(&[], 38, &[0x42; 50]), D::EtherType),
-        drop_("link", "third tag", packet::ethernet(&[0x88a8, 0x8100, 0x8100], 0x0800, &[0; 50]), D::VlanDepth),
+        drop_(
+            "link",
+            "third tag",
+            packet::ethernet(&[0x88a8, 0x8100, 0x8100], 0x0800, &[0; 50]),
+            D::VlanDepth,
+        ),
         drop_("link", "tag cut short", packet::ethernet(&[], 0x8100, &[0; 3]), D::Truncated),
     ]
 }
 
 fn tcp_cases(name: &str, stranger: &Path, admin: &Path, opened: u16) -> Vec<Case> {
-    let from = |path: &Path, source, destination, flags| {
-        path.frame(TCP, &packet::tcp(source, destination, flags))
-    };
+    let from =
+        |path: &Path, source, destination, flags| path.frame(TCP, &packet::tcp(source, destination, flags));
     let mut short_header = packet::tcp(50_000, 443, SYN);
     short_header[12] = 0x40;
     let mut long_header = packet::tcp(50_000, 443, SYN);
@@ -205,7 +209,12 @@ fn tcp_cases(name: &str, stranger: &Path, admin: &Path, opened: u16) -> Vec<Case
         pass(name, "SYN to 443", from(stranger, 50_000, 443, SYN), P::TcpOpen),
         pass(name, "SYN with ECN to 443", from(stranger, 50_000, 443, SYN | 0xc0), P::TcpOpen),
         pass(name, "SYN with options", stranger.frame(TCP, &with_options), P::TcpOpen),
-        pass(name, "SYN under one tag", stranger.tagged(&[0x8100], TCP, &packet::tcp(1, 443, SYN)), P::TcpOpen),
+        pass(
+            name,
+            "SYN under one tag",
+            stranger.tagged(&[0x8100], TCP, &packet::tcp(1, 443, SYN)),
+            P::TcpOpen,
+        ),
         pass(
             name,
             "SYN under two tags",
@@ -270,8 +279,18 @@ fn icmp_cases(name: &str, stranger: &Path, opened: u16) -> Vec<Case> {
         drop_(name, "answer to no ping", stranger.echo_reply(78), D::EchoUnsolicited),
         pass(name, "error about a query", unreachable(UDP, &packet::udp(40_000, 53, b"")), P::IcmpError),
         drop_(name, "error about no query", unreachable(UDP, &packet::udp(40_001, 53, b"")), D::IcmpQuote),
-        pass(name, "error about a connection", unreachable(TCP, &packet::tcp(opened, 5000, ACK)[..8]), P::IcmpError),
-        drop_(name, "error about no connection", unreachable(TCP, &packet::tcp(opened, 5001, ACK)), D::IcmpQuote),
+        pass(
+            name,
+            "error about a connection",
+            unreachable(TCP, &packet::tcp(opened, 5000, ACK)[..8]),
+            P::IcmpError,
+        ),
+        drop_(
+            name,
+            "error about no connection",
+            unreachable(TCP, &packet::tcp(opened, 5001, ACK)),
+            D::IcmpQuote,
+        ),
         drop_(name, "error about a listener", unreachable(TCP, &packet::tcp(443, 50_000, ACK)), D::IcmpQuote),
         drop_(name, "error about the tunnel", unreachable(UDP, &packet::udp(443, 50_000, b"")), D::IcmpQuote),
         pass(
@@ -287,7 +306,12 @@ fn icmp_cases(name: &str, stranger: &Path, opened: u16) -> Vec<Case> {
             D::IcmpQuote,
         ),
         drop_(name, "error about another protocol", unreachable(132, &[0; 8]), D::IcmpQuote),
-        drop_(name, "error that quotes seven bytes", unreachable(UDP, &packet::udp(40_000, 53, b"")[..7]), D::Truncated),
+        drop_(
+            name,
+            "error that quotes seven bytes",
+            unreachable(UDP, &packet::udp(40_000, 53, b"")[..7]),
+            D::Truncated,
+        ),
         drop_(name, "error that quotes nothing", stranger.icmp_error(kinds[0], &[]), D::Truncated),
         drop_(
             name,
@@ -295,13 +319,13 @@ fn icmp_cases(name: &str, stranger: &Path, opened: u16) -> Vec<Case> {
             stranger.icmp_error(kinds[0], &stranger.ip(UDP, &packet::udp(40_000, 53, b""))),
             D::IcmpQuote,
         ),
+        drop_(name, "error that quotes no IP", stranger.icmp_error(kinds[0], &[0x15; 60]), D::IcmpQuote),
         drop_(
             name,
-            "error that quotes no IP",
-            stranger.icmp_error(kinds[0], &[0x15; 60]),
-            D::IcmpQuote,
+            "redirect",
+            stranger.icmp_error(if stranger.is_v4() { 5 } else { 137 }, &[0; 40]),
+            D::IcmpType,
         ),
-        drop_(name, "redirect", stranger.icmp_error(if stranger.is_v4() { 5 } else { 137 }, &[0; 40]), D::IcmpType),
         drop_(name, "type of the future", stranger.frame(protocol, &packet::icmp(200, 1, &[])), D::IcmpType),
         drop_(name, "half a header", stranger.frame(protocol, &[0; 7]), D::Truncated),
     ];
@@ -351,7 +375,12 @@ fn ip_cases(name: &str, stranger: &Path) -> Vec<Case> {
         drop_(name, "header cut short", whole[..30].to_vec(), D::Truncated),
         drop_(name, "SCTP", stranger.frame(132, &[0; 20]), D::Protocol),
         drop_(name, "GRE", stranger.frame(47, &[0; 20]), D::Protocol),
-        drop_(name, "the other family's ICMP", stranger.frame(if stranger.is_v4() { 58 } else { 1 }, &packet::icmp(8, 1, &[])), D::Protocol),
+        drop_(
+            name,
+            "the other family's ICMP",
+            stranger.frame(if stranger.is_v4() { 58 } else { 1 }, &packet::icmp(8, 1, &[])),
+            D::Protocol,
+        ),
     ]
 }
 
@@ -424,19 +453,44 @@ fn ipv6_cases() -> Vec<Case> {
         drop_("v6", "hop-by-hop options in second place", chained(&[60, 0]), D::ExtensionHeader),
         drop_("v6", "routing header", chained(&[43]), D::ExtensionHeader),
         drop_("v6", "header cut short", stranger.frame(60, &[6]), D::Truncated),
-        drop_("v6", "header that says more than there is", stranger.frame(60, &packet::extension(TCP, 3, &[])[..16]), D::Truncated),
+        drop_(
+            "v6",
+            "header that says more than there is",
+            stranger.frame(60, &packet::extension(TCP, 3, &[])[..16]),
+            D::Truncated,
+        ),
         drop_("v6", "authentication header", stranger.frame(51, &[0; 40]), D::Protocol),
         drop_("v6", "no next header", stranger.frame(59, &[]), D::Protocol),
         pass("v6", "first fragment", stranger.frame(44, &packet::fragment(TCP, 0, true, &syn)), P::TcpOpen),
-        drop_("v6", "second fragment", stranger.frame(44, &packet::fragment(TCP, 1, true, &syn)), D::Fragment),
-        drop_("v6", "last fragment", stranger.frame(44, &packet::fragment(TCP, 0x1f00, false, &syn)), D::Fragment),
+        drop_(
+            "v6",
+            "second fragment",
+            stranger.frame(44, &packet::fragment(TCP, 1, true, &syn)),
+            D::Fragment,
+        ),
+        drop_(
+            "v6",
+            "last fragment",
+            stranger.frame(44, &packet::fragment(TCP, 0x1f00, false, &syn)),
+            D::Fragment,
+        ),
         drop_("v6", "version 4", version, D::Ipv6Header),
         drop_("v6", "mapped source", mapped.frame(TCP, &packet::tcp(1, 22, SYN)), D::Ipv6Header),
-        drop_("v6", "mapped destination", mapped.reversed().frame(TCP, &packet::tcp(1, 443, SYN)), D::Ipv6Header),
+        drop_(
+            "v6",
+            "mapped destination",
+            mapped.reversed().frame(TCP, &packet::tcp(1, 443, SYN)),
+            D::Ipv6Header,
+        ),
         drop_("v6", "neighbour discovery that was forwarded", solicit(254), D::NotOnLink),
         drop_("v6", "listener query from afar", query(&stranger, 1), D::NotOnLink),
         drop_("v6", "listener query that was forwarded", query(&router, 2), D::NotOnLink),
-        drop_("v6", "router solicitation", stranger.frame_with_limit(255, ICMPV6, &packet::icmp(133, 0, &[0; 8])), D::IcmpType),
+        drop_(
+            "v6",
+            "router solicitation",
+            stranger.frame_with_limit(255, ICMPV6, &packet::icmp(133, 0, &[0; 8])),
+            D::IcmpType,
+        ),
         drop_("v6", "DHCP reply from afar", stranger.udp(547, 546, b"x"), D::UdpUnsolicited),
     ]
 }
