@@ -74,7 +74,7 @@ fn tcp_socket(ctx: *mut c_void, flow: &Flow, ack: Option<Ack>) -> TcpSocket {
             return TcpSocket::None;
         }
         let found = match ack {
-            _ if (*socket).state != BPF_TCP_LISTEN_STATE => TcpSocket::Connection,
+            _ if (*socket).state != BPF_TCP_LISTEN => TcpSocket::Connection,
             Some(ack) if accepts_cookie(socket, flow, ack) => TcpSocket::ListenerCookie,
             _ => TcpSocket::Listener,
         };
@@ -82,8 +82,6 @@ fn tcp_socket(ctx: *mut c_void, flow: &Flow, ack: Option<Ack>) -> TcpSocket {
         found
     }
 }
-
-const BPF_TCP_LISTEN_STATE: u32 = BPF_TCP_LISTEN as u32;
 
 /// The lookup wants the tuple of the packet: its source is the far end.
 #[inline(always)]

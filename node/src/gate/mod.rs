@@ -74,8 +74,14 @@ pub struct Gate {
 }
 
 enum Plane {
-    Xdp { attached: Vec<Attached>, counting: Counting, events: Option<Events> },
+    Xdp(Box<XdpPlane>),
     Userspace(DatagramGate),
+}
+
+struct XdpPlane {
+    attached: Vec<Attached>,
+    counting: Counting,
+    events: Option<Events>,
 }
 
 impl Gate {
@@ -109,14 +115,15 @@ impl Gate {
         }
         pin.remove_other_maps()?;
         let events = Some(Events::new(maps::events(&pin)?));
-        Ok(Self { plane: Plane::Xdp { attached, counting: Counting::open(&pin)?, events } })
+        let counting = Counting::open(&pin)?;
+        Ok(Self { plane: Plane::Xdp(Box::new(XdpPlane { attached, counting, events })) })
     }
 
     /// Guarded interfaces and the mode of each; none in userspace.
     pub fn interfaces(&self) -> Vec<(String, XdpMode)> {
         match &self.plane {
-            Plane::Xdp { attached, .. } => {
-                attached.iter().map(|Attached { interface, mode }| (interface.clone(), *mode)).collect()
+            Plane::Xdp(xdp) => {
+                xdp.attached.iter().map(|Attached { interface, mode }| (interface.clone(), *mode)).collect()
             }
             Plane::Userspace(_) => Vec::new(),
         }
@@ -130,7 +137,7 @@ impl Gate {
     /// When the maps cannot be read.
     pub fn counters(&self) -> Result<Counters, GateError> {
         match &self.plane {
-            Plane::Xdp { counting, .. } => counting.read(),
+            Plane::Xdp(xdp) => xdp.counting.read(),
             Plane::Userspace(datagrams) => Ok(datagrams.counters()),
         }
     }
@@ -138,7 +145,7 @@ impl Gate {
     /// The reader of sampled drops, to the first who asks; never in userspace.
     pub fn events(&mut self) -> Option<Events> {
         match &mut self.plane {
-            Plane::Xdp { events, .. } => events.take(),
+            Plane::Xdp(xdp) => xdp.events.take(),
             Plane::Userspace(_) => None,
         }
     }
@@ -147,7 +154,7 @@ impl Gate {
     /// judged it already.
     pub fn datagrams(&self) -> Option<DatagramGate> {
         match &self.plane {
-            Plane::Xdp { .. } => None,
+            Plane::Xdp(_) => None,
             Plane::Userspace(datagrams) => Some(datagrams.clone()),
         }
     }
