@@ -44,7 +44,7 @@ pub(super) async fn answer(
         about: About::new(clock::new_ray(), peer.address),
         headers: head.headers.clone(),
         head_only: head.method == Method::HEAD,
-        closes: violation.is_some() || head.headers.contains_key(header::UPGRADE),
+        closes: peer.strict.is_some() && (violation.is_some() || head.headers.contains_key(header::UPGRADE)),
         edge,
         peer,
         started,
@@ -81,6 +81,7 @@ impl Call {
             Ok(asked) => asked,
             Err(misread) => {
                 self.about.method = Some(head.method);
+                self.closes = self.peer.strict.is_some();
                 let status = match misread {
                     Misread::Method => StatusCode::NOT_IMPLEMENTED,
                     Misread::Path(PathError::TooLong) => StatusCode::URI_TOO_LONG,

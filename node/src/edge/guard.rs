@@ -59,12 +59,17 @@ pub(super) struct Guard<S> {
     stand_in: Bytes,
     end: End,
     deadline: Option<(Waiting, Pin<Box<Sleep>>)>,
+    linger: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Open,
+    /// By the peer.
     Closed,
+    /// By us: whatever still comes is thrown away. Telling the library that the peer has closed would make it drop
+    /// the answer.
+    Refused,
     Broken(Violation),
 }
 
@@ -86,6 +91,7 @@ impl<S> Guard<S> {
             stand_in: Bytes::new(),
             end: End::Open,
             deadline: None,
+            linger: None,
         }
     }
 
@@ -98,7 +104,7 @@ impl<S> Guard<S> {
             Some(Refused::Message(violation)) => {
                 self.held.truncate(self.ready);
                 self.stand_in = Bytes::from_static(STAND_IN);
-                self.end = End::Closed;
+                self.end = End::Refused;
                 // Only the first refusal counts; the scanner lets nothing pass behind it.
                 let _ = self.shared.refused.set((self.heads, violation));
             }
@@ -143,6 +149,19 @@ impl<S> Guard<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> Guard<S> {
+    /// Throws away what comes; ready when the peer closes.
+    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            self.held.clear();
+            self.held.reserve(READ);
+            if ready!(poll_read_buf(Pin::new(&mut self.inner), cx, &mut self.held))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
@@ -162,6 +181,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
             match this.end {
                 End::Open => {}
                 End::Closed => return Poll::Ready(Ok(())),
+                End::Refused => return this.poll_discard(cx),
                 End::Broken(violation) => {
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, violation)));
                 }
@@ -186,7 +206,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().inner).poll_write(cx, buf)
     }
@@ -208,7 +228,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+        let this = self.get_mut();
+        ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
+        if this.shared.switched.load(Ordering::Acquire) || (this.end == End::Open && this.waiting().is_none())
+        {
+            return Poll::Ready(Ok(()));
+        }
+        // A socket that is closed with unread data is reset, and the reset can overtake the answer. So what the peer
+        // was still sending is read for a moment.
+        let linger = this.linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(limits::LINGER)));
+        if linger.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        let _ = ready!(this.poll_discard(cx));
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -1,0 +1,5 @@
+//! The edge against clients that write bytes of their own, with a recording origin behind it.
+
+mod decisions;
+mod hostile;
+mod node;
