@@ -1,0 +1,84 @@
+//! Local users: a name and a password in the node's own store.
+//!
+//! Known and unknown names answer and time alike: both are looked up, both verify one argon2id hash of the same cost.
+//! Hashing is memory-hard on purpose, so only a few run at a time, off the runtime's threads.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+use zeroize::Zeroizing;
+
+use crate::flow::PersonId;
+use crate::store::Store;
+
+use super::throttle::{Attempt, Throttle};
+use super::{Authenticated, LoginError, password};
+
+/// Passwords hashed at the same time.
+const CONCURRENT: usize = 2;
+/// How long an attempt waits for its turn before it is told to come again.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Verifies passwords.
+pub struct LocalLogin {
+    turns: Arc<Semaphore>,
+    throttle: Throttle,
+    started: Instant,
+}
+
+impl Default for LocalLogin {
+    fn default() -> Self {
+        Self {
+            turns: Arc::new(Semaphore::new(CONCURRENT)),
+            throttle: Throttle::default(),
+            started: Instant::now(),
+        }
+    }
+}
+
+impl LocalLogin {
+    /// Authenticates `attempt.account` of provider `provider` by `password`.
+    pub async fn login(
+        &self,
+        store: &Store,
+        provider: &str,
+        attempt: Attempt<'_>,
+        password: Zeroizing<String>,
+    ) -> Result<Authenticated, LoginError> {
+        self.throttle
+            .charge(attempt, self.started.elapsed())
+            .map_err(|retry_after| LoginError::Throttled { retry_after })?;
+        if password.len() > password::LIMIT {
+            return Err(LoginError::BadCredentials);
+        }
+        let turn = tokio::time::timeout(PATIENCE, Arc::clone(&self.turns).acquire_owned())
+            .await
+            .map_err(|_| LoginError::Throttled { retry_after: PATIENCE })?
+            .map_err(|error| LoginError::Internal(error.to_string()))?;
+        let user =
+            store.user(attempt.account).await.map_err(|error| LoginError::Internal(error.to_string()))?;
+        let hash =
+            user.as_ref().map_or_else(|| password::decoy().to_owned(), |user| user.password_hash.clone());
+        // The turn moves along: a client that hangs up does not free it while the hash is still being computed.
+        let matches = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            password::verify(&password, &hash)
+        })
+        .await
+        .map_err(|error| LoginError::Internal(error.to_string()))?;
+        match user {
+            Some(user) if matches => {
+                self.throttle.refund(attempt);
+                Ok(Authenticated {
+                    person: PersonId { provider: provider.to_owned(), subject: user.name.clone() },
+                    email: Some(user.email),
+                    display_name: user.name,
+                    groups: user.groups,
+                    amr: vec!["pwd".to_owned()],
+                })
+            }
+            _ => Err(LoginError::BadCredentials),
+        }
+    }
+}

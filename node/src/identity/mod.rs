@@ -1,0 +1,60 @@
+//! Identity providers: from a proof (a password, an OpenID Connect answer) to a person.
+//!
+//! Each provider ends in an [`Authenticated`]: who it vouches for, and nothing else. A false accept is somebody
+//! else's session; a false reject is a page that says what to try. What a person may reach is decided elsewhere.
+
+pub mod local;
+pub mod oidc;
+pub mod password;
+pub mod throttle;
+
+use std::time::Duration;
+
+use crate::flow::{Email, PersonId, Reason};
+
+/// A person as an identity provider vouches for them at login.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authenticated {
+    pub person: PersonId,
+    /// Only an address that the provider has verified.
+    pub email: Option<Email>,
+    pub display_name: String,
+    pub groups: Vec<String>,
+    /// Authentication methods (RFC 8176).
+    pub amr: Vec<String>,
+}
+
+/// Why nobody was authenticated. The texts are for the log: they name no secret and no password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LoginError {
+    #[error("wrong user name or password")]
+    BadCredentials,
+    #[error("too many attempts, again in {} s", retry_after.as_secs())]
+    Throttled { retry_after: Duration },
+    /// The answer belongs to no login of this browser, or to one that is over.
+    #[error("no such login in this browser")]
+    State,
+    /// The person or their provider said no.
+    #[error("the identity provider refused: {0}")]
+    Refused(String),
+    /// The provider's answer does not verify.
+    #[error("the identity provider's answer: {0}")]
+    Answer(String),
+    #[error("the identity provider is unavailable: {0}")]
+    Unavailable(String),
+    #[error("internal: {0}")]
+    Internal(String),
+}
+
+impl LoginError {
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::BadCredentials => Reason::BadCredentials,
+            Self::Throttled { .. } => Reason::Throttled,
+            Self::State => Reason::BadState,
+            Self::Refused(_) | Self::Answer(_) => Reason::ProviderAnswer,
+            Self::Unavailable(_) => Reason::ProviderUnavailable,
+            Self::Internal(_) => Reason::Internal,
+        }
+    }
+}
