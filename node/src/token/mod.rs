@@ -19,6 +19,7 @@ use crate::flow::{Host, Session, SessionId, UnixTime};
 use crate::policy::Permit;
 use crate::store::{Store, StoreError};
 
+pub(crate) use claims::subject;
 pub use claims::{Claims, Kind};
 pub use keys::{KeyState, KeySummary};
 

@@ -1,0 +1,57 @@
+//! What a browser proves with its cookies.
+
+use http::Response;
+use http::header;
+
+use bytes::Bytes;
+
+use crate::cookie::{self, SetCookie};
+use crate::flow::SessionId;
+use crate::session::LiveSession;
+use crate::token::Kind;
+
+use super::Call;
+
+impl Call<'_> {
+    /// The global session on the auth domain: a token and the binding of the same session.
+    pub(super) fn global_session(&self) -> Option<LiveSession> {
+        let bound: Vec<SessionId> = self.bindings().collect();
+        cookie::read_all(&self.visit.headers, cookie::AUTHORIZATION)
+            .filter_map(|jwt| self.context.tokens.verify(jwt, Kind::Global, self.now).ok())
+            .filter(|claims| bound.contains(&claims.identity_nonce))
+            .find_map(|claims| self.context.sessions.get(claims.identity_nonce, self.now))
+    }
+
+    /// The session that this browser holds on this host, by its binding alone.
+    pub(super) fn bound_session(&self) -> Option<LiveSession> {
+        self.bindings().find_map(|id| self.context.sessions.get(id, self.now))
+    }
+
+    fn bindings(&self) -> impl Iterator<Item = SessionId> {
+        cookie::read_all(&self.visit.headers, cookie::BINDING)
+            .filter_map(|value| self.context.tokens.check_binding(value, &self.visit.host))
+    }
+
+    /// Whether this request demonstrably comes from a page of this very host, or from nobody's page (an address typed
+    /// in or a bookmark). What an old browser does not say counts as no.
+    pub(super) fn is_own_navigation(&self) -> bool {
+        matches!(self.header("sec-fetch-site"), Some("same-origin" | "none"))
+    }
+
+    /// Whether the browser says that another site's page sent this form.
+    pub(super) fn is_foreign_form(&self) -> bool {
+        let foreign_site = matches!(self.header("sec-fetch-site"), Some("cross-site" | "same-site"));
+        // Our own pages send no referrer, for which browsers make the origin of a form `null`.
+        let own = self.site.origin(&self.visit.host);
+        foreign_site || self.header("origin").is_some_and(|origin| origin != "null" && origin != own)
+    }
+}
+
+/// Adds cookies to a response.
+pub(super) fn set_cookies(response: &mut Response<Bytes>, cookies: impl IntoIterator<Item = SetCookie>) {
+    for cookie in cookies {
+        if let Some(value) = cookie.header_value() {
+            response.headers_mut().append(header::SET_COOKIE, value);
+        }
+    }
+}

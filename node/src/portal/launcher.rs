@@ -1,0 +1,52 @@
+//! The start page of the auth domain: the applications that are open to a person.
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+
+use crate::flow::{Application, Facts, HostPattern, Reason};
+use crate::policy::{Decision, decide};
+
+use super::handover::known_as;
+use super::page::{self, Frame, LauncherPage, Tile};
+use super::{Call, PREFIX};
+
+impl Call<'_> {
+    pub(super) fn launcher(&self) -> Response<Bytes> {
+        let Some(live) = self.global_session() else {
+            return page::redirect(StatusCode::FOUND, &format!("{PREFIX}login"));
+        };
+        let Some(ticket) = self.logout_ticket(&live.session) else {
+            return self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal);
+        };
+        let open = |application: &Application| {
+            let facts = Facts { application, session: Some(&live.session), address: self.visit.address };
+            matches!(decide(&self.active.policies, &facts, self.now), Decision::Allow(_))
+        };
+        let tiles: Vec<Tile> = self
+            .active
+            .policies
+            .applications()
+            .filter(|application| application.launcher && open(application))
+            .filter_map(|application| self.tile(application))
+            .collect();
+        let page = LauncherPage {
+            frame: Frame::new(Some(&self.site.auth), self.visit.ray),
+            person: known_as(&live.session),
+            ticket,
+            tiles: &tiles,
+        };
+        page::html(StatusCode::OK, &page, &[])
+    }
+
+    /// A wildcard has no one address to go to.
+    fn tile(&self, application: &Application) -> Option<Tile> {
+        let HostPattern::Exact(host) = &application.host else { return None };
+        let path = application.path.as_str();
+        Some(Tile {
+            name: application.name.clone(),
+            initial: application.name.chars().next().unwrap_or('·'),
+            host: format!("{host}{}", path.strip_suffix('/').unwrap_or(path)),
+            href: format!("{}{path}", self.site.origin(host)),
+        })
+    }
+}

@@ -1,0 +1,355 @@
+//! The login page of the auth domain: who may log in how, the form of local users, and what follows a login.
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Method, Response, StatusCode};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::clock;
+use crate::config::ProviderKind;
+use crate::cookie::{self, SetCookie};
+use crate::event::Action;
+use crate::flow::{Reason, Session, UnixTime};
+use crate::identity::throttle::Attempt;
+use crate::identity::{Authenticated, LoginError};
+use crate::store::SessionFilter;
+
+use super::browser::set_cookies;
+use super::form::Parameters;
+use super::page::{self, Choice, Frame, LoginPage, PageFacts, PasswordForm};
+use super::target::Target;
+use super::{Call, providers};
+
+/// Marks a browser between the form and its answer.
+const BROWSER: &str = "__Host-CF_Browser";
+/// Remembers that a browser has known an account's password.
+const KNOWN: &str = "__Host-CF_Known";
+const KNOWN_FOR: std::time::Duration = std::time::Duration::from_secs(90 * 24 * 3600);
+
+/// How long a login may take from its first page to its end.
+pub(super) const ATTEMPT_LIFE: std::time::Duration = std::time::Duration::from_secs(600);
+
+const TICKET: &str = "login form";
+
+/// Proves that a form was made by this node for this browser, and lets it be used once.
+#[derive(Serialize, Deserialize)]
+struct Ticket {
+    id: [u8; 16],
+    browser: String,
+    expires_at: UnixTime,
+}
+
+#[derive(Serialize, Deserialize)]
+struct KnownBrowser {
+    account: String,
+    id: [u8; 16],
+    expires_at: UnixTime,
+}
+
+impl Call<'_> {
+    /// `login` leads to the launcher, `login/<application host>` to an application.
+    pub(super) async fn login(&self, host: &str) -> Response<Bytes> {
+        let query = Parameters::of_query(self.visit.query.as_deref());
+        let target = match Target::parse(&self.active.policies, host, &query) {
+            Some(target) => Some(target),
+            None if host.is_empty() && !query.has("kid") => None,
+            None => {
+                self.context
+                    .events
+                    .emit(self.event(Action::Login, false).reason(Reason::NoApplication).status(404));
+                return self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication);
+            }
+        };
+        let target = target.as_ref();
+        let mut response = if self.visit.method == Method::POST {
+            self.password_login(target).await
+        } else {
+            self.begin(target, query.one("provider")).await
+        };
+        if let Some(target) = target {
+            mark(&mut response, target);
+        }
+        response
+    }
+
+    /// Goes on with the session there is, or with the one provider there is, or asks.
+    async fn begin(&self, target: Option<&Target>, wanted: Option<&str>) -> Response<Bytes> {
+        let providers = providers::allowed(&self.active, target.map(|target| &*target.application));
+        if let Some(live) = self.global_session() {
+            match target {
+                None => return page::redirect(StatusCode::FOUND, "/"),
+                Some(target) if providers.iter().any(|p| p.name == live.session.person.provider) => {
+                    let (response, event) = self.hand_over(target, &live, false).await;
+                    if !event.is_allowed() {
+                        self.context.events.emit(event);
+                    }
+                    return response;
+                }
+                Some(_) => {}
+            }
+        }
+        let chosen = match wanted {
+            Some(name) => providers.iter().find(|provider| provider.name == name),
+            None if providers.len() == 1 => providers.first(),
+            None => None,
+        };
+        if let Some(provider) = chosen
+            && let ProviderKind::Oidc(config) = &provider.kind
+        {
+            return self.start_oidc(&provider.name, config, target).await;
+        }
+        self.login_page(StatusCode::OK, target, None, "")
+    }
+
+    async fn password_login(&self, target: Option<&Target>) -> Response<Bytes> {
+        let refused = |reason: Reason, status: StatusCode, user: &str| {
+            let mut event = self.event(Action::Login, false).reason(reason).status(status.as_u16());
+            if !user.is_empty() {
+                event = event.claimed_user(user);
+            }
+            if let Some(target) = target {
+                event = event.application(&target.application);
+            }
+            event
+        };
+        let application = target.map(|target| &*target.application);
+        let local =
+            providers::allowed(&self.active, application).into_iter().find(|p| providers::is_local(p));
+        let form = Parameters::of_form(&self.visit.headers, &self.visit.body);
+        let (Some(local), Some(form)) = (local, form) else {
+            self.context.events.emit(refused(Reason::BadRequest, StatusCode::BAD_REQUEST, ""));
+            return self.refuse(StatusCode::BAD_REQUEST, Reason::BadRequest);
+        };
+        let username = form.one("username").unwrap_or_default().trim();
+        let ticket = form.one("ticket").and_then(|text| self.open_ticket(text));
+        let Some(ticket) = ticket.filter(|_| !self.is_foreign_form()) else {
+            self.context.events.emit(refused(Reason::BadState, StatusCode::BAD_REQUEST, username));
+            let problem = "This page was too old. Please sign in again.";
+            return self.login_page(StatusCode::BAD_REQUEST, target, Some(problem), username);
+        };
+        let known = self.known_browser(username);
+        let attempt = Attempt {
+            account: username,
+            address: self.visit.address,
+            known_browser: known.as_ref().map(<[u8; 16]>::as_slice),
+        };
+        let password = Zeroizing::new(form.one("password").unwrap_or_default().to_owned());
+        let login = self.portal.local.login(&self.context.store, &local.name, attempt, password).await;
+        let person = match login {
+            Ok(person) => person,
+            Err(error) => {
+                let (status, problem) = match &error {
+                    LoginError::BadCredentials => {
+                        (StatusCode::UNAUTHORIZED, "The user name or the password is wrong.".to_owned())
+                    }
+                    LoginError::Throttled { retry_after } => (
+                        StatusCode::TOO_MANY_REQUESTS,
+                        format!("Too many attempts. Try again in {} seconds.", retry_after.as_secs() + 1),
+                    ),
+                    _ => return self.failed(&error, &local.name, target),
+                };
+                self.context.events.emit(refused(error.reason(), status, username).provider(&local.name));
+                let mut response = self.login_page(status, target, Some(&problem), username);
+                if let LoginError::Throttled { retry_after } = error {
+                    let seconds = HeaderValue::from(retry_after.as_secs() + 1);
+                    response.headers_mut().insert(header::RETRY_AFTER, seconds);
+                } else {
+                    // RFC 9110 §15.5.2 wants a challenge; browsers show the page for a scheme they do not know.
+                    let scheme = HeaderValue::from_static("Form");
+                    response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+                }
+                return response;
+            }
+        };
+        // Only now: whoever has not proven to know a password can make the store remember nothing.
+        match self.context.store.use_once(TICKET, &ticket.id, ticket.expires_at, self.now).await {
+            Ok(true) => {}
+            Ok(false) => {
+                self.context.events.emit(refused(Reason::BadState, StatusCode::BAD_REQUEST, username));
+                let problem = "This form was already used. Please sign in again.";
+                return self.login_page(StatusCode::BAD_REQUEST, target, Some(problem), username);
+            }
+            Err(error) => return self.failed(&LoginError::Internal(error.to_string()), &local.name, target),
+        }
+        let mut response = self.complete(person, target, true).await;
+        set_cookies(&mut response, self.remember_browser(username, known));
+        response
+    }
+
+    /// A person has proven who they are: a new session, the global cookies, and on to where they wanted to go.
+    pub(super) async fn complete(
+        &self,
+        authenticated: Authenticated,
+        target: Option<&Target>,
+        by_form: bool,
+    ) -> Response<Bytes> {
+        let provider = authenticated.person.provider.clone();
+        // One browser holds one session: the one it replaces must not live on where no logout would find it.
+        if let Some(old) = self.global_session() {
+            if let Err(error) =
+                self.context.sessions.revoke(&SessionFilter::Id(old.session.id), self.now).await
+            {
+                return self.failed(&LoginError::Internal(error.to_string()), &provider, target);
+            }
+            let event = self.event(Action::Logout, true).session(&old.session);
+            self.context.events.emit(event.detail("replaced by a new login"));
+        }
+        let session = Session {
+            id: clock::new_session_id(),
+            person: authenticated.person,
+            email: authenticated.email,
+            display_name: authenticated.display_name,
+            groups: authenticated.groups,
+            amr: authenticated.amr,
+            address: self.visit.address,
+            created_at: self.now,
+            expires_at: self.now.after(self.active.config.node.session),
+        };
+        let token = self.context.tokens.mint_global(&session, self.now).map_err(|error| error.to_string());
+        let live = self.context.sessions.create(session).await.map_err(|error| error.to_string());
+        let (token, live) = match (token, live) {
+            (Ok(token), Ok(live)) => (token, live),
+            (Err(error), _) | (_, Err(error)) => {
+                return self.failed(&LoginError::Internal(error), &provider, target);
+            }
+        };
+        let (mut response, event) = match target {
+            Some(target) => self.hand_over(target, &live, by_form).await,
+            None => (
+                page::redirect(StatusCode::SEE_OTHER, "/"),
+                self.event(Action::Login, true).session(&live.session),
+            ),
+        };
+        self.context.events.emit(event);
+        let binding = self.context.tokens.binding(&live.session.id, &self.visit.host);
+        let until = |cookie: SetCookie| cookie.until(live.session.expires_at, self.now);
+        set_cookies(
+            &mut response,
+            [
+                until(SetCookie::new(cookie::AUTHORIZATION, &token)),
+                until(SetCookie::new(cookie::BINDING, &binding)),
+            ],
+        );
+        response
+    }
+
+    /// The page for a login that could not be finished, and its event.
+    pub(super) fn failed(
+        &self,
+        error: &LoginError,
+        provider: &str,
+        target: Option<&Target>,
+    ) -> Response<Bytes> {
+        let status = match error {
+            LoginError::Unavailable(_) | LoginError::Internal(_) => StatusCode::SERVICE_UNAVAILABLE,
+            LoginError::Throttled { .. } => StatusCode::TOO_MANY_REQUESTS,
+            LoginError::BadCredentials => StatusCode::UNAUTHORIZED,
+            LoginError::State | LoginError::Refused(_) | LoginError::Answer(_) => StatusCode::BAD_REQUEST,
+        };
+        let mut event = self.event(Action::Login, false).reason(error.reason()).status(status.as_u16());
+        event = event.detail(error.to_string());
+        if !provider.is_empty() {
+            event = event.provider(provider);
+        }
+        if let Some(target) = target {
+            event = event.application(&target.application);
+        }
+        self.context.events.emit(event);
+        let again = target.map_or_else(
+            || self.site.endpoint(&self.site.auth, "login"),
+            |target| format!("{}{}", self.site.origin(&target.host), target.back),
+        );
+        page::refusal(PageFacts {
+            application: target.map(|target| target.application.name.as_str()),
+            again: Some(&again),
+            retry_after: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(page::SOON),
+            ..self.facts(status, error.reason())
+        })
+    }
+
+    fn login_page(
+        &self,
+        status: StatusCode,
+        target: Option<&Target>,
+        problem: Option<&str>,
+        username: &str,
+    ) -> Response<Bytes> {
+        let providers = providers::allowed(&self.active, target.map(|target| &*target.application));
+        if providers.is_empty() {
+            let error = LoginError::Unavailable("none may be used for this application".to_owned());
+            return self.failed(&error, "", target);
+        }
+        let choices: Vec<Choice> = providers
+            .iter()
+            .filter(|provider| !providers::is_local(provider))
+            .map(|provider| {
+                let mut query =
+                    url::form_urlencoded::Serializer::new(target.map(Target::query).unwrap_or_default());
+                query.append_pair("provider", &provider.name);
+                Choice { label: provider.label.clone(), href: format!("?{}", query.finish()) }
+            })
+            .collect();
+        let presented = cookie::read_one(&self.visit.headers, BROWSER).filter(|mark| mark.len() == 22);
+        let browser = presented.map_or_else(|| clock::new_session_id().to_string(), str::to_owned);
+        let ticket = Ticket {
+            id: clock::random(),
+            browser: browser.clone(),
+            expires_at: self.now.after(ATTEMPT_LIFE),
+        };
+        let form = if providers.iter().any(|provider| providers::is_local(provider)) {
+            match self.context.seal.seal(TICKET, &ticket) {
+                Ok(ticket) => Some(PasswordForm { ticket, username }),
+                Err(error) => return self.failed(&LoginError::Internal(error.to_string()), "", target),
+            }
+        } else {
+            None
+        };
+        let page = LoginPage {
+            frame: Frame::new(Some(&self.site.auth), self.visit.ray),
+            application: target.map(|target| target.application.name.as_str()),
+            problem,
+            form,
+            choices: &choices,
+        };
+        let onward: Vec<String> = target.iter().map(|target| self.site.origin(&target.host)).collect();
+        let mut response = page::html(status, &page, &onward);
+        if presented.is_none() {
+            set_cookies(&mut response, [SetCookie::new(BROWSER, &browser)]);
+        }
+        response
+    }
+
+    fn open_ticket(&self, text: &str) -> Option<Ticket> {
+        let ticket: Ticket = self.context.seal.open(TICKET, text)?;
+        let same_browser = cookie::read_all(&self.visit.headers, BROWSER).any(|mark| mark == ticket.browser);
+        (ticket.expires_at > self.now && same_browser).then_some(ticket)
+    }
+
+    fn known_browser(&self, account: &str) -> Option<[u8; 16]> {
+        cookie::read_all(&self.visit.headers, KNOWN)
+            .filter_map(|text| self.context.seal.open::<KnownBrowser>(KNOWN, text))
+            .find(|known| known.account == account && known.expires_at > self.now)
+            .map(|known| known.id)
+    }
+
+    fn remember_browser(&self, account: &str, known: Option<[u8; 16]>) -> Option<SetCookie> {
+        let expires_at = self.now.after(KNOWN_FOR);
+        let known =
+            KnownBrowser { account: account.to_owned(), id: known.unwrap_or_else(clock::random), expires_at };
+        let sealed = self.context.seal.seal(KNOWN, &known).ok()?;
+        Some(SetCookie::new(KNOWN, &sealed).until(expires_at, self.now))
+    }
+}
+
+/// Names the application to clients that follow redirects to the login (`cloudflared access`).
+fn mark(response: &mut Response<Bytes>, target: &Target) {
+    for (name, value) in [
+        (HeaderName::from_static("cf-access-domain"), target.host.as_str()),
+        (HeaderName::from_static("cf-access-aud"), target.application.aud.as_str()),
+    ] {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Logout, on the auth domain and on every application host: ends the global session and with it every application
+//! token of it.
+
+use bytes::Bytes;
+use http::{Method, Response, StatusCode};
+use serde::{Deserialize, Serialize};
+
+use crate::cookie::{self, SetCookie};
+use crate::event::Action;
+use crate::flow::{Reason, Session, SessionId, UnixTime};
+use crate::store::SessionFilter;
+
+use super::Call;
+use super::browser::set_cookies;
+use super::form::Parameters;
+use super::handover::known_as;
+use super::login::ATTEMPT_LIFE;
+use super::page::{self, Confirm, Frame, MessagePage};
+
+const TICKET: &str = "logout form";
+
+/// Proves that a logout form was made by this node for the holder of this session.
+#[derive(Serialize, Deserialize)]
+struct Ticket {
+    session: SessionId,
+    expires_at: UnixTime,
+}
+
+impl Call<'_> {
+    /// A visit by the person's own doing logs out at once; one that another site may have caused asks first.
+    pub(super) async fn logout(&self) -> Response<Bytes> {
+        let Some(live) = self.bound_session() else { return self.logged_out() };
+        let meant = if self.visit.method == Method::POST {
+            let form = Parameters::of_form(&self.visit.headers, &self.visit.body);
+            let ticket = form.as_ref().and_then(|form| form.one("ticket"));
+            ticket
+                .and_then(|text| self.context.seal.open::<Ticket>(TICKET, text))
+                .is_some_and(|ticket| ticket.session == live.session.id && ticket.expires_at > self.now)
+        } else {
+            self.is_own_navigation()
+        };
+        if !meant {
+            return self.ask(&live.session);
+        }
+        match self.context.sessions.revoke(&SessionFilter::Id(live.session.id), self.now).await {
+            Ok(_) => {
+                self.context.events.emit(self.event(Action::Logout, true).session(&live.session));
+                self.logged_out()
+            }
+            Err(error) => {
+                let event = self.event(Action::Logout, false).session(&live.session);
+                self.context.events.emit(event.reason(Reason::Internal).detail(error.to_string()));
+                self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal)
+            }
+        }
+    }
+
+    /// Sealed proof for a logout form of `session`.
+    pub(super) fn logout_ticket(&self, session: &Session) -> Option<String> {
+        let ticket = Ticket { session: session.id, expires_at: self.now.after(ATTEMPT_LIFE) };
+        self.context.seal.seal(TICKET, &ticket).ok()
+    }
+
+    fn ask(&self, session: &Session) -> Response<Bytes> {
+        let Some(ticket) = self.logout_ticket(session) else {
+            return self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal);
+        };
+        let page = MessagePage {
+            frame: Frame::new(Some(&self.site.auth), self.visit.ray),
+            title: "Sign out?",
+            texts: &["You will be signed out of every application behind this access node."],
+            facts: &[("Signed in as", known_as(session))],
+            confirm: Some(Confirm { ticket, label: "Sign out" }),
+            links: &[],
+            onward: None,
+        };
+        page::html(StatusCode::OK, &page, &[])
+    }
+
+    fn logged_out(&self) -> Response<Bytes> {
+        let launcher = format!("{}/", self.site.origin(&self.site.auth));
+        let page = MessagePage {
+            frame: Frame::new(Some(&self.site.auth), self.visit.ray),
+            title: "You are signed out",
+            texts: &["Your session has ended, here and in every application behind this access node."],
+            facts: &[],
+            confirm: None,
+            links: &[("Sign in again", &launcher)],
+            onward: None,
+        };
+        let mut response = page::html(StatusCode::OK, &page, &[]);
+        let of_host = self.active.policies.applications().filter(|app| app.host.matches(&self.visit.host));
+        let paths = of_host.map(|app| app.path.as_str()).filter(|path| *path != "/");
+        set_cookies(&mut response, paths.map(|path| SetCookie::clear(cookie::AUTHORIZATION, path)));
+        let whole = [cookie::AUTHORIZATION, cookie::BINDING, cookie::APP_SESSION];
+        set_cookies(&mut response, whole.map(|name| SetCookie::clear(name, "/")));
+        response
+    }
+}

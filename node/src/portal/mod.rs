@@ -1,0 +1,166 @@
+//! The portal: login, hand-over, logout and the launcher, everything below `/cdn-cgi/access/` and the whole auth
+//! domain.
+//!
+//! ```text
+//! application host                    auth domain                          identity provider
+//! 1 challenge ──302, CF_AppSession──▶ 2 login: session? provider? form?
+//!                                     3 start ───────────────────────────▶ 4 person proves who they are
+//!                                     5 callback ◀──────────302, code, state
+//!                                     6 new session, global cookies
+//! 8 authorized ◀──────302, one-time── 7 decide ─▶ Permit ─▶ one-time code
+//! 9 application cookies, 302 ─▶ where the person wanted to go
+//! ```
+//!
+//! Whatever a stranger can start is kept by their own browser, sealed; the node stores something only for people who
+//! have proven who they are. A token never travels in an address: the one-time code does, and it is worth nothing
+//! without the cookie of the browser that started.
+
+mod browser;
+mod callback;
+mod form;
+mod handover;
+mod launcher;
+mod login;
+mod logout;
+mod me;
+pub mod page;
+mod providers;
+mod site;
+mod target;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, Response, StatusCode};
+
+use crate::clock;
+use crate::config::Active;
+use crate::context::Context;
+use crate::event::{Action, Event};
+use crate::flow::{Application, Host, Path, RayId, Reason, UnixTime};
+use crate::identity::local::LocalLogin;
+use crate::policy::Need;
+
+use self::page::PageFacts;
+use self::providers::Providers;
+use self::site::Site;
+
+/// A request as the portal takes it: canonical and bounded.
+#[derive(Debug, Clone)]
+pub struct Visit {
+    pub ray: RayId,
+    pub host: Host,
+    pub method: Method,
+    pub path: Path,
+    /// Without the question mark.
+    pub query: Option<String>,
+    pub headers: HeaderMap,
+    /// At most 64 KiB.
+    pub body: Bytes,
+    /// Source address; an IPv4-mapped IPv6 address has been turned into the IPv4 one.
+    pub address: IpAddr,
+}
+
+/// Below this path, on every host, the portal answers.
+pub const PREFIX: &str = "/cdn-cgi/access/";
+
+/// Answers what belongs to login. One for the whole node.
+pub struct Portal {
+    context: Arc<Context>,
+    local: LocalLogin,
+    providers: Providers,
+}
+
+impl Portal {
+    pub fn new(context: Arc<Context>) -> Self {
+        Self { context, local: LocalLogin::default(), providers: Providers::default() }
+    }
+
+    /// Answers a request below [`PREFIX`] on any host, or any request on the auth domain, and writes its events.
+    pub async fn answer(&self, visit: Visit) -> Response<Bytes> {
+        self.call(&visit).answer().await
+    }
+
+    /// Answers a request for an application that nobody has logged in for: a redirect to the login, or 401 where
+    /// following one would be wrong (scripts, images, API clients).
+    pub fn challenge(&self, visit: &Visit, application: &Arc<Application>, _need: &Need) -> Response<Bytes> {
+        self.call(visit).challenge(application)
+    }
+
+    fn call<'a>(&'a self, visit: &'a Visit) -> Call<'a> {
+        let active = self.context.active();
+        let site = Site::new(&active.config.node);
+        Call { portal: self, context: &self.context, visit, active, site, now: clock::now() }
+    }
+}
+
+/// One request being answered. Its methods are spread over the files of this folder by topic.
+struct Call<'a> {
+    portal: &'a Portal,
+    context: &'a Context,
+    visit: &'a Visit,
+    active: Arc<Active>,
+    site: Site,
+    now: UnixTime,
+}
+
+impl Call<'_> {
+    async fn answer(&self) -> Response<Bytes> {
+        let on_auth = self.visit.host == self.site.auth;
+        if !on_auth && !self.active.policies.has_host(&self.visit.host) {
+            return self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication);
+        }
+        let path = self.visit.path.as_str();
+        let endpoint = path.strip_prefix(PREFIX).map(|rest| rest.split_once('/').unwrap_or((rest, "")));
+        let posts = matches!(endpoint, Some(("login" | "logout", _)));
+        let allowed = match self.visit.method {
+            Method::GET | Method::HEAD => true,
+            Method::POST => posts,
+            _ => false,
+        };
+        if !allowed {
+            let mut response = self.refuse(StatusCode::METHOD_NOT_ALLOWED, Reason::BadRequest);
+            let methods = if posts { "GET, HEAD, POST" } else { "GET, HEAD" };
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+            return response;
+        }
+        match endpoint {
+            Some(("login", host)) if on_auth => self.login(host).await,
+            Some(("login", _)) => self.restart(),
+            Some(("callback", "")) if on_auth => self.callback().await,
+            Some(("authorized", "")) if !on_auth => self.authorized().await,
+            Some(("logout", "")) => self.logout().await,
+            Some(("get-identity", "")) => self.identity(),
+            Some(("certs", "")) => self.certs(),
+            Some(("icon.svg", "")) => page::icon(),
+            None if on_auth && path == "/" => self.launcher(),
+            _ => self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication),
+        }
+    }
+
+    /// A refusal page.
+    fn refuse(&self, status: StatusCode, reason: Reason) -> Response<Bytes> {
+        page::refusal(self.facts(status, reason))
+    }
+
+    fn facts(&self, status: StatusCode, reason: Reason) -> PageFacts<'_> {
+        PageFacts {
+            host: Some(&self.site.auth),
+            ..PageFacts::new(status, reason, self.visit.ray, &self.visit.headers)
+        }
+    }
+
+    /// An event about this request, before it says anything of its own.
+    fn event(&self, action: Action, allowed: bool) -> Event {
+        Event::new(action, allowed).ray(self.visit.ray).host(&self.visit.host).address(self.visit.address)
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.visit.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+#[cfg(test)]
+mod tests;
