@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use crate::clock;
 use crate::config::ProviderKind;
 use crate::cookie::{self, SetCookie};
-use crate::event::Action;
+use crate::event::{Action, Event};
 use crate::flow::{Reason, Session, UnixTime};
 use crate::identity::throttle::Attempt;
 use crate::identity::{Authenticated, LoginError};
@@ -103,28 +103,23 @@ impl Call<'_> {
     }
 
     async fn password_login(&self, target: Option<&Target>) -> Response<Bytes> {
-        let refused = |reason: Reason, status: StatusCode, user: &str| {
-            let mut event = self.event(Action::Login, false).reason(reason).status(status.as_u16());
-            if !user.is_empty() {
-                event = event.claimed_user(user);
-            }
-            if let Some(target) = target {
-                event = event.application(&target.application);
-            }
-            event
-        };
         let application = target.map(|target| &*target.application);
         let local =
             providers::allowed(&self.active, application).into_iter().find(|p| providers::is_local(p));
         let form = Parameters::of_form(&self.visit.headers, &self.visit.body);
         let (Some(local), Some(form)) = (local, form) else {
-            self.context.events.emit(refused(Reason::BadRequest, StatusCode::BAD_REQUEST, ""));
+            self.context.events.emit(self.refused(Reason::BadRequest, StatusCode::BAD_REQUEST, "", target));
             return self.refuse(StatusCode::BAD_REQUEST, Reason::BadRequest);
         };
         let username = form.one("username").unwrap_or_default().trim();
         let ticket = form.one("ticket").and_then(|text| self.open_ticket(text));
         let Some(ticket) = ticket.filter(|_| !self.is_foreign_form()) else {
-            self.context.events.emit(refused(Reason::BadState, StatusCode::BAD_REQUEST, username));
+            self.context.events.emit(self.refused(
+                Reason::BadState,
+                StatusCode::BAD_REQUEST,
+                username,
+                target,
+            ));
             let problem = "This page was too old. Please sign in again.";
             return self.login_page(StatusCode::BAD_REQUEST, target, Some(problem), username);
         };
@@ -149,7 +144,9 @@ impl Call<'_> {
                     ),
                     _ => return self.failed(&error, &local.name, target),
                 };
-                self.context.events.emit(refused(error.reason(), status, username).provider(&local.name));
+                self.context
+                    .events
+                    .emit(self.refused(error.reason(), status, username, target).provider(&local.name));
                 let mut response = self.login_page(status, target, Some(&problem), username);
                 if let LoginError::Throttled { retry_after } = error {
                     let seconds = HeaderValue::from(retry_after.as_secs() + 1);
@@ -166,7 +163,12 @@ impl Call<'_> {
         match self.context.store.use_once(TICKET, &ticket.id, ticket.expires_at, self.now).await {
             Ok(true) => {}
             Ok(false) => {
-                self.context.events.emit(refused(Reason::BadState, StatusCode::BAD_REQUEST, username));
+                self.context.events.emit(self.refused(
+                    Reason::BadState,
+                    StatusCode::BAD_REQUEST,
+                    username,
+                    target,
+                ));
                 let problem = "This form was already used. Please sign in again.";
                 return self.login_page(StatusCode::BAD_REQUEST, target, Some(problem), username);
             }
@@ -175,6 +177,18 @@ impl Call<'_> {
         let mut response = self.complete(person, target, true).await;
         set_cookies(&mut response, self.remember_browser(username, known));
         response
+    }
+
+    /// The event of an attempt by password that failed; `user` is the name that was typed.
+    fn refused(&self, reason: Reason, status: StatusCode, user: &str, target: Option<&Target>) -> Event {
+        let mut event = self.event(Action::Login, false).reason(reason).status(status.as_u16());
+        if !user.is_empty() {
+            event = event.claimed_user(user);
+        }
+        if let Some(target) = target {
+            event = event.application(&target.application);
+        }
+        event
     }
 
     /// A person has proven who they are: a new session, the global cookies, and on to where they wanted to go.

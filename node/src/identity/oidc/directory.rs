@@ -83,7 +83,7 @@ impl Directory {
         }
         let error = match &state.failure {
             Some((error, failed)) if failed.elapsed() < FAILED => error.clone(),
-            _ => match Metadata::discover_async(self.issuer.clone(), &|request| http.send(request)).await {
+            _ => match Metadata::discover_async(self.issuer.clone(), http).await {
                 Ok(metadata) => {
                     let metadata = Arc::new(metadata);
                     let now = Instant::now();
@@ -121,7 +121,7 @@ impl Directory {
             return Ok(current);
         }
         state.keys_fetched = Some(Instant::now());
-        let keys = CoreJsonWebKeySet::fetch_async(current.jwks_uri(), &|request| http.send(request))
+        let keys = CoreJsonWebKeySet::fetch_async(current.jwks_uri(), http)
             .await
             .map_err(|error| failure("keys", &error))?;
         let newer = Arc::new(Metadata::clone(&current).set_jwks(keys));

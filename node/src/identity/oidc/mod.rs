@@ -213,7 +213,7 @@ impl OidcProvider {
             .exchange_code(AuthorizationCode::new(code.to_owned()))
             .map_err(|error| LoginError::Unavailable(format!("token endpoint: {error}")))?
             .set_pkce_verifier(PkceCodeVerifier::new(verifier))
-            .request_async(&|request| self.http.send(request))
+            .request_async(&self.http)
             .await
             .map_err(|error| token_failure(&error))
     }
