@@ -11,6 +11,7 @@ use crate::seal::Seal;
 use crate::session::Sessions;
 use crate::store::Store;
 use crate::token::Tokens;
+use crate::tunnel::Registry;
 
 /// One of these exists per node; parts hold it in an `Arc`.
 pub struct Context {
@@ -22,6 +23,7 @@ pub struct Context {
     pub seal: Seal,
     pub events: Events,
     pub metrics: Arc<Metrics>,
+    pub tunnels: Arc<Registry>,
 }
 
 impl Context {

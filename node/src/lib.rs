@@ -1,5 +1,7 @@
 //! Portcullis, a self-hosted access node. The stages of the daemon lane are in [`flow`]: start reading there.
 
+pub mod admin;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod context;
@@ -10,8 +12,11 @@ pub mod flow;
 pub mod gate;
 pub mod identity;
 pub mod metrics;
+pub mod ops;
 pub mod policy;
 pub mod portal;
+pub mod privilege;
+pub mod role;
 pub mod seal;
 pub mod session;
 pub mod store;

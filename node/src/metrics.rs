@@ -110,6 +110,14 @@ impl Metrics {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 
+    /// Takes over the kernel's counters, which only grow while the gate's maps live.
+    pub fn set_gate_packets<'a>(&self, counters: impl IntoIterator<Item = (&'a str, &'a str, u64)>) {
+        for (verdict, reason, packets) in counters {
+            let counter = self.gate_packets.with_label_values(&[verdict, reason]);
+            counter.inc_by(packets.saturating_sub(counter.get()));
+        }
+    }
+
     /// Counts an event; called by the event sink alone, so that log and metrics agree.
     pub(crate) fn count_event(&self, event: &Event) {
         self.events.with_label_values(&[event.action().as_str()]).inc();

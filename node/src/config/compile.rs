@@ -10,19 +10,22 @@ use toml::Spanned;
 
 use crate::event::{EventSettings, FileTarget};
 use crate::flow::{Application, Aud, EncodedSlash, Host, HostPattern, Origin, OriginScheme};
+use crate::gate::{AdminRule, Dataplane};
 use crate::policy::{Action, Policy, Rule, Selector};
 
 use super::error::Faults;
-use super::units::{parse_duration, parse_prefix_port, parse_size};
+use super::units::{parse_duration, parse_size};
 use super::{
-    CertificateFiles, Config, ConfigError, Dataplane, GateSettings, IdentityProvider, NodeConfig, OidcConfig,
+    CertificateFiles, Config, ConfigError, GateSettings, IdentityProvider, NodeConfig, OidcConfig,
     ProviderKind, Secret, raw,
 };
 
 const DEFAULT_STATE: &str = "/var/lib/portcullis";
-const DEFAULT_ADMIN_SOCKET: &str = "/run/portcullis/admin.sock";
+/// Where the admin socket is unless the file says otherwise.
+pub const DEFAULT_ADMIN_SOCKET: &str = "/run/portcullis/admin.sock";
 const DEFAULT_METRICS: &str = "127.0.0.1:9464";
-const DEFAULT_PIN: &str = "/sys/fs/bpf/portcullis";
+/// Where the gate is pinned unless the file says otherwise.
+pub const DEFAULT_PIN: &str = "/sys/fs/bpf/portcullis";
 const MINUTE: u64 = 60;
 const DAY: u64 = 86_400;
 
@@ -44,7 +47,7 @@ pub(super) fn compile(file: raw::File, text: &str, path: &Path) -> Result<Config
 }
 
 /// Reads a secret: the file's text without the line end.
-pub(super) fn read_secret_file(path: &Path) -> Result<Secret, String> {
+fn read_secret_file(path: &Path) -> Result<Secret, String> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| format!("the secret {} cannot be read: {error}", path.display()))?;
     let text = text.trim_end_matches(['\r', '\n']);
@@ -157,7 +160,7 @@ impl Compiler<'_> {
         GateSettings {
             dataplane,
             interfaces,
-            admin: gate.admin.iter().filter_map(|text| self.parse(text, parse_prefix_port)).collect(),
+            admin: gate.admin.iter().filter_map(|text| self.parse(text, str::parse::<AdminRule>)).collect(),
             pin: gate.pin.unwrap_or_else(|| DEFAULT_PIN.into()),
             ungated: gate.ungated,
         }

@@ -15,13 +15,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipnet::IpNet;
-
 use crate::event::EventSettings;
 use crate::flow::{Application, Host};
+use crate::gate::{AdminRule, Dataplane, GateConfig};
 use crate::policy::{Policy, PolicySet};
 
-pub use connector::{ConnectorConfig, DEFAULT_CONNECTIONS, DEFAULT_CONNECTOR_STATE};
+pub use compile::{DEFAULT_ADMIN_SOCKET, DEFAULT_PIN};
+pub use connector::{DEFAULT_CONNECTIONS, DEFAULT_CONNECTOR_STATE, load_connector, read_token_file};
 pub use error::{ConfigError, Fault};
 pub use units::{Secret, parse_duration};
 
@@ -79,25 +79,34 @@ pub struct CertificateFiles {
     pub key: PathBuf,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dataplane {
-    /// The XDP gate.
-    Xdp,
-    /// The same decision on the node's own sockets, and an nftables default-drop for the rest.
-    Userspace,
-}
-
 /// `[gate]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GateSettings {
     pub dataplane: Dataplane,
     pub interfaces: Vec<String>,
     /// Prefixes and ports that are never locked out.
-    pub admin: Vec<(IpNet, u16)>,
+    pub admin: Vec<AdminRule>,
     /// Directory on a bpffs.
     pub pin: PathBuf,
     /// Start even where no gate can be put up.
     pub ungated: bool,
+}
+
+impl Config {
+    /// What the gate guards and opens.
+    pub fn gate_config(&self) -> GateConfig {
+        let mut ports: Vec<u16> = self.node.listen.iter().map(SocketAddr::port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        GateConfig {
+            dataplane: self.gate.dataplane,
+            interfaces: self.gate.interfaces.clone(),
+            admin: self.gate.admin.clone(),
+            served_tcp: ports.clone(),
+            served_udp: ports,
+            pin: self.gate.pin.clone(),
+        }
+    }
 }
 
 /// `[[identity_provider]]`.

@@ -1,10 +1,8 @@
 //! Values with units, and secrets.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use zeroize::Zeroizing;
 
 /// A secret read from a file or the environment. It shows itself nowhere.
@@ -55,30 +53,6 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     Err(wrong())
 }
 
-/// Parses `192.0.2.0/24:22` or `[2001:db8::]/32:22`: a prefix and a port.
-pub(super) fn parse_prefix_port(text: &str) -> Result<(IpNet, u16), String> {
-    let wrong = || {
-        format!(
-            "`{text}` is no prefix and port: write 192.0.2.0/24:22 or [2001:db8::]/32:22, or an address and a port"
-        )
-    };
-    let (prefix, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-    let port: u16 = digits::<u16>(port).filter(|p| *p > 0).ok_or_else(wrong)?;
-    let prefix = match prefix.strip_prefix('[') {
-        Some(rest) => rest.replacen(']', "", 1),
-        None if prefix.contains(':') => return Err(wrong()),
-        None => prefix.to_owned(),
-    };
-    let net = match prefix.parse::<IpNet>() {
-        Ok(net) => net,
-        Err(_) => IpNet::from(prefix.parse::<IpAddr>().map_err(|_| wrong())?),
-    };
-    if net.addr() != net.network() {
-        return Err(format!("`{text}` has bits beyond its prefix: write {}:{port}", net.trunc()));
-    }
-    Ok((net, port))
-}
-
 fn digits<T: std::str::FromStr>(text: &str) -> Option<T> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
@@ -92,20 +66,13 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn durations_sizes_and_prefixes() {
+    fn durations_and_sizes() {
         assert_eq!(parse_duration("8h"), Ok(Duration::from_secs(28_800)));
         assert_eq!(parse_size("1GiB"), Ok(1 << 30));
         for text in ["", "8", "h", "-1h", "+1h", "1.5h", "0s", "99999999999999999999d", "8 h"] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
         assert!(parse_size("1GB").is_err() && parse_size("0KiB").is_err());
-        assert_eq!(parse_prefix_port("192.0.2.0/24:22").unwrap().1, 22);
-        assert_eq!(parse_prefix_port("[2001:db8::]/32:22").unwrap().0.prefix_len(), 32);
-        assert_eq!(parse_prefix_port("192.0.2.1:22").unwrap().0.prefix_len(), 32);
-        for text in ["192.0.2.0/24", "192.0.2.1/24:22", "2001:db8::/32:22", "192.0.2.0/33:22", "x:22", ":22"]
-        {
-            assert!(parse_prefix_port(text).is_err(), "{text}");
-        }
     }
 
     #[test]
@@ -118,7 +85,6 @@ mod tests {
         fn no_text_panics(text: String) {
             let _ = parse_duration(&text);
             let _ = parse_size(&text);
-            let _ = parse_prefix_port(&text);
         }
     }
 }

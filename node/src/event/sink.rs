@@ -178,7 +178,13 @@ fn interval(period: Duration) -> tokio::time::Interval {
 
 fn open_log(path: &std::path::Path) -> std::io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    std::fs::OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+    let open = || {
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory)?;
+        }
+        std::fs::OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+    };
+    open().map_err(|error| std::io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
 /// A panic anywhere becomes an event and a log line; the message carries the place, never data of a request.

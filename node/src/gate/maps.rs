@@ -27,6 +27,14 @@ impl Counters {
         self.packets.iter().find(|(counted, _)| *counted == verdict).map_or(0, |(_, packets)| *packets)
     }
 
+    /// What happened (`pass` or `drop`), the reason's name, and how many packets: one of each.
+    pub fn by_reason(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+        self.packets.iter().map(|(verdict, packets)| match verdict {
+            Verdict::Pass(reason) => ("pass", reason.name(), *packets),
+            Verdict::Drop(reason) => ("drop", reason.name(), *packets),
+        })
+    }
+
     pub fn dropped(&self) -> u64 {
         self.packets.iter().filter(|(verdict, _)| !verdict.is_pass()).map(|(_, packets)| packets).sum()
     }

@@ -67,7 +67,7 @@ impl Claims {
 }
 
 /// A UUID (version 8, RFC 9562 §5.8) derived from who the person is.
-pub(crate) fn subject(person: &PersonId) -> String {
+pub fn subject(person: &PersonId) -> String {
     let mut text = b"portcullis person\0".to_vec();
     text.extend_from_slice(person.provider.as_bytes());
     text.push(0);

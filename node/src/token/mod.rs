@@ -19,8 +19,7 @@ use crate::flow::{Host, Session, SessionId, UnixTime};
 use crate::policy::Permit;
 use crate::store::{Store, StoreError};
 
-pub(crate) use claims::subject;
-pub use claims::{Claims, Kind};
+pub use claims::{Claims, Kind, subject};
 pub use keys::{KeyState, KeySummary};
 
 use binding::BindingKey;

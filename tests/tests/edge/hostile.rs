@@ -81,7 +81,11 @@ async fn what_has_two_readings_gets_400_and_never_reaches_the_origin() {
             &cookies,
             "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n",
         ),
-        request("GET /ws HTTP/1.1", &cookies, &format!("{}\r\n", websocket.replace("Connection: Upgrade\r\n", ""))),
+        request(
+            "GET /ws HTTP/1.1",
+            &cookies,
+            &format!("{}\r\n", websocket.replace("Connection: Upgrade\r\n", "")),
+        ),
         request("POST /ws HTTP/1.1", &cookies, &format!("{websocket}\r\n")),
         request("GET /ws HTTP/1.1", &cookies, &format!("{websocket}\r\n{smuggled}")),
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),

@@ -1,0 +1,230 @@
+//! Runs the commands.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::clock;
+use crate::config::Config;
+use crate::event::{Action, Event, Events};
+use crate::flow::UnixTime;
+use crate::identity::password;
+use crate::session::Sessions;
+use crate::store::{EventFilter, Store, User};
+use crate::token::Tokens;
+use crate::tunnel::wire::{Authority, EnrolmentSecret};
+use crate::tunnel::{Registry, enrolment};
+
+use super::wire::{Password, Reply, Request};
+
+/// How often `events --follow` looks for more.
+const FOLLOW_EVERY: Duration = Duration::from_millis(250);
+/// A password has at least so many characters.
+const SHORTEST_PASSWORD: usize = 10;
+
+/// What a command may use.
+pub struct Service {
+    pub store: Store,
+    pub sessions: Sessions,
+    pub tokens: Tokens,
+    pub events: Events,
+    /// Where connectors find this node, for enrolment tokens.
+    pub address: Authority,
+    /// Live tunnels; without a running daemon there are none.
+    pub tunnels: Option<Arc<Registry>>,
+}
+
+/// One connector in a listing.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ConnectorRow {
+    pub name: String,
+    pub created_at: UnixTime,
+    pub enrolled_at: Option<UnixTime>,
+    pub connections: usize,
+}
+
+impl Service {
+    /// A service straight on the store of `config`, for when no daemon runs.
+    pub async fn offline(config: &Config) -> anyhow::Result<Self> {
+        let store = Store::open(&config.node.state)?;
+        let metrics = Arc::new(crate::metrics::Metrics::new()?);
+        let now = clock::now();
+        Ok(Self {
+            sessions: Sessions::load(store.clone(), Arc::clone(&metrics), now).await?,
+            tokens: Tokens::load(store.clone(), &config.node.authority(), now).await?,
+            events: Events::start(config.events.clone(), store.clone(), metrics)?,
+            address: Authority::new(&config.node.domain, config.node.public_port),
+            tunnels: None,
+            store,
+        })
+    }
+
+    /// Runs one command for the caller `uid`, sending the answer line by line. The event of a change is written
+    /// whether it worked or not.
+    pub async fn run(&self, request: Request, uid: u32, replies: &mpsc::Sender<Reply>) {
+        let change = request.change();
+        let result = match request {
+            Request::Events { filter, follow } => self.events(filter, follow, replies).await,
+            other => self.answer(other).await.map(Some),
+        };
+        if let Some(change) = change {
+            let event = Event::new(Action::Admin, result.is_ok()).claimed_user(&format!("uid {uid}"));
+            self.events.emit(match &result {
+                Ok(_) => event.detail(change),
+                Err(error) => event.detail(format!("{change}: {error}")),
+            });
+            self.events.flush().await;
+        }
+        let reply = match result {
+            Ok(Some(value)) => Reply::Ok(value),
+            Ok(None) => return,
+            Err(error) => Reply::Error(format!("{error:#}")),
+        };
+        let _ = replies.send(reply).await;
+    }
+
+    async fn answer(&self, request: Request) -> anyhow::Result<Value> {
+        let now = clock::now();
+        match request {
+            Request::Status => self.status().await,
+            Request::UserAdd { name, email, groups, password } => {
+                check_user_name(&name)?;
+                let password_hash = hash(password).await?;
+                let user = User { name, email, groups, password_hash, created_at: now };
+                self.store.add_user(user).await?;
+                Ok(Value::Null)
+            }
+            Request::UserList => Ok(serde_json::to_value(self.store.users().await?)?),
+            Request::UserPassword { name, password } => {
+                let password_hash = hash(password).await?;
+                found(self.store.set_password(&name, password_hash).await?, "user", &name)?;
+                Ok(Value::Null)
+            }
+            Request::UserRemove { name } => {
+                found(self.store.remove_user(&name).await?, "user", &name)?;
+                let filter = crate::store::SessionFilter::User(format!("local:{name}"));
+                self.revoke(&filter, now).await
+            }
+            Request::ConnectorCreate { name, nodes } => {
+                let nodes = if nodes.is_empty() { vec![self.address.clone()] } else { nodes };
+                let token = enrolment::create(
+                    &self.store,
+                    name.parse()?,
+                    nodes,
+                    enrolment::MAX_LIFETIME,
+                    EnrolmentSecret::from_bytes(clock::random()),
+                    now,
+                )
+                .await?;
+                Ok(json!({ "token": token.expose()?.as_str() }))
+            }
+            Request::ConnectorList => self.connectors().await,
+            Request::ConnectorRevoke { name } => {
+                found(self.store.revoke_connector(&name, now).await?, "connector", &name)?;
+                if let Some(tunnels) = &self.tunnels {
+                    tunnels.disconnect(&name);
+                }
+                Ok(Value::Null)
+            }
+            Request::SessionList { filter } => {
+                Ok(serde_json::to_value(self.sessions.matching(&filter, now).await?)?)
+            }
+            Request::SessionRevoke { filter } => self.revoke(&filter, now).await,
+            Request::KeysList => Ok(serde_json::to_value(self.tokens.keys(now))?),
+            Request::KeysRotate { now: at_once } => {
+                self.tokens.rotate(at_once, now).await?;
+                Ok(serde_json::to_value(self.tokens.keys(now))?)
+            }
+            Request::Backup { file } => {
+                self.events.flush().await;
+                self.store.backup(&file).await?;
+                Ok(Value::Null)
+            }
+            Request::Events { .. } => anyhow::bail!("events are streamed"),
+        }
+    }
+
+    async fn status(&self) -> anyhow::Result<Value> {
+        let live = self.sessions.matching(&crate::store::SessionFilter::All, clock::now()).await?.len();
+        Ok(json!({
+            "running": self.tunnels.is_some(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "issuer": self.tokens.issuer(),
+            "sessions": live,
+            "connectors": self.connectors().await?,
+        }))
+    }
+
+    async fn connectors(&self) -> anyhow::Result<Value> {
+        let live = self.tunnels.as_ref().map(|tunnels| tunnels.connectors()).unwrap_or_default();
+        let rows = self
+            .store
+            .connectors()
+            .await?
+            .into_iter()
+            .map(|connector| ConnectorRow {
+                connections: live.get(&connector.name).map_or(0, |status| status.connections),
+                name: connector.name,
+                created_at: connector.created_at,
+                enrolled_at: connector.enrolled_at,
+            })
+            .collect::<Vec<_>>();
+        Ok(serde_json::to_value(rows)?)
+    }
+
+    async fn revoke(&self, filter: &crate::store::SessionFilter, now: UnixTime) -> anyhow::Result<Value> {
+        let revoked = self.sessions.revoke(filter, now).await?;
+        for session in &revoked {
+            self.events.emit(Event::new(Action::Revoke, true).session(session));
+        }
+        Ok(json!({ "revoked": revoked.iter().map(|session| session.id).collect::<Vec<_>>() }))
+    }
+
+    async fn events(
+        &self,
+        mut filter: EventFilter,
+        follow: bool,
+        replies: &mpsc::Sender<Reply>,
+    ) -> anyhow::Result<Option<Value>> {
+        loop {
+            self.events.flush().await;
+            for (number, line) in self.store.events(filter.clone()).await? {
+                filter.after = filter.after.max(number);
+                if replies.send(Reply::Ok(serde_json::from_str(&line)?)).await.is_err() {
+                    return Ok(None);
+                }
+            }
+            if !follow {
+                return Ok(None);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(FOLLOW_EVERY) => {}
+                () = replies.closed() => return Ok(None),
+            }
+        }
+    }
+}
+
+/// Hashes on a thread that may block: argon2id takes its time by design.
+async fn hash(password: Password) -> anyhow::Result<String> {
+    if password.0.expose().chars().count() < SHORTEST_PASSWORD {
+        anyhow::bail!("the password is shorter than {SHORTEST_PASSWORD} characters");
+    }
+    Ok(tokio::task::spawn_blocking(move || password::hash(password.0.expose())).await??)
+}
+
+fn check_user_name(name: &str) -> anyhow::Result<()> {
+    let good = !name.is_empty()
+        && name.len() <= 64
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.@".contains(&b));
+    anyhow::ensure!(good, "`{name}` is no user name: use up to 64 lower-case letters, digits and `-_.@`");
+    Ok(())
+}
+
+fn found(found: bool, kind: &str, name: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(found, "there is no {kind} `{name}`");
+    Ok(())
+}

@@ -1,0 +1,459 @@
+//! `portcullis admin …`.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use crate::admin::client::Target;
+use crate::admin::service::ConnectorRow;
+use crate::admin::wire::{Password, Request};
+use crate::config::{Config, ProviderKind, Secret, parse_duration};
+use crate::flow::{Email, Session};
+use crate::store::{EventFilter, SessionFilter, Store, User};
+use crate::token::{KeyState, KeySummary};
+use crate::tunnel::wire::Authority;
+
+use super::{gate, output};
+
+#[derive(Args)]
+pub(super) struct AdminArgs {
+    /// The node's configuration file: says where its socket and store are
+    #[arg(long, global = true)]
+    config: Option<PathBuf>,
+    /// The admin socket, when it is not the one of the configuration
+    #[arg(long, global = true)]
+    socket: Option<PathBuf>,
+    #[command(subcommand)]
+    command: AdminCommand,
+}
+
+#[derive(Subcommand)]
+enum AdminCommand {
+    /// Check a configuration without starting anything
+    Check,
+    /// What the node is doing
+    Status,
+    /// Local users
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Connectors
+    #[command(subcommand)]
+    Connector(ConnectorCommand),
+    /// Sessions of people
+    #[command(subcommand)]
+    Session(SessionCommand),
+    /// Token signing keys
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Read the access log
+    Events(EventsArgs),
+    /// The XDP gate
+    #[command(subcommand)]
+    Gate(gate::GateCommand),
+    /// Write a consistent copy of the store to a new file
+    Backup { file: PathBuf },
+    /// Replace the store by a backup; the node must not be running
+    Restore { file: PathBuf },
+}
+
+#[derive(Subcommand)]
+enum UserCommand {
+    /// Add a user; the password comes from a prompt or standard input
+    Add {
+        name: String,
+        #[arg(long)]
+        email: Email,
+        /// A group the user is in (repeatable)
+        #[arg(long = "group")]
+        groups: Vec<String>,
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    List,
+    /// Set a new password
+    Passwd {
+        name: String,
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// Remove a user and revoke the sessions
+    Remove {
+        name: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConnectorCommand {
+    /// Make a connector and print its enrolment token (single use, one hour)
+    Create {
+        name: String,
+        /// Where the connector finds its nodes (host:port, repeatable), when not by the auth domain
+        #[arg(long = "node")]
+        nodes: Vec<Authority>,
+        /// Write the token to a new file (mode 0600) instead
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+    List,
+    /// Void its key and its tokens and cut its connections
+    Revoke {
+        name: String,
+    },
+}
+
+#[derive(Args)]
+#[group(multiple = false)]
+struct Which {
+    #[arg(long)]
+    id: Option<crate::flow::SessionId>,
+    /// Email, or provider:subject
+    #[arg(long)]
+    user: Option<String>,
+    /// Sessions that were granted this application
+    #[arg(long)]
+    app: Option<String>,
+    #[arg(long)]
+    all: bool,
+}
+
+impl Which {
+    fn filter(self) -> Option<SessionFilter> {
+        let by_id = self.id.map(SessionFilter::Id);
+        let by_user = self.user.map(SessionFilter::User);
+        let by_app = self.app.map(SessionFilter::Application);
+        by_id.or(by_user).or(by_app).or(self.all.then_some(SessionFilter::All))
+    }
+}
+
+#[derive(Subcommand)]
+enum SessionCommand {
+    List {
+        #[command(flatten)]
+        which: Which,
+        #[arg(long)]
+        json: bool,
+    },
+    /// End sessions now: tokens, open streams and WebSockets
+    Revoke {
+        #[command(flatten)]
+        which: Which,
+    },
+}
+
+#[derive(Subcommand)]
+enum KeysCommand {
+    List,
+    /// Publish a new key that signs in a day
+    Rotate {
+        /// The key is compromised: forget it at once; everybody logs in again
+        #[arg(long)]
+        now: bool,
+    },
+}
+
+#[derive(Args)]
+struct EventsArgs {
+    /// Keep reading
+    #[arg(long)]
+    follow: bool,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// Email, or provider:subject
+    #[arg(long)]
+    user: Option<String>,
+    #[arg(long)]
+    app: Option<String>,
+    /// Only what was refused
+    #[arg(long)]
+    denied: bool,
+    /// Only the last so long, like 1h
+    #[arg(long, value_parser = parse_duration)]
+    since: Option<std::time::Duration>,
+    #[arg(long, default_value_t = 1000)]
+    limit: u32,
+}
+
+pub(super) fn run(args: AdminArgs) -> anyhow::Result<()> {
+    crate::role::install_crypto()?;
+    let AdminArgs { config: path, socket, command } = args;
+    match command {
+        AdminCommand::Check => check(path.as_deref().context("`check` needs --config: the file to check")?),
+        AdminCommand::Gate(command) => gate::run(command, path.as_deref()),
+        AdminCommand::Restore { file } => {
+            let config = Config::load(path.as_deref().context("`restore` needs --config")?)?;
+            anyhow::ensure!(
+                std::os::unix::net::UnixStream::connect(&config.node.admin_socket).is_err(),
+                "the node is running: stop it first"
+            );
+            Store::restore(&config.node.state, &file)?;
+            output::line("restored")
+        }
+        command => {
+            let config = path.as_deref().map(Config::load).transpose()?;
+            let socket = socket
+                .or_else(|| config.as_ref().map(|config| config.node.admin_socket.clone()))
+                .unwrap_or_else(|| PathBuf::from(crate::config::DEFAULT_ADMIN_SOCKET));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(ask(&Target { socket, config }, command))
+        }
+    }
+}
+
+/// Says every fault, or how to make the first user where nobody could log in.
+fn check(path: &Path) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    crate::role::check_files(&config)?;
+    let local = config.identity_providers.iter().any(|p| matches!(p.kind, ProviderKind::Local));
+    let federated = config.identity_providers.len() > usize::from(local);
+    let users = if local && config.node.state.join("store.sqlite").exists() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async { Store::open(&config.node.state)?.users().await })?.len()
+    } else {
+        0
+    };
+    if !federated && users == 0 {
+        let provider = if local {
+            String::new()
+        } else {
+            "\n  add to the file:   [[identity_provider]]\n                     name = \"local\"\n                     type = \"local\"".to_owned()
+        };
+        output::line(&format!(
+            "note: nobody can log in yet: there is no identity provider with users{provider}\n  make the first user:   portcullis admin user add NAME --email NAME@example.com --config {}",
+            path.display()
+        ))?;
+    }
+    output::line(&format!("{}: good", path.display()))
+}
+
+async fn ask(target: &Target, command: AdminCommand) -> anyhow::Result<()> {
+    match command {
+        AdminCommand::Status => {
+            one(target, Request::Status, |value| output::line(&serde_json::to_string_pretty(&value)?)).await
+        }
+        AdminCommand::User(command) => user(target, command).await,
+        AdminCommand::Connector(command) => connector(target, command).await,
+        AdminCommand::Session(command) => session(target, command).await,
+        AdminCommand::Keys(command) => keys(target, command).await,
+        AdminCommand::Events(args) => events(target, args).await,
+        AdminCommand::Backup { file } => {
+            let file = std::path::absolute(file)?;
+            done(target, Request::Backup { file }).await
+        }
+        AdminCommand::Check | AdminCommand::Gate(_) | AdminCommand::Restore { .. } => Ok(()),
+    }
+}
+
+async fn user(target: &Target, command: UserCommand) -> anyhow::Result<()> {
+    match command {
+        UserCommand::Add { name, email, groups, password_stdin } => {
+            let password = read_password(password_stdin)?;
+            done(target, Request::UserAdd { name, email, groups, password }).await
+        }
+        UserCommand::Passwd { name, password_stdin } => {
+            let password = read_password(password_stdin)?;
+            done(target, Request::UserPassword { name, password }).await
+        }
+        UserCommand::Remove { name } => done(target, Request::UserRemove { name }).await,
+        UserCommand::List => {
+            one(target, Request::UserList, |value| {
+                let users: Vec<User> = serde_json::from_value(value)?;
+                let rows: Vec<Vec<String>> = users
+                    .into_iter()
+                    .map(|user| {
+                        vec![
+                            user.name,
+                            user.email.to_string(),
+                            user.groups.join(","),
+                            output::time(Some(user.created_at.0)),
+                        ]
+                    })
+                    .collect();
+                output::table(&["NAME", "EMAIL", "GROUPS", "CREATED"], &rows)
+            })
+            .await
+        }
+    }
+}
+
+async fn connector(target: &Target, command: ConnectorCommand) -> anyhow::Result<()> {
+    match command {
+        ConnectorCommand::Create { name, nodes, out } => {
+            one(target, Request::ConnectorCreate { name, nodes }, |value| {
+                let token = value["token"].as_str().context("the answer has no token")?.to_owned();
+                match &out {
+                    None => output::line(&token),
+                    Some(path) => write_secret(path, &token),
+                }
+            })
+            .await
+        }
+        ConnectorCommand::Revoke { name } => done(target, Request::ConnectorRevoke { name }).await,
+        ConnectorCommand::List => {
+            one(target, Request::ConnectorList, |value| {
+                let connectors: Vec<ConnectorRow> = serde_json::from_value(value)?;
+                let rows: Vec<Vec<String>> = connectors
+                    .into_iter()
+                    .map(|row| {
+                        vec![
+                            row.name,
+                            row.connections.to_string(),
+                            output::time(row.enrolled_at.map(|at| at.0)),
+                            output::time(Some(row.created_at.0)),
+                        ]
+                    })
+                    .collect();
+                output::table(&["NAME", "CONNECTIONS", "ENROLLED", "CREATED"], &rows)
+            })
+            .await
+        }
+    }
+}
+
+async fn session(target: &Target, command: SessionCommand) -> anyhow::Result<()> {
+    match command {
+        SessionCommand::List { which, json } => {
+            let filter = which.filter().unwrap_or(SessionFilter::All);
+            one(target, Request::SessionList { filter }, |value| {
+                if json {
+                    return output::line(&serde_json::to_string_pretty(&value)?);
+                }
+                let sessions: Vec<Session> = serde_json::from_value(value)?;
+                let rows: Vec<Vec<String>> = sessions
+                    .into_iter()
+                    .map(|session| {
+                        vec![
+                            session.id.to_string(),
+                            session.email.map_or_else(|| session.person.to_string(), |e| e.to_string()),
+                            session.person.provider,
+                            session.address.to_string(),
+                            output::time(Some(session.expires_at.0)),
+                        ]
+                    })
+                    .collect();
+                output::table(&["ID", "USER", "PROVIDER", "ADDRESS", "EXPIRES"], &rows)
+            })
+            .await
+        }
+        SessionCommand::Revoke { which } => {
+            let filter = which.filter().context("say which sessions: --id, --user, --app or --all")?;
+            one(target, Request::SessionRevoke { filter }, |value| {
+                let count = value["revoked"].as_array().map_or(0, Vec::len);
+                output::line(&format!("{count} revoked"))
+            })
+            .await
+        }
+    }
+}
+
+async fn keys(target: &Target, command: KeysCommand) -> anyhow::Result<()> {
+    let request = match command {
+        KeysCommand::List => Request::KeysList,
+        KeysCommand::Rotate { now } => Request::KeysRotate { now },
+    };
+    one(target, request, |value| {
+        let keys: Vec<KeySummary> = serde_json::from_value(value)?;
+        let rows: Vec<Vec<String>> = keys
+            .into_iter()
+            .map(|key| {
+                let state = match key.state {
+                    KeyState::Next => "next",
+                    KeyState::Signing => "signing",
+                    KeyState::Retired => "retired",
+                };
+                vec![
+                    key.kid,
+                    state.to_owned(),
+                    output::time(Some(key.sign_from.0)),
+                    output::time(Some(key.sign_until.0)),
+                    output::time(Some(key.publish_until.0)),
+                ]
+            })
+            .collect();
+        output::table(&["KID", "STATE", "SIGNS FROM", "SIGNS UNTIL", "PUBLISHED UNTIL"], &rows)
+    })
+    .await
+}
+
+async fn events(target: &Target, args: EventsArgs) -> anyhow::Result<()> {
+    let filter = EventFilter {
+        after: 0,
+        since: args.since.map(|since| crate::clock::now().before(since)),
+        user: args.user,
+        application: args.app,
+        denied: args.denied,
+        limit: args.limit,
+    };
+    target
+        .ask(Request::Events { filter, follow: args.follow }, |event| {
+            if args.json { output::line(&event.to_string()) } else { output::line(&in_words(&event)) }
+        })
+        .await
+}
+
+/// One event as a line for people.
+fn in_words(event: &Value) -> String {
+    let text = |key: &str| match &event[key] {
+        Value::Null => String::new(),
+        Value::String(text) => text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect(),
+        other => other.to_string(),
+    };
+    let verdict = if event["allowed"] == Value::Bool(true) { "allow" } else { "deny" };
+    let user = if text("user_email").is_empty() { text("user_id") } else { text("user_email") };
+    let parts = [
+        text("created_at"),
+        format!("{verdict:5}"),
+        text("action"),
+        text("reason"),
+        user,
+        text("app_name"),
+        text("method"),
+        format!("{}{}", text("app_domain"), text("path")),
+        text("status"),
+        text("ip_address"),
+        text("policy"),
+        text("connector"),
+        text("detail"),
+        text("ray_id"),
+    ];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+async fn one(
+    target: &Target,
+    request: Request,
+    show: impl Fn(Value) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    target.ask(request, show).await
+}
+
+async fn done(target: &Target, request: Request) -> anyhow::Result<()> {
+    one(target, request, |_| output::line("done")).await
+}
+
+/// From standard input (one line) or a prompt, twice.
+fn read_password(stdin: bool) -> anyhow::Result<Password> {
+    let text = if stdin {
+        let mut text = String::new();
+        std::io::stdin().lock().take(4096).read_to_string(&mut text)?;
+        text.trim_end_matches(['\r', '\n']).to_owned()
+    } else {
+        let first = rpassword::prompt_password("Password: ")?;
+        anyhow::ensure!(first == rpassword::prompt_password("Again: ")?, "the two differ");
+        first
+    };
+    Ok(Password(Secret::new(text)))
+}
+
+fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        writeln!(file, "{text}")
+    };
+    write().with_context(|| path.display().to_string())
+}

@@ -1,0 +1,268 @@
+//! The node, put together.
+//!
+//! 1. With privileges: read the configuration, bind every socket, put the gate up, open the log.
+//! 2. Give the privileges up, on the one thread there is.
+//! 3. Start the runtime and the parts, and run until SIGTERM.
+//!
+//! If any step of 1 or 2 fails, the node does not start; a gate that is up by then stays up and drops.
+
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin;
+use crate::clock;
+use crate::config::{Active, Config};
+use crate::context::Context;
+use crate::edge;
+use crate::event::{Action, Event, Events, install_panic_hook};
+use crate::gate::Gate;
+use crate::metrics::Metrics;
+use crate::ops;
+use crate::portal::Portal;
+use crate::privilege;
+use crate::seal::Seal;
+use crate::session::Sessions;
+use crate::store::Store;
+use crate::token::Tokens;
+use crate::tunnel;
+use crate::tunnel::wire::Authority;
+
+use super::reload;
+
+/// How long running requests may take to end after SIGTERM.
+const DRAIN: Duration = Duration::from_secs(35);
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// Runs a node until SIGTERM.
+pub fn run(path: &Path) -> anyhow::Result<()> {
+    super::start_logging();
+    super::install_crypto()?;
+    let path = std::path::absolute(path)?;
+    let config = Config::load(&path)?;
+    super::check_files(&config)?;
+    let tls = edge::Tls::load(&config.node.certificates)?;
+    let sockets = Sockets::bind(&config)?;
+    let gate = open_gate(&config)?;
+    prepare_directories(&config)?;
+
+    privilege::drop(config.node.user.as_deref(), &paths(&config, &path))?;
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(serve(path, config, tls, sockets, gate));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+/// Every socket of the node, bound while it may.
+struct Sockets {
+    browsers: Vec<TcpListener>,
+    tunnels: Vec<UdpSocket>,
+    metrics: TcpListener,
+    admin: admin::Listener,
+}
+
+impl Sockets {
+    fn bind(config: &Config) -> anyhow::Result<Self> {
+        let node = &config.node;
+        Ok(Self {
+            browsers: node.listen.iter().map(|at| listen(*at)).collect::<Result<_, _>>()?,
+            tunnels: node.listen.iter().map(|at| bind_udp(*at)).collect::<Result<_, _>>()?,
+            metrics: listen(node.metrics)?,
+            admin: admin::Listener::bind(&node.admin_socket)?,
+        })
+    }
+}
+
+/// `[::]` takes both families; an IPv6 address of its own takes one.
+fn socket(at: SocketAddr, kind: socket2::Type) -> std::io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(at), kind, None)?;
+    if at.is_ipv6() {
+        socket.set_only_v6(!at.ip().is_unspecified())?;
+    }
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn listen(at: SocketAddr) -> anyhow::Result<TcpListener> {
+    let bind = || {
+        let socket = socket(at, socket2::Type::STREAM)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&at.into())?;
+        socket.listen(BACKLOG)?;
+        std::io::Result::Ok(socket.into())
+    };
+    bind().with_context(|| format!("cannot listen on {at} (TCP)"))
+}
+
+fn bind_udp(at: SocketAddr) -> anyhow::Result<UdpSocket> {
+    let bind = || {
+        let socket = socket(at, socket2::Type::DGRAM)?;
+        socket.bind(&at.into())?;
+        std::io::Result::Ok(socket.into())
+    };
+    bind().with_context(|| format!("cannot listen on {at} (UDP)"))
+}
+
+/// Puts the gate up, or says why not; `ungated = true` lets the node start without one.
+fn open_gate(config: &Config) -> anyhow::Result<Option<Gate>> {
+    let settings = &config.gate;
+    let wanted = !settings.interfaces.is_empty() || settings.dataplane == crate::gate::Dataplane::Userspace;
+    if !wanted {
+        tracing::warn!("no gate: [gate] names no interface and `ungated = true`");
+        return Ok(None);
+    }
+    match Gate::open(&config.gate_config()) {
+        Ok(gate) => {
+            for (interface, mode) in gate.interfaces() {
+                tracing::info!(interface, ?mode, "the gate is up");
+            }
+            Ok(Some(gate))
+        }
+        Err(error) if settings.ungated => {
+            tracing::error!(%error, "no gate: starting without one, as `ungated = true` says");
+            Ok(None)
+        }
+        Err(error) => Err(error).context("the gate cannot be put up"),
+    }
+}
+
+/// Makes the directories the daemon writes in.
+fn prepare_directories(config: &Config) -> anyhow::Result<()> {
+    for directory in written(config) {
+        std::fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn written(config: &Config) -> Vec<PathBuf> {
+    let log = match &config.events.file {
+        Some(crate::event::FileTarget::Path(path)) => path.parent().map(Path::to_owned),
+        Some(crate::event::FileTarget::Stdout) | None => None,
+    };
+    let socket = config.node.admin_socket.parent().map(Path::to_owned);
+    [Some(config.node.state.clone()), log, socket].into_iter().flatten().collect()
+}
+
+/// What a reload may have to read again: the configuration's directory and those of the files it names.
+fn paths(config: &Config, path: &Path) -> privilege::Paths {
+    let directory = |file: &Path| file.parent().map(Path::to_owned);
+    let named = config
+        .node
+        .certificates
+        .iter()
+        .flat_map(|files| [directory(&files.cert), directory(&files.key)])
+        .chain(config.applications.iter().map(|a| a.origin.ca.as_deref().and_then(directory)))
+        .flatten();
+    privilege::Paths { read: directory(path).into_iter().chain(named).collect(), write: written(config) }
+}
+
+async fn serve(
+    path: PathBuf,
+    config: Config,
+    tls: edge::Tls,
+    sockets: Sockets,
+    gate: Option<Gate>,
+) -> anyhow::Result<()> {
+    let now = clock::now();
+    let store = Store::open(&config.node.state)?;
+    let metrics = Arc::new(Metrics::new()?);
+    let events = Events::start(config.events.clone(), store.clone(), Arc::clone(&metrics))
+        .context("the event log cannot be opened")?;
+    install_panic_hook(events.clone());
+    let tokens = Tokens::load(store.clone(), &config.node.authority(), now).await?;
+    let sessions = Sessions::load(store.clone(), Arc::clone(&metrics), now).await?;
+    let key = store.secret("seal", || clock::random::<{ Seal::KEY_LEN }>().to_vec()).await?;
+    let seal = Seal::new(&key)?;
+    let tunnels = Arc::new(tunnel::Registry::default());
+    let address = Authority::new(&config.node.domain, config.node.public_port);
+
+    let active = Arc::new(Active::new(config));
+    tunnels.configure(&active.policies);
+    let (publish, active) = watch::channel(active);
+    let context = Arc::new(Context { active, store, sessions, tokens, seal, events, metrics, tunnels });
+    let service = Arc::new(admin::service::Service {
+        store: context.store.clone(),
+        sessions: context.sessions.clone(),
+        tokens: context.tokens.clone(),
+        events: context.events.clone(),
+        address,
+        tunnels: Some(Arc::clone(&context.tunnels)),
+    });
+
+    let shutdown = CancellationToken::new();
+    super::stop_on_signal(shutdown.clone())?;
+    let reloader = reload::Reloader { path, publish, context: Arc::clone(&context) };
+    reload::watch(reloader, shutdown.clone())?;
+
+    let health = ops::Health::new(gate.is_some() || context.active().config.gate.ungated, gate.is_some());
+    ops::watch_gate(gate, Arc::clone(&context), health.clone());
+    tokio::spawn(ops::serve(sockets.metrics, Arc::clone(&context), health.clone(), shutdown.clone()));
+    tokio::spawn(tend(Arc::clone(&context), shutdown.clone()));
+    tokio::spawn(admin::serve(sockets.admin, service, shutdown.clone()));
+    let portal = Arc::new(Portal::new(Arc::clone(&context)));
+    let connectors = tunnel::node::NodeTunnel {
+        store: context.store.clone(),
+        events: context.events.clone(),
+        registry: Arc::clone(&context.tunnels),
+    };
+    let mut tunnel = tokio::spawn(tunnel::node::serve(connectors, sockets.tunnels, shutdown.clone()));
+    let mut edge =
+        tokio::spawn(edge::serve(Arc::clone(&context), portal, tls, sockets.browsers, shutdown.clone()));
+
+    context.events.emit(Event::new(Action::Start, true).detail(env!("CARGO_PKG_VERSION")));
+    health.up();
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(domain = %context.active().config.node.domain, "the node is up");
+
+    // A part that ends before it was asked to takes the node down: half a node is worse than a restart.
+    let result = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        ended = &mut edge => Err(match ended {
+            Ok(()) => anyhow::anyhow!("the edge ended"),
+            Err(error) => anyhow::anyhow!("the edge failed: {error}"),
+        }),
+        ended = &mut tunnel => Err(match ended {
+            Ok(Ok(())) => anyhow::anyhow!("the tunnel ended"),
+            Ok(Err(error)) => anyhow::Error::new(error).context("the tunnel failed"),
+            Err(error) => anyhow::anyhow!("the tunnel failed: {error}"),
+        }),
+    };
+    if result.is_ok() {
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        let drained = async { tokio::join!(edge, tunnel) };
+        if tokio::time::timeout(DRAIN, drained).await.is_err() {
+            tracing::warn!("requests were still running after {} s", DRAIN.as_secs());
+        }
+    }
+    shutdown.cancel();
+    context.events.emit(Event::new(Action::Stop, result.is_ok()));
+    context.events.flush().await;
+    result
+}
+
+/// Ends what expires, and makes the next key when it is due.
+async fn tend(context: Arc<Context>, shutdown: CancellationToken) {
+    let mut second = tokio::time::interval(Duration::from_millis(500));
+    let mut hour = tokio::time::interval(Duration::from_secs(3600));
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = second.tick() => context.sessions.expire(clock::now()),
+            _ = hour.tick() => match context.tokens.rotate_if_due(clock::now()).await {
+                Ok(true) => {
+                    let event = Event::new(Action::Admin, true).detail("keys rotate: a new key is published");
+                    context.events.emit(event);
+                }
+                Ok(false) => {}
+                Err(error) => tracing::error!(%error, "the next signing key could not be made"),
+            },
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Reload: on SIGHUP, or when the configuration or a certificate file changes. Atomic: the new configuration is fully
+//! valid and in force, or the old one stays.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Active, Config};
+use crate::context::Context;
+use crate::event::{Action, Event};
+
+/// How often files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+pub(super) struct Reloader {
+    pub(super) path: PathBuf,
+    pub(super) publish: watch::Sender<Arc<Active>>,
+    pub(super) context: Arc<Context>,
+}
+
+/// Reloads whenever it is asked to, until `shutdown`.
+pub(super) fn watch(reloader: Reloader, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup()).context("SIGHUP")?;
+    tokio::spawn(async move {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut seen = reloader.stamps();
+        loop {
+            let asked = tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = hangup.recv() => true,
+                _ = look.tick() => false,
+            };
+            let stamps = reloader.stamps();
+            if asked || stamps != seen {
+                reloader.reload();
+                seen = reloader.stamps();
+            }
+        }
+    });
+    Ok(())
+}
+
+type Stamp = Option<(SystemTime, u64)>;
+
+impl Reloader {
+    /// When each file was changed, as far as it can be told.
+    fn stamps(&self) -> BTreeMap<PathBuf, Stamp> {
+        let active = self.context.active();
+        let certificates =
+            active.config.node.certificates.iter().flat_map(|files| [files.cert.clone(), files.key.clone()]);
+        std::iter::once(self.path.clone())
+            .chain(certificates)
+            .map(|path| {
+                let stamp = std::fs::metadata(&path).ok().and_then(|m| Some((m.modified().ok()?, m.len())));
+                (path, stamp)
+            })
+            .collect()
+    }
+
+    fn reload(&self) {
+        let event = match self.try_reload() {
+            Ok(()) => {
+                tracing::info!("the configuration was reloaded");
+                Event::new(Action::Admin, true).detail("reload")
+            }
+            Err(error) => {
+                tracing::error!("reload refused, the old configuration stays: {error:#}");
+                Event::new(Action::Admin, false).detail(format!("reload refused: {error:#}"))
+            }
+        };
+        self.context.events.emit(event);
+    }
+
+    fn try_reload(&self) -> anyhow::Result<()> {
+        let config = Config::load(&self.path)?;
+        let old = self.context.active();
+        let fixed = |key: &str, same: bool| {
+            anyhow::ensure!(same, "{}: `{key}` changes only with a restart", self.path.display());
+            Ok(())
+        };
+        fixed("node.domain", config.node.domain == old.config.node.domain)?;
+        fixed("node.listen", config.node.listen == old.config.node.listen)?;
+        fixed("node.public_port", config.node.public_port == old.config.node.public_port)?;
+        fixed("node.state", config.node.state == old.config.node.state)?;
+        fixed("node.admin_socket", config.node.admin_socket == old.config.node.admin_socket)?;
+        fixed("node.metrics", config.node.metrics == old.config.node.metrics)?;
+        fixed("node.user", config.node.user == old.config.node.user)?;
+        fixed("[gate]", config.gate == old.config.gate)?;
+        fixed("[events]", config.events == old.config.events)?;
+        // The edge follows the certificate files by itself; here they are only checked.
+        super::check_files(&config)?;
+        let active = Arc::new(Active::new(config));
+        self.context.tunnels.configure(&active.policies);
+        self.publish.send_replace(active);
+        Ok(())
+    }
+}
