@@ -8,14 +8,19 @@
 //! | [`ca`] | a certificate authority made on the spot |
 //! | [`origin`] | an HTTP origin that records every request it sees |
 //! | [`gate`] | packets by hand, the XDP program run on them, a model of its maps |
+//! | [`third_party`] | JavaScript programs that are not ours |
+//! | [`demo`] | the steps of `cargo xtask demo` |
 //! | [`portcullis`] | the binary under test: node, connector, admin commands |
 //!
 //! Nothing here skips: a tool or capability that is missing is an error that names it.
 
 pub mod ca;
+
+pub mod demo;
 pub mod gate;
 pub mod netns;
 pub mod origin;
 pub mod portcullis;
 pub mod ports;
 pub mod process;
+pub mod third_party;

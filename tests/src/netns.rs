@@ -18,6 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const RUN_DIR: &str = "/run/netns";
+const BPFFS: &str = "/sys/fs/bpf";
 const PREFIX: &str = "pc-";
 
 /// A handle to a namespace of this process; clones share it and the last one removes it.
@@ -43,7 +44,7 @@ impl Netns {
         netns.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
         netns.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
         netns.sysctl("net/ipv4/ping_group_range", "0 2147483647")?;
-        netns.run("ip link set lo up")?;
+        netns.run("ip link set dev lo up")?;
         Ok(netns)
     }
 
@@ -125,6 +126,11 @@ impl Netns {
         run(self.command("nft").arg("-f").arg(file.path())).map(drop)
     }
 
+    /// Where programs of the namespace may pin: a folder on the BPF file system that goes away with the namespace.
+    pub fn bpffs(&self) -> PathBuf {
+        Path::new(BPFFS).join(self.name())
+    }
+
     /// The processes that are in the namespace now.
     pub fn pids(&self) -> Result<Vec<i32>> {
         pids(self.name())
@@ -149,7 +155,7 @@ pub fn veth(a: &Netns, a_interface: &str, b: &Netns, b_interface: &str) -> Resul
     ))?;
     for (netns, interface) in [(a, a_interface), (b, b_interface)] {
         netns.run(&format!("ethtool -K {interface} tx off"))?;
-        netns.run(&format!("ip link set {interface} up"))?;
+        netns.run(&format!("ip link set dev {interface} up"))?;
     }
     Ok(())
 }
@@ -207,6 +213,7 @@ fn remove(name: &str) {
         }
     }
     let _ = Command::new("ip").args(["netns", "delete", name]).output();
+    let _ = fs::remove_dir_all(Path::new(BPFFS).join(name));
 }
 
 fn pids(name: &str) -> Result<Vec<i32>> {

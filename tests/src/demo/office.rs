@@ -1,0 +1,113 @@
+//! The office: a network that lets nothing in, with a real web application (nginx) and a WebSocket application.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::netns::Netns;
+use crate::portcullis::START;
+use crate::process::Process;
+use crate::third_party;
+
+const FIREWALL: &str = "
+table inet firewall {
+    chain input {
+        type filter hook input priority 0; policy drop;
+        iif lo accept
+        ct state established,related accept
+        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert } accept
+    }
+}";
+
+pub(super) struct Office {
+    // Processes go before the namespace.
+    _wiki: Process,
+    _chat: Process,
+    netns: Netns,
+    log: PathBuf,
+}
+
+impl Office {
+    /// Raises the firewall and starts both applications. They listen on every address, as they often do, so that
+    /// nothing but the firewall keeps the internet out.
+    pub(super) fn start(dir: &Path, netns: Netns) -> Result<Self> {
+        fs::create_dir_all(dir)?;
+        netns.run("ip address add 10.20.0.10/32 dev lo")?;
+        netns.nft(FIREWALL)?;
+
+        let log = dir.join("wiki.log");
+        fs::write(dir.join("nginx.conf"), nginx_conf(dir, &log))?;
+        let mut nginx = netns.command("nginx");
+        nginx.arg("-p").arg(dir).arg("-e").arg(dir.join("error.log")).arg("-c").arg(dir.join("nginx.conf"));
+        nginx.env("PATH", format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default()));
+        let mut wiki = Process::spawn("nginx", nginx)?;
+
+        let chat = third_party::script(Some(&netns), "chat-app.mjs")?;
+        let mut chat = Process::spawn_with_stdin("chat", chat, br#"{"host":"::","port":9001}"#)?;
+        chat.wait_for_output("listening", START)?;
+        wiki.wait_until("listen", START, |_| {
+            let connect = || std::net::TcpStream::connect("10.20.0.10:8080");
+            Ok(Some(netns.enter(connect)??))
+        })?;
+        Ok(Self { _wiki: wiki, _chat: chat, netns, log })
+    }
+
+    pub(super) fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    pub(super) fn raise_firewall(&self) -> Result<()> {
+        self.netns.nft(FIREWALL)
+    }
+
+    pub(super) fn remove_firewall(&self) -> Result<()> {
+        self.netns.nft("")
+    }
+
+    /// What nginx has seen: `METHOD TARGET USER` for each request, in order.
+    pub(super) fn requests(&self) -> Result<Vec<String>> {
+        Ok(fs::read_to_string(&self.log)?.lines().map(str::to_owned).collect())
+    }
+
+    /// Whether nginx has seen a request for a path.
+    pub(super) fn has_seen(&self, path: &str) -> Result<bool> {
+        Ok(self.requests()?.iter().any(|line| line.split(' ').nth(1) == Some(path)))
+    }
+}
+
+fn nginx_conf(dir: &Path, log: &Path) -> String {
+    let dir = dir.display();
+    let log = log.display();
+    format!(
+        r#"
+user root;
+daemon off;
+worker_processes 1;
+pid {dir}/nginx.pid;
+events {{}}
+http {{
+    log_format seen '$request_method $request_uri $http_cf_access_authenticated_user_email';
+    access_log {log} seen;
+    client_body_temp_path {dir}/body;
+    proxy_temp_path {dir}/proxy;
+    fastcgi_temp_path {dir}/fastcgi;
+    uwsgi_temp_path {dir}/uwsgi;
+    scgi_temp_path {dir}/scgi;
+    server {{
+        listen 8080;
+        listen [::]:8080;
+        location = /assertion {{
+            default_type text/plain;
+            return 200 $http_cf_access_jwt_assertion;
+        }}
+        location / {{
+            default_type text/html;
+            return 200 '<!doctype html><title>Lab wiki</title><h1>Lab wiki</h1>
+<p>Hello, $http_cf_access_authenticated_user_email. Only the access node brought you here.</p>';
+        }}
+    }}
+}}
+"#
+    )
+}

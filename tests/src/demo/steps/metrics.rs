@@ -1,0 +1,90 @@
+//! The gate's drops are counted by reason.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::demo::lab::{EDGE, Lab};
+use crate::demo::{Evidence, Fault, Step};
+use crate::netns::run as run_command;
+use crate::process::wait_until;
+
+pub(super) const STEP: Step = Step {
+    name: "metrics",
+    claim: "the metrics show the gate's drops by reason",
+    run,
+    fault: Fault {
+        what: "the gate is detached from the edge's interface",
+        plant: |lab| lab.detach_gate(),
+        heal: Lab::restart_node,
+        symptom: "packets to closed TCP ports and counted 0",
+    },
+};
+
+/// Packets of each kind sent by the step.
+const PACKETS: u64 = 20;
+
+fn run(lab: &mut Lab, evidence: &mut Evidence) -> Result<()> {
+    let before = drops(lab)?;
+    let quiet = drops(lab)?;
+    probe(lab, "-sS")?;
+    probe(lab, "-sU")?;
+    let rise = |after: &BTreeMap<String, u64>, reason: &str| {
+        after.get(reason).copied().unwrap_or(0) - before.get(reason).copied().unwrap_or(0)
+    };
+    // The node reads the kernel's counters when it is asked, or every second.
+    let counted = wait_until("the drops to be counted", Duration::from_secs(3), || {
+        let after = drops(lab)?;
+        Ok((rise(&after, "tcp_closed") >= PACKETS && rise(&after, "udp_unsolicited") >= PACKETS)
+            .then_some(after))
+    });
+    let after = match counted {
+        Ok(after) => after,
+        Err(_) => drops(lab)?,
+    };
+    for (reason, what) in [("tcp_closed", "TCP"), ("udp_unsolicited", "UDP")] {
+        let counted = rise(&after, reason);
+        ensure!(
+            (PACKETS..PACKETS * 3).contains(&counted),
+            "sent {PACKETS} packets to closed {what} ports and counted {counted} drops of {reason}"
+        );
+        evidence.see(format!(
+            "{PACKETS} packets to closed {what} ports: portcullis_gate_packets_total{{verdict=\"drop\",reason=\"{reason}\"}} rose by {counted}"
+        ));
+    }
+    let shown: Vec<_> =
+        after.iter().filter(|(_, count)| **count > 0).map(|(reason, n)| format!("{reason} {n}")).collect();
+    evidence.see(format!("all drops: {}", shown.join(", ")));
+
+    let closed = |drops: &BTreeMap<String, u64>| drops.get("tcp_closed").copied().unwrap_or(0);
+    ensure!(closed(&quiet) == closed(&before), "drops are counted while nobody sends");
+    lab.browser()?.open(crate::demo::lab::AUTH)?;
+    ensure!(closed(&drops(lab)?) == closed(&after), "a visit to 443 counts as a drop");
+    evidence.control("while nobody sends, and for a visit to 443, the counter stands still");
+    Ok(())
+}
+
+/// Sends one packet to each of [`PACKETS`] ports where nothing listens. nmap may repeat a packet once.
+fn probe(lab: &Lab, kind: &str) -> Result<()> {
+    let last = 40_000 + PACKETS - 1;
+    let ports = format!("-p40000-{last}");
+    let mut nmap = lab.stranger.command("nmap");
+    nmap.args(["-n", "-Pn", "-T5", "--max-retries", "1", "--host-timeout", "30s", kind, &ports, EDGE.v4]);
+    run_command(&mut nmap).map(drop)
+}
+
+/// Drops by reason, from the metrics.
+fn drops(lab: &Lab) -> Result<BTreeMap<String, u64>> {
+    let mut drops = BTreeMap::new();
+    for line in lab.node.metrics()?.lines() {
+        let Some(labels) = line.strip_prefix("portcullis_gate_packets_total{") else { continue };
+        let (labels, value) = labels.split_once("} ").with_context(|| format!("malformed: {line}"))?;
+        if !labels.contains("verdict=\"drop\"") {
+            continue;
+        }
+        let reason = labels.split("reason=\"").nth(1).and_then(|rest| rest.split('"').next());
+        drops.insert(reason.context("a drop without a reason")?.to_owned(), value.parse::<f64>()? as u64);
+    }
+    Ok(drops)
+}
