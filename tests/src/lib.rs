@@ -15,7 +15,6 @@
 //! Nothing here skips: a tool or capability that is missing is an error that names it.
 
 pub mod ca;
-
 pub mod demo;
 pub mod gate;
 pub mod netns;
