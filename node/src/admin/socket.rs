@@ -86,37 +86,34 @@ async fn answer(stream: UnixStream, service: &Service) -> anyhow::Result<()> {
         lines.send(line(&Reply::Error(format!("uid {uid} is not root")))?).await?;
         return Ok(());
     }
-    while let Some(text) = lines.next().await {
-        let request: Request = match serde_json::from_str(&text?) {
-            Ok(request) => request,
-            Err(error) => {
-                lines.send(line(&Reply::Error(format!("not a command of this version: {error}")))?).await?;
-                return Ok(());
-            }
-        };
-        let (replies, mut answers) = mpsc::channel(64);
-        let run = service.run(request, uid, &replies);
-        tokio::pin!(run);
-        let mut running = true;
+    // One command a connection: its end tells the client that the answer is whole.
+    let Some(text) = lines.next().await else { return Ok(()) };
+    let request: Request = match serde_json::from_str(&text?) {
+        Ok(request) => request,
+        Err(error) => {
+            lines.send(line(&Reply::Error(format!("not a command of this version: {error}")))?).await?;
+            return Ok(());
+        }
+    };
+    let (replies, mut answers) = mpsc::channel(64);
+    let run = async move { service.run(request, uid, &replies).await };
+    // An administrator who hangs up drops the receiver, which ends a command that streams; one that changes something
+    // runs to its end.
+    let send_all = async move {
         loop {
             tokio::select! {
-                () = &mut run, if running => running = false,
                 answer = answers.recv() => match answer {
                     Some(answer) => lines.send(line(&answer)?).await?,
-                    None => break,
+                    None => return anyhow::Ok(()),
+                },
+                more = lines.next() => match more {
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) | None => return Ok(()),
                 },
             }
-            if !running {
-                while let Ok(answer) = answers.try_recv() {
-                    lines.send(line(&answer)?).await?;
-                }
-                break;
-            }
         }
-        // One command a connection: its end tells the client that the answer is whole.
-        return Ok(());
-    }
-    Ok(())
+    };
+    tokio::join!(run, send_all).1
 }
 
 fn line(reply: &Reply) -> serde_json::Result<String> {

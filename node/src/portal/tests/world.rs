@@ -113,6 +113,7 @@ impl World {
             seal: Seal::new(&[7; 32]).unwrap(),
             events: Events::start(settings, store, Arc::clone(&metrics)).unwrap(),
             metrics,
+            tunnels: Arc::default(),
         });
         Self { portal: Portal::new(Arc::clone(&context)), context, reload, _directory: directory }
     }
