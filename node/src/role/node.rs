@@ -202,6 +202,7 @@ async fn serve(
     reload::watch(reloader, shutdown.clone())?;
 
     let health = ops::Health::new(gate.is_some() || context.active().config.gate.ungated, gate.is_some());
+    let datagrams = gate.as_ref().and_then(Gate::datagrams);
     ops::watch_gate(gate, Arc::clone(&context), health.clone());
     tokio::spawn(ops::serve(sockets.metrics, Arc::clone(&context), health.clone(), shutdown.clone()));
     tokio::spawn(tend(Arc::clone(&context), shutdown.clone()));
@@ -211,6 +212,7 @@ async fn serve(
         store: context.store.clone(),
         events: context.events.clone(),
         registry: Arc::clone(&context.tunnels),
+        gate: datagrams,
     };
     let mut tunnel = tokio::spawn(tunnel::node::serve(connectors, sockets.tunnels, shutdown.clone()));
     let mut edge =

@@ -16,6 +16,7 @@ pub mod connector;
 mod control;
 mod dial;
 pub mod enrolment;
+mod gated;
 mod identity;
 pub mod node;
 mod peer;

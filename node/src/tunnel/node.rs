@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use crate::clock;
 use crate::event::Events;
+use crate::gate::DatagramGate;
 use crate::store::{Store, StoreError};
 
 use super::admission::{Admission, Places};
@@ -44,6 +45,8 @@ pub struct NodeTunnel {
     pub store: Store,
     pub events: Events,
     pub registry: Arc<Registry>,
+    /// Judges each datagram where no XDP program does.
+    pub gate: Option<DatagramGate>,
 }
 
 /// Why the node cannot serve tunnels.
@@ -72,7 +75,7 @@ pub async fn serve(
         if let Some(capped) = size_buffers(&socket)? {
             warn!("{capped}");
         }
-        endpoints.push(node_endpoint(socket, &key, &keys)?);
+        endpoints.push(node_endpoint(socket, node.gate.as_ref(), &key, &keys)?);
     }
     info!(key = %key.hash(), "tunnels are served");
 

@@ -16,11 +16,14 @@ use std::time::Duration;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use quinn::rustls::{self, crypto::CryptoProvider};
 use quinn::{
-    AsyncUdpSocket, ClientConfig, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime,
+    AsyncUdpSocket, ClientConfig, Endpoint, EndpointConfig, IdleTimeout, Runtime, ServerConfig, TokioRuntime,
     TransportConfig, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
 
+use crate::gate::DatagramGate;
+
+use super::gated::GatedSocket;
 use super::identity::{AnyKey, KeyHash, PinnedNode, TunnelKey};
 use super::wire::ALPN;
 
@@ -74,6 +77,7 @@ pub(super) struct EndpointKeys {
 /// An endpoint that accepts connectors on `socket`.
 pub(super) fn node_endpoint(
     socket: UdpSocket,
+    gate: Option<&DatagramGate>,
     key: &TunnelKey,
     keys: &EndpointKeys,
 ) -> Result<Endpoint, TransportError> {
@@ -103,7 +107,12 @@ pub(super) fn node_endpoint(
         .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(connection_id)))
         .supported_versions(vec![QUIC_V1])
         .grease_quic_bit(false);
-    Ok(Endpoint::new(endpoint, Some(server), socket, Arc::new(TokioRuntime))?)
+    let runtime = Arc::new(TokioRuntime);
+    let mut socket = runtime.wrap_udp_socket(socket)?;
+    if let Some(gate) = gate {
+        socket = Arc::new(GatedSocket::new(socket, gate.clone())?);
+    }
+    Ok(Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)?)
 }
 
 /// An endpoint that can only dial.

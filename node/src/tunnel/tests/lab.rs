@@ -171,7 +171,7 @@ fn node(directory: &Path) -> NodeTunnel {
         max_size: 1 << 20,
     };
     let events = Events::start(settings, store.clone(), Arc::new(Metrics::new().unwrap())).unwrap();
-    NodeTunnel { store, events, registry: Arc::new(Registry::default()) }
+    NodeTunnel { store, events, registry: Arc::new(Registry::default()), gate: None }
 }
 
 pub(super) fn application(origin: SocketAddr, connector: Option<&str>) -> Application {
