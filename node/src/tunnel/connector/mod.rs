@@ -1,7 +1,7 @@
 //! The connector: sits beside private applications, dials out to its nodes, listens on nothing.
 //!
-//! 1. Enrol once, when a token is given ([`state`] keeps the result).
-//! 2. Keep `connections` connections to every node ([`link`]), with [`backoff`] in between.
+//! 1. Enrol once, when a token is given (`state` keeps the result).
+//! 2. Keep `connections` connections to every node (`link`), with `backoff` in between.
 //! 3. On each, dial the origins that the node names, as far as the local allow list goes, and pipe bytes.
 //! 4. At shutdown, take no new streams, let the running ones end, and go.
 //!
