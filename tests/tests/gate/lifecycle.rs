@@ -17,14 +17,14 @@ use crate::lab::{EDGE, Echo, Lab};
 const UNSOLICITED: Verdict = Verdict::Drop(DropReason::UdpUnsolicited);
 
 /// A process that holds the gate, to be killed.
-struct Holder {
+pub struct Holder {
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
 }
 
 impl Holder {
-    fn start(lab: &Lab, options: &[&str]) -> Self {
+    pub fn start(lab: &Lab, options: &[&str]) -> Self {
         let mut command = lab.edge.command(env!("CARGO_BIN_EXE_gate_hold"));
         command.arg(&lab.pin.path).args(["--interface", "eth0", "--tcp", "443", "--udp", "443"]);
         command.args(options).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -49,7 +49,7 @@ impl Holder {
         line
     }
 
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }

@@ -1,8 +1,10 @@
 //! The gate: what it decides, that the kernel and the host decide alike, and that it holds on real
 //! interfaces in namespaces of its own.
 
+mod cookie;
 mod differential;
 mod lab;
 mod lifecycle;
 mod reach;
+mod userspace;
 mod verdicts;
