@@ -38,9 +38,10 @@ fn the_ack_of_a_cookie_passes_and_no_other() {
 
         send(SYN, 1_000, 0);
         let cookie = wire.receive(Duration::from_secs(5), |frame| syn_ack(frame, path.local)).unwrap();
+        // Neighbours of a cookie are cookies too: its low bits say which segment size was agreed on.
         for (flags, sequence, acknowledgement) in [
-            (ACK, 1_001, cookie.wrapping_add(2)),
-            (ACK, 1_002, cookie.wrapping_add(1)),
+            (ACK, 1_001, cookie.wrapping_add(5_000_000)),
+            (ACK, 5_000_000, cookie.wrapping_add(1)),
             (ACK | FIN, 1_001, cookie.wrapping_add(1)),
             (SYN | ACK, 1_001, cookie.wrapping_add(1)),
         ] {

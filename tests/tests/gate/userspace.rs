@@ -59,7 +59,9 @@ fn kill_nine_leaves_the_default_drop_and_detach_takes_it_down() {
 #[test]
 fn other_tables_are_left_alone() {
     let lab = Lab::new();
-    lab.edge.nft("table inet theirs { chain c { type filter hook input priority 0; policy accept; }; }").unwrap();
+    lab.edge
+        .nft("table inet theirs { chain c { type filter hook input priority 0; policy accept; }; }")
+        .unwrap();
     let _gate = lab.open(&config(&lab)).unwrap();
     lab.detach();
     assert_eq!(lab.edge.run("nft list tables").unwrap().trim(), "table inet theirs");
