@@ -273,6 +273,7 @@ fn a_bpffs_is_mounted_where_there_is_none() {
     let lab = Lab::new();
     let directory = tempfile::tempdir().unwrap();
     let pin = directory.path().join("pins");
+    let _mounted = Mounted(&pin);
     let mut config = lab.config();
     config.pin.clone_from(&pin);
     let gate = lab.open(&config).unwrap();
@@ -280,7 +281,49 @@ fn a_bpffs_is_mounted_where_there_is_none() {
     drop(gate);
     lab.edge.enter(|| gate::detach(&pin)).unwrap().unwrap();
     assert!(!gate::status(&pin).unwrap().is_up());
-    rustix::mount::unmount(&pin, rustix::mount::UnmountFlags::empty()).unwrap();
+}
+
+/// Unmounted at the end, before the directory around it is removed.
+struct Mounted<'a>(&'a Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn events_wake_an_async_reader() {
+    let lab = Lab::new();
+    let mut gate = lab.open(&lab.config()).unwrap();
+    let events = gate.events().unwrap();
+    assert!(gate.events().is_none(), "there is one reader");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let event = runtime.block_on(async {
+        let mut events = events.into_async().unwrap();
+        // The drop happens while the reader waits.
+        let sender = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            lab.stranger_reaches_udp(8080)
+        };
+        let wanted = async {
+            loop {
+                let event = events.next().await.unwrap();
+                if event.reason == DropReason::UdpUnsolicited {
+                    return event;
+                }
+            }
+        };
+        let (event, reached) = tokio::join!(tokio::time::timeout(Duration::from_secs(5), wanted), sender);
+        assert_eq!(reached, [false; 2]);
+        event.unwrap()
+    });
+    let ends = event.ends.unwrap();
+    assert_eq!(
+        (ends.source.ip().to_string(), ends.destination.to_string()),
+        ("192.0.2.2".to_owned(), "192.0.2.1:8080".to_owned())
+    );
+    assert!(event.ifindex > 0 && event.length >= 42 && !event.at.is_zero());
 }
 
 fn connect(lab: &Lab, port: u16) -> TcpStream {
