@@ -199,6 +199,18 @@ async fn a_connection_serves_only_the_names_of_its_certificate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reload_of_certificates_is_for_new_connections() {
+    let node = Node::start().await;
+    let mut old = node.connect(WIKI, &[]).await;
+    let files = node.context.active().config.node.certificates.clone();
+    node.tls.reload(&files[1..]).unwrap();
+    let request = format!("GET / HTTP/1.1\r\nHost: {WIKI}\r\nConnection: close\r\n\r\n");
+    assert_eq!(status(&node.raw("wiki.example.net", request.as_bytes()).await), 421);
+    tokio::io::AsyncWriteExt::write_all(&mut old, request.as_bytes()).await.unwrap();
+    assert_eq!(status(&crate::node::read_to_end(&mut old).await), 302);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_encoded_slash_passes_where_the_application_says_so() {
     let node = Node::start().await;
     let host = "slashes.example.com";

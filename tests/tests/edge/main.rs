@@ -3,3 +3,5 @@
 mod decisions;
 mod hostile;
 mod node;
+mod sessions;
+mod streams;

@@ -1,0 +1,287 @@
+//! Bodies: streamed both ways, with trailers, over both versions; connections to origins.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Empty, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use portcullis_tests::origin::Origin;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+
+use crate::node::{Ann, Node, SOON, WIKI, read_to_end, status};
+
+type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// An HTTP/2 connection to the node.
+async fn http2(node: &Node, host: &str) -> SendRequest<Body> {
+    let stream = node.connect(host, &["h2"]).await;
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+fn request(host: &str, path: &str, ann: &Ann) -> http::request::Builder {
+    Request::builder().uri(format!("https://{host}{path}")).header(header::COOKIE, ann.cookies())
+}
+
+async fn send(sender: &mut SendRequest<Body>, request: Request<Body>) -> Response<Incoming> {
+    timeout(SOON, sender.send_request(request)).await.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_arrive_as_they_are_sent() {
+    let node = Node::start().await;
+    let ann = node.log_in(WIKI).await;
+    let mut sender = http2(&node, WIKI).await;
+    let mut response = send(&mut sender, request(WIKI, "/events", &ann).body(empty()).unwrap()).await;
+    for number in 0..3 {
+        let frame = timeout(Duration::from_secs(2), response.body_mut().frame()).await.unwrap();
+        let data = frame.unwrap().unwrap().into_data().unwrap();
+        assert_eq!(data, format!("data: {number}\n\n"));
+    }
+    // What lasts is written at its start.
+    let events = node.wait_for_events(1).await;
+    assert_eq!((&events[0]["action"], &events[0]["status"]), (&"request".into(), &200.into()));
+    drop(response);
+    drop(sender);
+    let events = node.wait_for_events(2).await;
+    assert_eq!(events.len(), 2);
+    assert_eq!(events[1]["action"], "disconnect");
+    assert!(events[1]["bytes"].as_u64().unwrap() > 0 && events[1]["reason"].is_null(), "{}", events[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_is_asked_for_only_when_the_request_is_allowed() {
+    let node = Node::start().await;
+    let ann = node.log_in(WIKI).await;
+    let head = |cookies: &str| {
+        format!(
+            "POST /echo HTTP/1.1\r\nHost: {WIKI}\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 3\r\n{cookies}\r\n"
+        )
+    };
+    let mut stream = node.connect(WIKI, &[]).await;
+    stream.write_all(head(&format!("Cookie: {}\r\n", ann.cookies())).as_bytes()).await.unwrap();
+    let mut interim = [0; 25];
+    timeout(SOON, stream.read_exact(&mut interim)).await.unwrap().unwrap();
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"abc").await.unwrap();
+    assert_eq!(status(&read_to_end(&mut stream).await), 200);
+    let requests = node.origin.requests();
+    assert_eq!(requests[0].body, b"abc");
+    assert!(requests[0].header("expect").is_empty());
+
+    let refused = node.raw(WIKI, head("").as_bytes()).await;
+    assert_eq!(status(&refused), 302, "no 100 before it: {refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_of_the_same_certificate_shares_an_http2_connection() {
+    let node = Node::start().await;
+    let mut sender = http2(&node, WIKI).await;
+    for (host, code) in [("other.example.com", 302), ("wiki.example.net", 421), (WIKI, 302)] {
+        let request = Request::builder().uri(format!("https://{host}/")).body(empty()).unwrap();
+        assert_eq!(send(&mut sender, request).await.status(), code, "{host}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contradictions_over_http2_are_refused() {
+    let node = Node::start().await;
+    let ann = node.log_in(WIKI).await;
+    let mut sender = http2(&node, WIKI).await;
+    for (name, value, path) in [
+        ("host", "other.example.com", "/"),
+        ("content-length", "3", "/"),
+        ("accept", "*/*", "/a/..;/b"),
+        ("accept", "*/*", "/a%2fb"),
+    ] {
+        let request = request(WIKI, path, &ann).header(name, value).body(empty()).unwrap();
+        let answer = timeout(SOON, sender.send_request(request)).await.unwrap();
+        assert!(answer.is_err() || answer.is_ok_and(|answer| answer.status() == 400), "{name} {path}");
+    }
+    assert_eq!(node.origin.requests(), []);
+    let short = stream::iter([Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(b"ab")))]);
+    let request = request(WIKI, "/echo", &ann)
+        .method("POST")
+        .header("content-length", "3")
+        .body(StreamBody::new(short).boxed_unsync())
+        .unwrap();
+    if let Ok(answer) = timeout(SOON, sender.send_request(request)).await.unwrap() {
+        assert_ne!(answer.status(), 200);
+    }
+    assert!(node.origin.requests().iter().all(|request| request.body.is_empty()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn identity_in_trailers_is_taken_out_and_grpc_trailers_arrive() {
+    let origin = grpc_origin().await;
+    let more = format!(
+        "[[application]]\nname = \"rpc\"\nurl = \"https://rpc.example.com\"\norigin = \"h2c://{origin}\"\npolicies = [\"people\"]\n"
+    );
+    let recording = Origin::start(None, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let node = Node::start_with(recording, &more).await;
+    let host = "rpc.example.com";
+    let ann = node.log_in(host).await;
+    let mut trailers = HeaderMap::new();
+    trailers.insert("cf-access-jwt-assertion", HeaderValue::from_static("forged"));
+    trailers.insert("x-checksum", HeaderValue::from_static("1"));
+    let frames = [Frame::data(Bytes::from_static(b"ping")), Frame::trailers(trailers)];
+    let body = StreamBody::new(stream::iter(frames.map(Ok::<_, std::io::Error>))).boxed_unsync();
+    let request = request(host, "/rpc.Echo/Say", &ann)
+        .method("POST")
+        .header("te", "trailers")
+        .header("content-type", "application/grpc")
+        .body(body)
+        .unwrap();
+    let mut sender = http2(&node, host).await;
+    let response = send(&mut sender, request).await;
+    assert_eq!(response.status(), 200);
+    let whole = timeout(SOON, response.into_body().collect()).await.unwrap().unwrap();
+    let trailers = whole.trailers().unwrap().clone();
+    assert_eq!(trailers["grpc-status"], "0");
+    assert!(!trailers.contains_key("set-cookie"));
+    let seen = String::from_utf8(whole.to_bytes().to_vec()).unwrap();
+    assert_eq!(seen, format!("te=trailers host={host} body=ping checksum=1 forged=false"));
+}
+
+/// An HTTP/2 origin that says what it saw, and answers with trailers.
+async fn grpc_origin() -> std::net::SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = hyper::service::service_fn(|request: Request<Incoming>| async {
+                let te = request.headers().get("te").map_or("", |te| te.to_str().unwrap()).to_owned();
+                let host = request.uri().host().unwrap().to_owned();
+                let whole = request.into_body().collect().await.unwrap();
+                let trailers = whole.trailers().cloned().unwrap_or_default();
+                let text = format!(
+                    "te={te} host={host} body={} checksum={} forged={}",
+                    String::from_utf8(whole.to_bytes().to_vec()).unwrap(),
+                    trailers["x-checksum"].to_str().unwrap(),
+                    trailers.contains_key("cf-access-jwt-assertion"),
+                );
+                let mut end = HeaderMap::new();
+                end.insert("grpc-status", HeaderValue::from_static("0"));
+                end.insert("set-cookie", HeaderValue::from_static("CF_Authorization=x"));
+                let frames = [Frame::data(Bytes::from(text)), Frame::trailers(end)];
+                let body = StreamBody::new(stream::iter(frames.map(Ok::<_, std::io::Error>)));
+                Ok::<_, std::convert::Infallible>(Response::new(body))
+            });
+            tokio::spawn(
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service),
+            );
+        }
+    });
+    address
+}
+
+/// An origin that answers once on every connection and closes it when the next request comes.
+async fn one_answer_origin(requests: Arc<AtomicUsize>) -> std::net::SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let requests = Arc::clone(&requests);
+            tokio::spawn(async move {
+                let mut block = vec![0; 16 * 1024];
+                for turn in 0..2 {
+                    if !matches!(stream.read(&mut block).await, Ok(1..)) {
+                        return;
+                    }
+                    requests.fetch_add(1, Ordering::SeqCst);
+                    if turn == 0 {
+                        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+                        stream.write_all(answer).await.unwrap();
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_is_safe_is_sent_again() {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let origin = one_answer_origin(Arc::clone(&requests)).await;
+    let methods = [("GET", 200, 3), ("HEAD", 200, 3), ("POST", 502, 2), ("DELETE", 502, 2)];
+    let host = |method: &str| format!("once-{}.example.com", method.to_lowercase());
+    let application = |method: &str| {
+        format!(
+            "[[application]]\nname = \"{method}\"\nurl = \"https://{}\"\norigin = \"http://{origin}\"\npolicies = [\"people\"]\n",
+            host(method)
+        )
+    };
+    let recording = Origin::start(None, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let more: String = methods.iter().map(|(method, ..)| application(method)).collect();
+    let node = Node::start_with(recording, &more).await;
+    for (method, code, arrived) in methods {
+        let host = host(method);
+        let ann = node.log_in(&host).await;
+        let mut sender = http2(&node, &host).await;
+        requests.store(0, Ordering::SeqCst);
+        // The first request opens a connection, the second finds it resting and sees it break.
+        let first = request(&host, "/", &ann).method("PUT").body(empty()).unwrap();
+        let first = send(&mut sender, first).await;
+        assert_eq!(first.status(), 200, "{method}");
+        first.into_body().collect().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let second = request(&host, "/", &ann).method(method).body(empty()).unwrap();
+        assert_eq!(send(&mut sender, second).await.status(), code, "{method}");
+        assert_eq!(requests.load(Ordering::SeqCst), arrived, "{method}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_to_an_origin_are_used_again() {
+    let node = Node::start().await;
+    let ann = node.log_in(WIKI).await;
+    let mut sender = http2(&node, WIKI).await;
+    for _ in 0..5 {
+        let response = send(&mut sender, request(WIKI, "/", &ann).body(empty()).unwrap()).await;
+        response.into_body().collect().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(node.origin.connections(), 1);
+    assert_eq!(node.origin.requests().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_in_flight_finish_when_the_node_stops() {
+    let node = Node::start().await;
+    let ann = node.log_in(WIKI).await;
+    let mut sender = http2(&node, WIKI).await;
+    let slow = send_later(&mut sender, request(WIKI, "/slow/1000", &ann).body(empty()).unwrap());
+    let stop = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        node.shutdown.cancel();
+    };
+    let (response, ()) = tokio::join!(slow, stop);
+    assert_eq!(response.status(), 200);
+    assert!(!response.into_body().collect().await.unwrap().to_bytes().is_empty());
+}
+
+fn send_later(
+    sender: &mut SendRequest<Body>,
+    request: Request<Body>,
+) -> impl Future<Output = Response<Incoming>> + use<> {
+    let sending = sender.send_request(request);
+    async move { timeout(SOON, sending).await.unwrap().unwrap() }
+}
