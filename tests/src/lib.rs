@@ -16,6 +16,7 @@
 
 pub mod ca;
 pub mod demo;
+pub mod idp;
 pub mod gate;
 pub mod netns;
 pub mod origin;
@@ -23,3 +24,4 @@ pub mod portcullis;
 pub mod ports;
 pub mod process;
 pub mod third_party;
+pub mod web;
