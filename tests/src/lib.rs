@@ -11,17 +11,21 @@
 //! | [`third_party`] | JavaScript programs that are not ours |
 //! | [`demo`] | the steps of `cargo xtask demo` |
 //! | [`portcullis`] | the binary under test: node, connector, admin commands |
+//! | [`realm`] | a node with login, users, applications and identity providers, on loopback |
+//! | [`idp`] | a real OpenID provider that cheats on demand |
+//! | [`web`] | a browser made of curl |
 //!
 //! Nothing here skips: a tool or capability that is missing is an error that names it.
 
 pub mod ca;
 pub mod demo;
-pub mod idp;
 pub mod gate;
+pub mod idp;
 pub mod netns;
 pub mod origin;
 pub mod portcullis;
 pub mod ports;
 pub mod process;
+pub mod realm;
 pub mod third_party;
 pub mod web;
