@@ -97,7 +97,6 @@ listen = "127.0.0.1:{port}"
 cert = "{dir}/node.pem"
 key = "{dir}/node.key"
 [gate]
-dataplane = "userspace"
 ungated = true
 [events]
 file = "{dir}/access.jsonl"

@@ -152,9 +152,9 @@ impl Compiler<'_> {
                 })
             })
             .collect();
-        if interfaces.is_empty() && dataplane == Dataplane::Xdp && !gate.ungated && node.is_some() {
+        if interfaces.is_empty() && !gate.ungated && node.is_some() {
             self.faults.whole(
-                "[gate] names no interface: set `interfaces`, or `dataplane = \"userspace\"`, or `ungated = true` to run without a gate",
+                "[gate] names no interface: set `interfaces`, or `ungated = true` to run without a gate",
             );
         }
         GateSettings {

@@ -113,8 +113,7 @@ fn bind_udp(at: SocketAddr) -> anyhow::Result<UdpSocket> {
 /// Puts the gate up, or says why not; `ungated = true` lets the node start without one.
 fn open_gate(config: &Config) -> anyhow::Result<Option<Gate>> {
     let settings = &config.gate;
-    let wanted = !settings.interfaces.is_empty() || settings.dataplane == crate::gate::Dataplane::Userspace;
-    if !wanted {
+    if settings.interfaces.is_empty() {
         tracing::warn!("no gate: [gate] names no interface and `ungated = true`");
         return Ok(None);
     }
