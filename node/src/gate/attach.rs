@@ -11,10 +11,20 @@ use super::sys::{self, Hook};
 use super::{GateError, XdpMode};
 
 /// One guarded interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Attached {
     pub(super) interface: String,
     pub(super) mode: XdpMode,
+    ingress: OwnedFd,
+    egress: OwnedFd,
+}
+
+impl Attached {
+    /// Whether both programs are still on the interface. Needs no privilege.
+    pub(super) fn is_up(&self) -> bool {
+        let on_device = |link: &OwnedFd| sys::link_info(link.as_fd()).is_ok_and(|info| info.ifindex != 0);
+        on_device(&self.ingress) && on_device(&self.egress)
+    }
 }
 
 /// Guards every interface or, on an error, none that was not guarded before.
@@ -115,40 +125,46 @@ fn attach(
     let interface = device.name.to_owned();
     let path = pin.interface(device.name);
     std::fs::create_dir_all(&path).map_err(|source| GateError::Pin { path, source })?;
-    let adopted_egress = adopt(object, pin, device, Hook::TcxEgress)?;
-    let mut adopted_mode = None;
+    let egress = adopt(object, pin, device, Hook::TcxEgress)?;
+    let mut ingress = None;
     for mode in [XdpMode::Native, XdpMode::Generic] {
-        if adopt(object, pin, device, mode.hook())? {
-            adopted_mode = Some(mode);
+        if let Some(link) = adopt(object, pin, device, mode.hook())? {
+            ingress = Some((mode, link));
         }
     }
-    if adopted_mode.is_none() {
+    if ingress.is_none() {
         fresh.links.push(interface.clone());
     }
-    if !adopted_egress {
-        create(object, pin, device, Hook::TcxEgress).map_err(|source| GateError::Attach {
+    let egress = match egress {
+        Some(link) => link,
+        None => create(object, pin, device, Hook::TcxEgress).map_err(|source| GateError::Attach {
             interface: interface.clone(),
             what: "egress",
             source,
-        })?;
-    }
-    let mode = match adopted_mode {
-        Some(mode) => mode,
+        })?,
+    };
+    let (mode, ingress) = match ingress {
+        Some(adopted) => adopted,
         None => create_ingress(object, pin, device)?,
     };
-    Ok(Attached { interface, mode })
+    Ok(Attached { interface, mode, ingress, egress })
 }
 
-/// Takes over a pinned link: replaces its program unless it runs this one already. `false` if there is no
+/// Takes over a pinned link: replaces its program unless it runs this one already. `None` if there is no
 /// link, or it was on a device of this name that is gone.
-fn adopt(object: &Object, pin: &PinDir, device: &Device<'_>, hook: Hook) -> Result<bool, GateError> {
+fn adopt(
+    object: &Object,
+    pin: &PinDir,
+    device: &Device<'_>,
+    hook: Hook,
+) -> Result<Option<OwnedFd>, GateError> {
     let path = pin.link(device.name, hook);
-    let Some(link) = open_link(&path)? else { return Ok(false) };
+    let Some(link) = open_link(&path)? else { return Ok(None) };
     let failed = |source| GateError::Pin { path: path.clone(), source };
     let info = sys::link_info(link.as_fd()).map_err(failed)?;
     if info.ifindex != device.ifindex {
         unpin(&path)?;
-        return Ok(false);
+        return Ok(None);
     }
     let program = object.program(name_of(hook))?;
     if Identity::of_id(info.program_id)?.as_ref() == Some(&program.identity) {
@@ -157,17 +173,21 @@ fn adopt(object: &Object, pin: &PinDir, device: &Device<'_>, hook: Hook) -> Resu
         sys::link_update(link.as_fd(), program.fd).map_err(failed)?;
         tracing::info!(interface = device.name, ?hook, "the gate's program was replaced");
     }
-    Ok(true)
+    Ok(Some(link))
 }
 
 /// In the driver if it can, else in the stack. Another program there is never a reason to try the other.
-fn create_ingress(object: &Object, pin: &PinDir, device: &Device<'_>) -> Result<XdpMode, GateError> {
+fn create_ingress(
+    object: &Object,
+    pin: &PinDir,
+    device: &Device<'_>,
+) -> Result<(XdpMode, OwnedFd), GateError> {
     let interface = device.name.to_owned();
     let is_other = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST));
     let native = match create(object, pin, device, Hook::XdpNative) {
-        Ok(()) => {
+        Ok(link) => {
             tracing::info!(%interface, "the gate is up, in the driver");
-            return Ok(XdpMode::Native);
+            return Ok((XdpMode::Native, link));
         }
         Err(error) => error,
     };
@@ -175,19 +195,20 @@ fn create_ingress(object: &Object, pin: &PinDir, device: &Device<'_>) -> Result<
         return Err(GateError::OtherProgram { interface });
     }
     match create(object, pin, device, Hook::XdpGeneric) {
-        Ok(()) => {
+        Ok(link) => {
             tracing::warn!(%interface, reason = %native, "the gate is up in generic mode: the driver has no XDP");
-            Ok(XdpMode::Generic)
+            Ok((XdpMode::Generic, link))
         }
         Err(error) if is_other(&error) => Err(GateError::OtherProgram { interface }),
         Err(source) => Err(GateError::Attach { interface, what: "XDP", source }),
     }
 }
 
-fn create(object: &Object, pin: &PinDir, device: &Device<'_>, hook: Hook) -> io::Result<()> {
+fn create(object: &Object, pin: &PinDir, device: &Device<'_>, hook: Hook) -> io::Result<OwnedFd> {
     let program = object.program(name_of(hook)).map_err(io::Error::other)?;
     let link = sys::link_create(program.fd, device.ifindex, hook)?;
-    sys::pin(link.as_fd(), &pin.link(device.name, hook))
+    sys::pin(link.as_fd(), &pin.link(device.name, hook))?;
+    Ok(link)
 }
 
 fn name_of(hook: Hook) -> &'static str {

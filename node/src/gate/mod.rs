@@ -10,7 +10,7 @@
 //!
 //! With [`Dataplane::Userspace`] nftables drops instead, and the node's UDP sockets ask [`DatagramGate`].
 //!
-//! After `open` only descriptors of maps are used, so every capability may be dropped.
+//! After `open` only descriptors of maps and links are used, so every capability may be dropped.
 //! At this boundary a false accept shows the host to strangers; a false reject cuts people off, for which
 //! there are the `admin` rules and [`detach`].
 
@@ -123,9 +123,18 @@ impl Gate {
     pub fn interfaces(&self) -> Vec<(String, XdpMode)> {
         match &self.plane {
             Plane::Xdp(xdp) => {
-                xdp.attached.iter().map(|Attached { interface, mode }| (interface.clone(), *mode)).collect()
+                xdp.attached.iter().map(|found| (found.interface.clone(), found.mode)).collect()
             }
             Plane::Userspace(_) => Vec::new(),
+        }
+    }
+
+    /// Whether every interface is still guarded: nobody has detached the gate and no interface is gone. Needs
+    /// no privilege. In userspace it is always so, since only the privileged may look at nftables.
+    pub fn is_up(&self) -> bool {
+        match &self.plane {
+            Plane::Xdp(xdp) => xdp.attached.iter().all(Attached::is_up),
+            Plane::Userspace(_) => true,
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! `gate_hold PIN [--userspace] [--drop-capabilities] [--interface NAME]… [--admin RULE]… [--tcp PORT]…
 //! [--udp PORT]…` prints `up` and the mode of each interface. Then each line on standard input is answered
-//! with the counters that are not zero, one line, and the sampled drops since the last one.
+//! with one line: whether the gate is still up, the counters that are not zero, and the sampled drops since the last one.
 
 use std::io::BufRead;
 
@@ -42,6 +42,7 @@ fn main() -> Result<()> {
     println!("up {:?}", gate.interfaces());
     for line in std::io::stdin().lock().lines() {
         line?;
+        print!("{} ", if gate.is_up() { "guarded" } else { "unguarded" });
         let counters = gate.counters()?;
         for (verdict, packets) in counters.packets.iter().filter(|(_, packets)| *packets > 0) {
             print!("{}:{}={packets} ", verdict.action(), verdict.reason());

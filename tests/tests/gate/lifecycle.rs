@@ -97,6 +97,9 @@ fn detach_works_with_the_daemon_dead_and_with_it_alive() {
         assert_eq!(lab.stranger_reaches_tcp(8080), [false; 2]);
         assert_eq!(lab.detach(), ["interface eth0"]);
         assert_eq!(lab.stranger_reaches_tcp(8080), [true; 2], "daemon dead: {dead}");
+        if !dead {
+            assert!(holder.ask().starts_with("unguarded "), "a living daemon sees that it is unguarded");
+        }
         assert!(!lab.pin.path.exists());
         assert!(!lab.status().is_up());
         assert_eq!(lab.detach(), Vec::<String>::new(), "a second time there is nothing to take down");
@@ -112,6 +115,7 @@ fn the_gate_is_read_after_every_capability_is_gone() {
     assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
     assert_eq!(lab.stranger_reaches_udp(8080), [false; 2]);
     let answer = holder.ask();
+    assert!(answer.starts_with("guarded "), "{answer}");
     assert!(answer.contains("drop:udp_unsolicited=2"), "{answer}");
     assert!(answer.contains("event:udp_unsolicited=Some(192.0.2.2:"), "{answer}");
 }

@@ -273,6 +273,8 @@ fn udp_cases(name: &str, stranger: &Path, admin: &Path) -> Vec<Case> {
 fn icmp_cases(name: &str, stranger: &Path, opened: u16) -> Vec<Case> {
     let protocol = stranger.icmp_protocol();
     let unreachable = |protocol, quoted: &[u8]| stranger.unreachable(protocol, quoted);
+    let query = stranger.reversed().ip(UDP, &packet::udp(40_000, 53, b""));
+    let elsewhere = if stranger.is_v4() { "192.0.2.200" } else { "2001:db8::200" }.parse().unwrap();
     let kinds: &[u8] = if stranger.is_v4() { &[3, 11, 12] } else { &[1, 2, 3, 4] };
     let mut cases = vec![
         pass(name, "answer to a ping", stranger.echo_reply(77), P::EchoReply),
@@ -319,6 +321,12 @@ fn icmp_cases(name: &str, stranger: &Path, opened: u16) -> Vec<Case> {
             stranger.icmp_error(kinds[0], &stranger.ip(UDP, &packet::udp(40_000, 53, b""))),
             D::IcmpQuote,
         ),
+        drop_(
+            name,
+            "error to another address about a query",
+            Path { local: elsewhere, ..*stranger }.icmp_error(kinds[0], &query),
+            D::IcmpQuote,
+        ),
         drop_(name, "error that quotes no IP", stranger.icmp_error(kinds[0], &[0x15; 60]), D::IcmpQuote),
         drop_(
             name,
@@ -330,7 +338,7 @@ fn icmp_cases(name: &str, stranger: &Path, opened: u16) -> Vec<Case> {
         drop_(name, "half a header", stranger.frame(protocol, &[0; 7]), D::Truncated),
     ];
     for kind in kinds {
-        let frame = stranger.icmp_error(*kind, &stranger.reversed().ip(UDP, &packet::udp(40_000, 53, b"")));
+        let frame = stranger.icmp_error(*kind, &query);
         cases.push(pass(name, &format!("error of type {kind}"), frame, P::IcmpError));
     }
     cases
