@@ -58,7 +58,7 @@ impl OpenError {
 }
 
 /// What one connector does right now.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConnectorStatus {
     pub connections: usize,
     /// Of them, those that were heard lately and take new streams.

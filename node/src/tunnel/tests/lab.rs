@@ -91,7 +91,11 @@ impl Lab {
     /// A new node with the same state at the same address.
     pub(super) fn start_again(&mut self) {
         self.node = node(self.directory.path());
-        self.serve(UdpSocket::bind(self.address).unwrap());
+        // The last node's socket closes a moment after its tasks have ended.
+        let bound = (0..500).find_map(|_| {
+            UdpSocket::bind(self.address).inspect_err(|_| std::thread::sleep(Duration::from_millis(10))).ok()
+        });
+        self.serve(bound.expect("the address is free again"));
     }
 
     pub(super) async fn token(&self, connector: &str) -> EnrolmentToken {
@@ -126,11 +130,12 @@ impl Lab {
         connector
     }
 
-    /// Waits until `hq` has so many connections.
+    /// Waits until `hq` has exactly so many connections, all of them in service.
     pub(super) async fn connected(&self, count: usize) {
         let registry = &self.node.registry;
         until(&format!("{count} connections"), || {
-            registry.connectors().get("hq").map_or(0, |status| status.connections) == count
+            let hq = registry.connectors().remove("hq").unwrap_or_default();
+            (hq.connections, hq.healthy) == (count, count)
         })
         .await;
     }
