@@ -13,6 +13,8 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use crate::flow::Reason;
+
 use super::connection::Activity;
 use super::headers;
 use super::record::Record;
@@ -193,7 +195,8 @@ impl Body for Reply {
                     record.count(frame.data_ref().map_or(0, |data| data.len() as u64));
                 }
                 Some(Err(error)) if error.is::<Ended>() => record.cut(),
-                Some(Err(_)) | None => {}
+                Some(Err(_)) => record.failed(Reason::OriginDown),
+                None => {}
             }
         }
         Poll::Ready(frame)

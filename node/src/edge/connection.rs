@@ -1,6 +1,7 @@
 //! One connection of a client: handshake, HTTP/1.1 or HTTP/2 by ALPN, and its end.
 
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,8 +17,12 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::clock;
+use crate::flow::Reason;
+
 use super::guard::{Guard, Shared};
 use super::listener::Slot;
+use super::record::{About, Record};
 use super::tls::Certificate;
 use super::{Edge, dispatch, limits};
 
@@ -90,7 +95,17 @@ pub(super) async fn serve(edge: Arc<Edge>, stream: TcpStream, address: IpAddr, s
     edge.ctx.metrics.connections.dec();
     if let Err(error) = result {
         tracing::debug!(%error, %address, "a connection ended with an error");
+        if breaks_http2(&error) {
+            let about = About::new(clock::new_ray(), address);
+            Record::denied(&edge.ctx, about, Reason::BadRequest, std::time::Instant::now())
+                .detail(format_args!("the connection broke HTTP/2: {error:#}"));
+        }
     }
+}
+
+/// Whether the library ended the connection because of what the client sent: no request stands for that.
+fn breaks_http2(error: &hyper::Error) -> bool {
+    error.source().and_then(|source| source.downcast_ref::<h2::Error>()).is_some_and(h2::Error::is_library)
 }
 
 /// A connection that can be told to end in good order.

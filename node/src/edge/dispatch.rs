@@ -42,7 +42,7 @@ pub(super) async fn answer(
     let (head, body) = request.into_parts();
     let call = Call {
         about: About::new(clock::new_ray(), peer.address),
-        headers: head.headers.clone(),
+        accept: head.headers.get_all(header::ACCEPT).iter().cloned().collect(),
         head_only: head.method == Method::HEAD,
         closes: peer.strict.is_some() && (violation.is_some() || head.headers.contains_key(header::UPGRADE)),
         edge,
@@ -67,8 +67,8 @@ pub(super) struct Call {
     pub(super) about: About,
     started: Instant,
     in_flight: InFlight,
-    /// As the client sent them.
-    headers: HeaderMap,
+    /// Which kind of page the client reads.
+    accept: Vec<HeaderValue>,
     head_only: bool,
     /// The connection cannot carry another request after this one, unless it switches protocols.
     closes: bool,
@@ -290,6 +290,7 @@ impl Call {
         mut record: Record,
     ) -> Response<Reply> {
         record.answered(status);
+        let accept: HeaderMap = self.accept.iter().map(|kind| (header::ACCEPT, kind.clone())).collect();
         let about = record.about();
         let person = about.session.as_ref().map(|session| match &session.email {
             Some(email) => email.as_str(),
@@ -300,7 +301,7 @@ impl Call {
             host: about.host.as_ref(),
             person,
             retry_after: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(page::SOON),
-            ..PageFacts::new(status, reason, about.ray, &self.headers)
+            ..PageFacts::new(status, reason, about.ray, &accept)
         });
         self.own(reply, Some(record))
     }

@@ -166,7 +166,7 @@ impl Upstream {
         permit: &Permit,
         registry: &Registry,
     ) -> Result<Line, ConnectError> {
-        let busy = Arc::clone(&self.busy).acquire_owned().await.map_err(|_| ConnectError::Busy)?;
+        let busy = Arc::clone(&self.busy).try_acquire_owned().map_err(|_| ConnectError::Busy)?;
         let (stream, draining) = self.open(permit, registry).await?;
         let (sender, connection) = http1::Builder::new()
             .max_header_size(limits::ORIGIN_HEAD_BYTES)

@@ -1,6 +1,8 @@
-//! Large bodies pass with flat memory. A process of its own: nothing else may grow in it.
+//! What one client can make the node hold, and how long others wait meanwhile. A process of its own: memory is that
+//! of the whole process, and so is the time.
 
-#[path = "edge/node.rs"]
+mod floods;
+#[path = "../edge/node.rs"]
 #[allow(dead_code, reason = "shared with the other tests of the edge")]
 mod node;
 
@@ -19,10 +21,10 @@ use crate::node::{Ann, Node, SOON, WIKI, read_to_end};
 /// A large body.
 const LARGE: usize = 1 << 30;
 /// What the process, in which the client and the origin run too, may grow by.
-const FLAT: usize = 48 << 20;
+pub const FLAT: usize = 48 << 20;
 
 /// Resident memory of this process, in bytes.
-fn resident() -> usize {
+pub fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
@@ -30,9 +32,10 @@ fn resident() -> usize {
 
 /// One after the other: what is measured is the whole process.
 #[tokio::test(flavor = "multi_thread")]
-async fn memory_stays_flat() {
+async fn memory_and_waiting_stay_bounded() {
     large_bodies_pass_with_flat_memory().await;
     a_reader_that_stops_makes_the_origin_stop().await;
+    floods::are_ended_or_held_back().await;
 }
 
 async fn large_bodies_pass_with_flat_memory() {
