@@ -166,19 +166,25 @@ impl Realm {
         web.follow(reply, None)
     }
 
-    /// Every event in the access log, once the writer has caught up with `count` of them; more are returned too.
-    pub fn events(&self, count: usize) -> Result<Vec<Value>> {
+    /// Every event of `action` in the access log, once the writer has caught up with `count` of them; more are
+    /// returned too.
+    pub fn events(&self, action: &str, count: usize) -> Result<Vec<Value>> {
         let path = self.dir.path().join("access.jsonl");
-        crate::process::wait_until(&format!("{count} events"), std::time::Duration::from_secs(10), || {
-            let text = std::fs::read_to_string(&path)?;
-            let events: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-            let events: Vec<Value> = events
-                .into_iter()
-                .filter(|event| {
-                    !matches!(event["action"].as_str(), Some("start" | "stop" | "admin" | "gate"))
-                })
-                .collect();
-            Ok((events.len() >= count).then_some(events))
-        })
+        crate::process::wait_until(
+            &format!("{count} events of {action}"),
+            std::time::Duration::from_secs(10),
+            || {
+                let text = std::fs::read_to_string(&path)?;
+                let events: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+                let events: Vec<Value> =
+                    events.into_iter().filter(|event| event["action"] == action).collect();
+                Ok((events.len() >= count).then_some(events))
+            },
+        )
+    }
+
+    /// The text of the access log.
+    pub fn log(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(self.dir.path().join("access.jsonl"))?)
     }
 }

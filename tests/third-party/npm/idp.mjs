@@ -51,11 +51,11 @@ provider.on('server_error', (_, error) => console.error(error));
 const inner = provider.listen(options.internal, '127.0.0.1');
 
 // Signs the claims of an ID token again, changed.
-async function resigned(token, change, header = {}, by = privateKey) {
+async function resigned(token, change, header = {}, by = privateKey, known = {}) {
   const claims = jose.decodeJwt(token);
   change(claims);
   const text = new TextEncoder().encode(JSON.stringify(claims));
-  return new jose.CompactSign(text).setProtectedHeader({ alg: 'RS256', kid: 'first', ...header }).sign(by);
+  return new jose.CompactSign(text).setProtectedHeader({ alg: 'RS256', kid: 'first', ...header }).sign(by, { crit: known });
 }
 
 const idToken = (change) => async (tokens) => ({ ...tokens, id_token: await change(tokens.id_token) });
@@ -81,7 +81,7 @@ const tampers = {
   future: { token: claims((c) => { c.iat = now() + 600; }) },
   access_token_hash: { token: claims((c) => { c.at_hash = 'AAAAAAAAAAAAAAAAAAAAAA'; }) },
   no_subject: { token: claims((c) => { delete c.sub; }) },
-  critical: { token: idToken((t) => resigned(t, () => {}, { crit: ['exp'], exp: 1 })) },
+  critical: { token: idToken((t) => resigned(t, () => {}, { crit: ['rule'], rule: 1 }, privateKey, { rule: true })) },
   signature: { token: idToken((t) => t.slice(0, -8) + (t.at(-8) === 'A' ? 'B' : 'A') + t.slice(-7)) },
   unsigned: { token: idToken((t) => jose.base64url.encode('{"alg":"none"}') + '.' + t.split('.')[1] + '.') },
   hmac_secret: { token: idToken(hmac(bytes(options.client_secret))) },
