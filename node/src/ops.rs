@@ -85,11 +85,11 @@ pub fn watch_gate(gate: Option<Gate>, context: Arc<Context>, health: Health) {
                     true
                 }
                 Err(error) => {
-                    tracing::error!(%error, "the gate's counters cannot be read");
+                    tracing::error!("the gate's counters cannot be read: {:#}", anyhow::Error::new(error));
                     false
                 }
             };
-            let attached = counted;
+            let attached = counted && gate.is_up();
             context.metrics.gate_attached.set(i64::from(attached));
             if health.inner.gate_as_wanted.swap(attached, Ordering::AcqRel) && !attached {
                 tracing::error!("the gate is no longer attached");

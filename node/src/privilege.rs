@@ -22,8 +22,8 @@ pub struct Paths {
     pub write: Vec<PathBuf>,
 }
 
-/// Files of the system that name resolution, certificates and time zones need.
-const SYSTEM: [&str; 13] = [
+/// Files of the system that name resolution, certificates, time zones and per-CPU counters need.
+const SYSTEM: [&str; 14] = [
     "/etc/resolv.conf",
     "/etc/hosts",
     "/etc/host.conf",
@@ -37,6 +37,7 @@ const SYSTEM: [&str; 13] = [
     "/lib",
     "/lib64",
     "/proc/self",
+    "/sys/devices/system/cpu",
 ];
 
 /// Becomes `user` (if one is named), drops every capability, and confines this thread and all that it makes.

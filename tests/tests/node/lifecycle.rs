@@ -1,0 +1,225 @@
+//! Start, refusal to start, and what is left when the daemon dies.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use portcullis_tests::ca::Ca;
+use portcullis_tests::netns::{Netns, veth};
+use portcullis_tests::portcullis::{Node, binary, http_get};
+use portcullis_tests::ports;
+use portcullis_tests::process::wait_until;
+use portcullis_tests::realm::{Plan, WIKI};
+
+/// The capabilities, the filter and the flag, as `proc_pid_status(5)` shows them.
+fn status_field(pid: u32, field: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find(|line| line.starts_with(&format!("{field}:"))).unwrap();
+    line.split_once(':').unwrap().1.trim().to_owned()
+}
+
+#[test]
+fn a_running_node_holds_no_privilege() {
+    let mut realm = Plan::new().unwrap().start(true, &[], "").unwrap();
+    let pid = realm.node.process().unwrap().pid();
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let thread: u32 = thread.unwrap().file_name().to_str().unwrap().parse().unwrap();
+        for field in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            assert_eq!(status_field(thread, field), "0000000000000000", "{field} of thread {thread}");
+        }
+        assert_eq!(status_field(thread, "NoNewPrivs"), "1");
+        assert_eq!(status_field(thread, "Seccomp"), "2");
+    }
+}
+
+#[test]
+fn a_node_refuses_to_start_more_open_than_asked() {
+    let realm = Plan::new().unwrap().start(true, &[], "").unwrap();
+    let good = std::fs::read_to_string(realm.node.config()).unwrap();
+    for (from, to, told) in [
+        ("ungated = true", "ungaited = true", "unknown field `ungaited`"),
+        ("node.pem", "gone.pem", "cannot be read"),
+        ("node.pem", "ca.pem", ""),
+        ("policies = [\"ops\"]", "policies = [\"opps\"]", "did you mean `ops`?"),
+        ("ungated = true", "ungated = false", "names no interface"),
+        ("ungated = true", "interfaces = [\"nosuch0\"]", "nosuch0"),
+    ] {
+        assert!(good.contains(from), "{from}");
+        let path = realm.node.dir().join("other.toml");
+        let mut text = good.replacen(from, to, 1).replace("admin.sock", "other.sock");
+        for key in ["listen = \"127.0.0.1:", "metrics = \"127.0.0.1:"] {
+            let (before, after) = text.split_once(key).unwrap();
+            let rest = after.split_once('"').unwrap().1;
+            text = format!("{before}{key}{}\"{rest}", ports::free().unwrap());
+        }
+        std::fs::write(&path, text).unwrap();
+        let output = std::process::Command::new(binary().unwrap())
+            .args(["node", "--config"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{to} was accepted");
+        assert!(error.contains(told), "{to}: expected `{told}` in:\n{error}");
+    }
+}
+
+#[test]
+fn operators_see_health_and_nothing_of_it_is_public() {
+    let realm = Plan::new().unwrap().start(true, &[], "").unwrap();
+    let web = realm.web("stranger");
+    for path in ["/metrics", "/healthz", "/readyz", "/debug", "/cdn-cgi/access/metrics", "/admin.sock"] {
+        let reply = web.get(&realm.url("access.example.com", path)).unwrap();
+        assert_eq!(reply.status, 404, "{path}");
+    }
+    assert!(realm.node.metrics().unwrap().contains("portcullis_gate_attached"));
+}
+
+const EDGE: &str = "198.18.40.1";
+
+/// `stranger` ── veth ── `edge`, the gate on the edge's side.
+struct Gated {
+    stranger: Netns,
+    edge: Netns,
+    node: Node,
+    _dir: tempfile::TempDir,
+}
+
+impl Gated {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (stranger, edge) = (Netns::new("stranger").unwrap(), Netns::new("edge").unwrap());
+        veth(&stranger, "eth0", &edge, "eth0").unwrap();
+        stranger.address("eth0", "198.18.40.2/24").unwrap();
+        edge.address("eth0", &format!("{EDGE}/24")).unwrap();
+        Ca::new("Edge CA")
+            .unwrap()
+            .issue(&["access.example.com"])
+            .unwrap()
+            .write(dir.path(), "node")
+            .unwrap();
+        let config = format!(
+            r#"domain = "access.example.com"
+listen = "[::]:443"
+[[node.certificate]]
+cert = "{dir}/node.pem"
+key = "{dir}/node.key"
+[gate]
+interfaces = ["eth0"]
+pin = "{pin}"
+[[identity_provider]]
+name = "local"
+type = "local"
+"#,
+            dir = dir.path().display(),
+            pin = edge.bpffs().join("gate").display(),
+        );
+        let metrics = ([127, 0, 0, 1], 9464).into();
+        let node = Node::start(&dir.path().join("node"), Some(&edge), metrics, &config).unwrap();
+        Self { stranger, edge, node, _dir: dir }
+    }
+
+    /// Whether a connection of the stranger to `port` opens within a second.
+    fn reaches(&self, port: u16) -> bool {
+        let address: SocketAddr = format!("{EDGE}:{port}").parse().unwrap();
+        self.stranger.enter(|| TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()).unwrap()
+    }
+}
+
+#[test]
+fn the_gate_outlives_the_daemon_and_a_restart_adopts_it() {
+    let mut lab = Gated::start();
+    let planted = lab.edge.enter(|| TcpListener::bind((EDGE, 2222)).unwrap()).unwrap();
+    assert!(lab.reaches(443) && !lab.reaches(2222));
+    let before = lab.node.admin(&["gate", "status"]).unwrap();
+    assert!(before.contains("eth0: up"), "{before}");
+
+    lab.node.process().unwrap().kill().unwrap();
+    assert!(!lab.reaches(2222), "the planted listener is reachable with the daemon dead");
+
+    lab.node.restart().unwrap();
+    assert!(lab.reaches(443) && !lab.reaches(2222));
+    let packets = |status: &str| -> u64 {
+        let row = status.lines().find(|line| line.contains("tcp_closed")).unwrap();
+        row.split_whitespace().last().unwrap().parse().unwrap()
+    };
+    let after = lab.node.admin(&["gate", "status"]).unwrap();
+    assert!(packets(&after) > packets(&before), "counters go on from where they were:\n{after}");
+
+    lab.node.process().unwrap().kill().unwrap();
+    lab.node.admin(&["gate", "detach"]).unwrap();
+    assert!(lab.reaches(2222), "the control: without the gate the planted listener is reachable");
+    drop(planted);
+}
+
+#[test]
+fn a_detached_gate_makes_the_node_unready_and_writes_an_event() {
+    let lab = Gated::start();
+    lab.node.admin(&["gate", "detach"]).unwrap();
+    wait_until("/readyz to say 503", Duration::from_secs(10), || {
+        let (status, body) = http_get(Some(&lab.edge), ([127, 0, 0, 1], 9464).into(), "/readyz")?;
+        Ok((status == 503 && body.contains("gate: down")).then_some(()))
+    })
+    .unwrap();
+    assert!(lab.node.metrics().unwrap().contains("portcullis_gate_attached 0"));
+    assert!(lab.node.admin(&["events", "--denied"]).unwrap().contains("no longer attached"));
+}
+
+#[test]
+fn without_xdp_the_rest_is_dropped_by_nftables_or_the_node_does_not_start() {
+    let lab = Gated::start();
+    let config = std::fs::read_to_string(lab.node.config()).unwrap();
+    lab.node.admin(&["gate", "detach"]).unwrap();
+    let mut lab = lab;
+    lab.node.process().unwrap().kill().unwrap();
+    let planted = lab.edge.enter(|| TcpListener::bind((EDGE, 2222)).unwrap()).unwrap();
+    assert!(lab.reaches(2222), "the control");
+
+    let userspace = config.replace("[gate]\n", "[gate]\ndataplane = \"userspace\"\n");
+    std::fs::write(lab.node.config(), &userspace).unwrap();
+    lab.node.restart().unwrap();
+    assert!(lab.reaches(443) && !lab.reaches(2222));
+    lab.node.process().unwrap().kill().unwrap();
+    assert!(!lab.reaches(2222), "the default-drop outlives the daemon");
+
+    // Without the means to drop, the node must not start.
+    let output = lab
+        .edge
+        .command("/usr/bin/env")
+        .arg("PATH=/nonexistent")
+        .arg(binary().unwrap())
+        .args(["node", "--config"])
+        .arg(lab.node.config())
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("the gate cannot be put up"), "{error}");
+    drop(planted);
+}
+
+#[test]
+fn running_requests_end_before_a_stop() {
+    let mut realm = Plan::new().unwrap().start(true, &[], "").unwrap();
+    let web = realm.web("ann");
+    let reply = realm.log_in(&web, &realm.url(WIKI, "/"), "ann", portcullis_tests::realm::PASSWORD).unwrap();
+    assert_eq!(reply.status, 200);
+    let status = realm.node.process().unwrap().terminate(Duration::from_secs(20)).unwrap();
+    assert!(status.success(), "{status}");
+    let log = std::fs::read_to_string(realm.dir.path().join("access.jsonl")).unwrap();
+    assert!(log.lines().last().unwrap().contains("\"action\":\"stop\""), "{log}");
+}
+
+#[test]
+fn the_metrics_listener_survives_nonsense() {
+    let realm = Plan::new().unwrap().start(true, &[], "").unwrap();
+    let text = realm.node.metrics().unwrap();
+    assert!(text.contains("portcullis_sessions 0"));
+    let config = std::fs::read_to_string(realm.node.config()).unwrap();
+    let address = config.split("metrics = \"").nth(1).unwrap().split('"').next().unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"\x16\x03\x01 nonsense\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    assert!(realm.node.metrics().is_ok());
+}
