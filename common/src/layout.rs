@@ -2,7 +2,7 @@
 //!
 //! | map | type | key → value |
 //! |---|---|---|
-//! | `COUNTERS` | per-CPU array | [`Verdict::index`](crate::Verdict::index) → packets |
+//! | `COUNTERS` | per-CPU array | [`Verdict::index`](crate::Verdict::index) → [`Counter`] |
 //! | `PORTS` | array | [`PortSet::slot`] → bitmap of 64 ports |
 //! | `ADMIN` | LPM trie | [`AdminKey`] → 1 |
 //! | `HOSTFLOW` | LRU hash | [`HostFlowKey`] → monotonic ns of this host's last packet |
@@ -28,8 +28,9 @@ pub const HOST_FLOWS: u32 = 65_536;
 /// Bytes of the ring buffer.
 pub const EVENT_BYTES: u32 = 256 * 1024;
 
-/// One event in so many drops of a reason on a CPU is sampled, beginning with the first.
-pub const SAMPLE_EVERY: u64 = 1024;
+/// Of the drops of a reason on a CPU, one in so many is sampled, and the first after so long a time.
+pub const SAMPLE_EVERY: u64 = 65_536;
+pub const SAMPLE_AFTER_NS: u64 = 1_000_000_000;
 /// For so long after this host's last packet, answers to it pass (the time that conntrack gives a UDP
 /// stream).
 pub const HOST_FLOW_NS: u64 = 180 * 1_000_000_000;
@@ -39,6 +40,30 @@ pub const HOST_FLOW_REFRESH_NS: u64 = 1_000_000_000;
 pub const IPPROTO_ICMP: u8 = 1;
 pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
+
+/// One CPU's count of one verdict.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counter {
+    pub packets: u64,
+    /// When the last event of this verdict was sampled; monotonic, nanoseconds.
+    pub sampled_at: u64,
+}
+
+impl Counter {
+    /// Counts one more packet. `true` if it is one to sample: so that a slow scan shows at once, and a flood
+    /// neither fills the ring nor hides behind the first of its packets.
+    #[inline(always)]
+    pub fn count(&mut self, now: u64) -> bool {
+        let nth = self.packets;
+        self.packets = nth.wrapping_add(1);
+        if nth.is_multiple_of(SAMPLE_EVERY) || now.saturating_sub(self.sampled_at) >= SAMPLE_AFTER_NS {
+            self.sampled_at = now;
+            return true;
+        }
+        false
+    }
+}
 
 /// A set of ports; `PORTS` holds one bitmap for each.
 #[repr(u32)]
@@ -235,6 +260,18 @@ mod tests {
         assert!(seen.iter().all(|used| *used));
         assert_eq!(PortSet::bit(64), 1);
         assert_eq!(PortSet::bit(127), 1 << 63);
+    }
+
+    #[test]
+    fn the_first_packet_of_a_second_and_every_nth_are_sampled() {
+        let mut counter = Counter::default();
+        let start = 10 * SAMPLE_AFTER_NS;
+        let mut sampled = |now, packets: u64| (0..packets).filter(|_| counter.count(now)).count();
+        assert_eq!(sampled(start, 1_000), 1);
+        assert_eq!(sampled(start + SAMPLE_AFTER_NS - 1, 1_000), 0);
+        assert_eq!(sampled(start + SAMPLE_AFTER_NS, 1_000), 1);
+        assert_eq!(sampled(start + SAMPLE_AFTER_NS, 2 * SAMPLE_EVERY), 2);
+        assert_eq!(counter.packets, 3_000 + 2 * SAMPLE_EVERY);
     }
 
     #[test]

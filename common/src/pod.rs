@@ -2,9 +2,10 @@
 #![expect(unsafe_code, reason = "aya's Pod is an unsafe marker")]
 
 use crate::Address;
-use crate::layout::{AdminKey, HostFlowKey};
+use crate::layout::{AdminKey, Counter, HostFlowKey};
 
 // SAFETY: all are `repr(C)`, of integers only, and without padding (checked in `layout`).
 unsafe impl aya::Pod for Address {}
 unsafe impl aya::Pod for AdminKey {}
 unsafe impl aya::Pod for HostFlowKey {}
+unsafe impl aya::Pod for Counter {}

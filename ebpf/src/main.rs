@@ -19,7 +19,6 @@ mod maps;
 use aya_ebpf::bindings::{tcx_action_base::TCX_NEXT, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use portcullis_common::layout::SAMPLE_EVERY;
 use portcullis_common::{Verdict, judge, parse, tracks_reply};
 
 use frame::{SkbFrame, XdpFrame};
@@ -29,11 +28,11 @@ use kernel::Kernel;
 fn portcullis_in(ctx: XdpContext) -> u32 {
     let now = kernel::monotonic_ns();
     let verdict = verdict(&ctx, now);
-    let before = maps::count(verdict);
+    let to_sample = maps::count(verdict, now);
     if Verdict::is_pass_index(verdict) {
         return xdp_action::XDP_PASS;
     }
-    if before.is_multiple_of(SAMPLE_EVERY) {
+    if to_sample {
         maps::sample(&ctx, verdict, now);
     }
     xdp_action::XDP_DROP

@@ -7,14 +7,15 @@ use aya_ebpf::btf_maps::{Array, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use portcullis_common::layout::{
-    ADMIN_ENTRIES, AdminKey, EVENT_BYTES, Event, HOST_FLOW_REFRESH_NS, HOST_FLOWS, HostFlowKey, Loss, PortSet,
+    ADMIN_ENTRIES, AdminKey, Counter, EVENT_BYTES, Event, HOST_FLOW_REFRESH_NS, HOST_FLOWS, HostFlowKey,
+    Loss, PortSet,
 };
 use portcullis_common::{Address, Frame, RateClass, Verdict, parse, take_token};
 
 use crate::frame::XdpFrame;
 
 #[btf_map]
-static COUNTERS: PerCpuArray<u64, { Verdict::COUNTERS as usize }> = PerCpuArray::new();
+static COUNTERS: PerCpuArray<Counter, { Verdict::COUNTERS as usize }> = PerCpuArray::new();
 #[btf_map]
 static PORTS: Array<u64, { PortSet::SLOTS as usize }> = Array::new();
 #[btf_map]
@@ -28,10 +29,12 @@ static EVENTS: RingBuf<Event, { EVENT_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 static LOSS: PerCpuArray<u64, { Loss::COUNT as usize }> = PerCpuArray::new();
 
-/// Counts the packet; returns how many of its kind this CPU has counted before.
+/// Counts the packet; `true` if it is one to sample.
 #[inline(always)]
-pub(crate) fn count(verdict: u32) -> u64 {
-    increment(COUNTERS.get_ptr_mut(verdict))
+pub(crate) fn count(verdict: u32, now: u64) -> bool {
+    let Some(counter) = COUNTERS.get_ptr_mut(verdict) else { return false };
+    // SAFETY: the slot is this CPU's own and live for the program's run.
+    unsafe { (*counter).count(now) }
 }
 
 /// Sends an event for a dropped packet.
@@ -99,17 +102,7 @@ pub(crate) fn take(class: RateClass, now: u64) -> bool {
 
 #[inline(always)]
 fn lose(loss: Loss) {
-    let _ = increment(LOSS.get_ptr_mut(loss as u32));
-}
-
-/// Adds one to this CPU's slot; returns what it held.
-#[inline(always)]
-fn increment(slot: Option<*mut u64>) -> u64 {
-    let Some(slot) = slot else { return 0 };
+    let Some(count) = LOSS.get_ptr_mut(loss as u32) else { return };
     // SAFETY: the slot is this CPU's own and live for the program's run.
-    unsafe {
-        let before = *slot;
-        *slot = before + 1;
-        before
-    }
+    unsafe { *count += 1 };
 }

@@ -9,9 +9,8 @@ use aya::maps::{MapData, RingBuf};
 use portcullis_common::{DropReason, Verdict, layout};
 use tokio::io::unix::AsyncFd;
 
-/// One dropped packet out of many: the first and then every
-/// [`SAMPLE_EVERY`](portcullis_common::layout::SAMPLE_EVERY)th of a reason on a CPU. The counters are the
-/// truth; this says who.
+/// One dropped packet out of many: of each reason on each CPU the first in a second, and one in
+/// [`SAMPLE_EVERY`](portcullis_common::layout::SAMPLE_EVERY). The counters are the truth; this says who.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SampledDrop {
     pub reason: DropReason,

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, LpmTrie, Map, MapData, PerCpuArray, RingBuf};
-use portcullis_common::layout::{AdminKey, IPPROTO_TCP, IPPROTO_UDP, Loss, PortSet};
+use portcullis_common::layout::{AdminKey, Counter, IPPROTO_TCP, IPPROTO_UDP, Loss, PortSet};
 use portcullis_common::{Address, Verdict};
 
 use super::config::AdminProtocol;
@@ -49,7 +49,7 @@ pub(super) fn configure(pin: &PinDir, config: &GateConfig) -> Result<(), GateErr
 
 /// Handles that outlive the privileges they were opened with.
 pub(super) struct Counting {
-    counters: PerCpuArray<MapData, u64>,
+    counters: PerCpuArray<MapData, Counter>,
     loss: PerCpuArray<MapData, u64>,
 }
 
@@ -61,23 +61,20 @@ impl Counting {
     pub(super) fn read(&self) -> Result<Counters, GateError> {
         let mut packets = Vec::new();
         for verdict in Verdict::all() {
-            packets.push((verdict, sum("COUNTERS", &self.counters, verdict.index())?));
+            let counters = self.counters.get(&verdict.index(), 0);
+            let counters = counters.map_err(|error| GateError::map("COUNTERS", error))?;
+            packets.push((verdict, counters.iter().map(|counter| counter.packets).sum()));
         }
-        Ok(Counters {
-            packets,
-            events_lost: sum("LOSS", &self.loss, Loss::Events as u32)?,
-            host_flows_lost: sum("LOSS", &self.loss, Loss::HostFlows as u32)?,
-        })
+        let lost = |loss| -> Result<u64, GateError> {
+            let counts = self.loss.get(&(loss as u32), 0).map_err(|error| GateError::map("LOSS", error))?;
+            Ok(counts.iter().sum())
+        };
+        Ok(Counters { packets, events_lost: lost(Loss::Events)?, host_flows_lost: lost(Loss::HostFlows)? })
     }
 }
 
 pub(super) fn events(pin: &PinDir) -> Result<RingBuf<MapData>, GateError> {
     open(pin, "EVENTS")
-}
-
-fn sum(name: &'static str, map: &PerCpuArray<MapData, u64>, index: u32) -> Result<u64, GateError> {
-    let values = map.get(&index, 0).map_err(|error| GateError::map(name, error))?;
-    Ok(values.iter().sum())
 }
 
 fn open<T>(pin: &PinDir, name: &'static str) -> Result<T, GateError>

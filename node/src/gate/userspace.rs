@@ -218,7 +218,11 @@ fn nft(arguments: &[&str], input: &str) -> Result<Output, GateError> {
         .spawn()
         .map_err(unavailable)?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes()).map_err(unavailable)?;
+        match stdin.write_all(input.as_bytes()) {
+            // It ended without reading: its status and its message say more.
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(unavailable(error)),
+            _ => {}
+        }
     }
     child.wait_with_output().map_err(unavailable)
 }

@@ -8,7 +8,7 @@ use aya::maps::{Array, HashMap as BpfHashMap, LpmTrie, MapData, PerCpuArray, Rin
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use portcullis::gate;
-use portcullis_common::layout::{AdminKey, HostFlowKey, IPPROTO_TCP, IPPROTO_UDP, PortSet};
+use portcullis_common::layout::{AdminKey, Counter, HostFlowKey, IPPROTO_TCP, IPPROTO_UDP, PortSet};
 use portcullis_common::{Address, RateClass, Verdict};
 
 use super::model::Model;
@@ -86,10 +86,13 @@ impl Kernel {
         Ok(verdict)
     }
 
-    /// Runs the ingress program on one frame many times.
-    pub fn run(&mut self, frame: &[u8], times: u32) -> Result<()> {
-        let program: &Xdp = self.ebpf.program(gate::INGRESS).context("no ingress")?.try_into()?;
-        program.test_run(TestRunOptions { data_in: Some(frame), repeat: times, ..TestRunOptions::new() })?;
+    /// Makes the next packet of this verdict one to sample.
+    pub fn sample_next(&mut self, verdict: Verdict) -> Result<()> {
+        let mut counters: PerCpuArray<_, Counter> =
+            self.ebpf.map_mut("COUNTERS").context("COUNTERS")?.try_into()?;
+        let cpus = counters.get(&verdict.index(), 0)?.len();
+        let fresh = Counter { packets: 1, sampled_at: 0 };
+        counters.set(verdict.index(), vec![fresh; cpus].try_into()?, 0)?;
         Ok(())
     }
 
@@ -103,8 +106,13 @@ impl Kernel {
     }
 
     pub fn counters(&self) -> Result<std::collections::HashMap<Verdict, u64>> {
-        let counters: PerCpuArray<_, u64> = self.ebpf.map("COUNTERS").context("COUNTERS")?.try_into()?;
-        Verdict::all().map(|verdict| Ok((verdict, counters.get(&verdict.index(), 0)?.iter().sum()))).collect()
+        let counters: PerCpuArray<_, Counter> = self.ebpf.map("COUNTERS").context("COUNTERS")?.try_into()?;
+        Verdict::all()
+            .map(|verdict| {
+                let packets = counters.get(&verdict.index(), 0)?.iter().map(|counter| counter.packets).sum();
+                Ok((verdict, packets))
+            })
+            .collect()
     }
 
     pub fn events_lost(&self) -> Result<u64> {

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use portcullis_common::layout::{HostFlowKey, PortSet};
+use portcullis_common::layout::{EVENT_BYTES, Event, HostFlowKey, PortSet};
 use portcullis_common::{Address, Family, Flow, Verdict};
 use portcullis_tests::gate::kernel::{Kernel, monotonic_ns};
 use portcullis_tests::gate::model::{Model, parses_alike_without};
@@ -131,26 +131,30 @@ fn only_what_the_host_itself_asks_is_noted() {
 }
 
 #[test]
-fn events_are_sampled_and_every_lost_one_is_counted() {
-    use portcullis_common::layout::{EVENT_BYTES, SAMPLE_EVERY};
+fn sampled_events_say_what_was_dropped_and_every_lost_one_is_counted() {
     let netns = Netns::new("events").unwrap();
     netns
         .enter(|| {
             let mut kernel = Kernel::load().unwrap();
             kernel.adopt(&model()).unwrap();
             let frame = Path::new(REMOTE[0], LOCAL[0]).udp(50_000, 53, b"x");
-            // One CPU, so that every SAMPLE_EVERYth packet makes one event.
+            let dropped = Verdict::Drop(portcullis_common::DropReason::UdpUnsolicited);
+            // Each CPU samples for itself.
             pin_to_one_cpu();
-            let capacity = u64::from(EVENT_BYTES) / (8 + 64);
-            let events = capacity + 100;
-            kernel.run(&frame, u32::try_from(events * SAMPLE_EVERY).unwrap()).unwrap();
-            let lost = kernel.events_lost().unwrap();
+            // One more than the ring takes, and then some.
+            let events = EVENT_BYTES as usize / (8 + Event::SIZE) + 100;
+            for _ in 0..events {
+                kernel.sample_next(dropped).unwrap();
+                assert_eq!(kernel.verdict(&frame).unwrap(), dropped);
+                // A packet of the same second makes no event of its own.
+                assert_eq!(kernel.verdict(&frame).unwrap(), dropped);
+            }
+            let lost = usize::try_from(kernel.events_lost().unwrap()).unwrap();
             let mut ring = kernel.events().unwrap();
             let mut received = 0;
             while let Some(event) = ring.next() {
-                let event = portcullis_common::layout::Event::from_bytes(&event).unwrap();
-                let verdict = Verdict::from_index(event.verdict).unwrap();
-                assert_eq!(verdict.reason(), "udp_unsolicited");
+                let event = Event::from_bytes(&event).unwrap();
+                assert_eq!(Verdict::from_index(event.verdict), Some(dropped));
                 assert_eq!(event.source, Address::from(REMOTE[0].parse::<std::net::IpAddr>().unwrap()));
                 assert_eq!(event.destination, Address::from(LOCAL[0].parse::<std::net::IpAddr>().unwrap()));
                 let seen = (event.source_port, event.destination_port, event.protocol, event.version);
