@@ -105,7 +105,10 @@ fn bind_udp(at: SocketAddr) -> anyhow::Result<UdpSocket> {
     let bind = || {
         let socket = socket(at, socket2::Type::DGRAM)?;
         socket.bind(&at.into())?;
-        std::io::Result::Ok(socket.into())
+        let socket = socket.into();
+        // While it still may go beyond the system's limits; the tunnel says where that was not enough.
+        tunnel::size_buffers(&socket)?;
+        std::io::Result::Ok(socket)
     };
     bind().with_context(|| format!("cannot listen on {at} (UDP)"))
 }

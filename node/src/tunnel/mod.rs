@@ -32,5 +32,6 @@ pub mod wire;
 
 pub use identity::{KeyHash, TunnelKey, TunnelKeyError};
 pub use registry::{ConnectorStatus, OpenError, Registry};
+pub use socket::{Capped, size_buffers};
 pub use stream::TunnelStream;
 pub use transport::TransportError;

@@ -23,7 +23,7 @@ use super::wire::StreamCode;
 const CHUNK: usize = 32 * 1024;
 
 /// The node gets so long to read what an origin sent before it reset the connection.
-const RESET_DELAY: Duration = Duration::from_millis(500);
+const RESET_DELAY: Duration = Duration::from_secs(2);
 
 /// Why a pipe ended before both its ends had finished.
 #[derive(Debug, thiserror::Error)]

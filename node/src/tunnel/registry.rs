@@ -186,7 +186,7 @@ impl Registry {
             connections: links.len(),
             healthy: links.iter().filter(|link| link.takes_streams() && link.is_healthy()).count(),
             streams: links.iter().map(|link| link.streams.len()).sum(),
-            addresses: links.iter().map(|link| link.connection.remote_address()).collect(),
+            addresses: links.iter().map(|link| link.address()).collect(),
         };
         state.links.iter().map(|(name, links)| (name.to_string(), status(links))).collect()
     }
@@ -244,10 +244,10 @@ impl Registry {
         (epoch, links)
     }
 
-    /// A connection of a connector that is connected.
+    /// The connections of a connector as the next stream would try them.
     #[cfg(test)]
-    pub(super) fn connection(&self, connector: &str) -> Connection {
-        self.candidates(connector).1[0].connection.clone()
+    pub(super) fn links(&self, connector: &str) -> Vec<Arc<Link>> {
+        self.candidates(connector).1
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -280,6 +280,12 @@ impl Link {
 
     pub(super) fn drain(&self) {
         self.draining.cancel();
+    }
+
+    /// Of the connector; a mapped IPv4 address is shown as IPv4.
+    fn address(&self) -> SocketAddr {
+        let address = self.connection.remote_address();
+        SocketAddr::new(address.ip().to_canonical(), address.port())
     }
 
     fn is_healthy(&self) -> bool {

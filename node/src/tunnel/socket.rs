@@ -21,21 +21,26 @@ pub(super) const BUFFER_SIZE: usize = 4 * 1024 * 1024;
     "the kernel caps the tunnel's UDP buffers at {receive} (receive) and {send} (send) bytes where {BUFFER_SIZE} are wanted: \
      raise net.core.rmem_max and net.core.wmem_max"
 )]
-pub(super) struct Capped {
-    receive: usize,
-    send: usize,
+pub struct Capped {
+    pub receive: usize,
+    pub send: usize,
 }
 
-/// Asks for [`BUFFER_SIZE`]; beyond the system's limits when the process has CAP_NET_ADMIN.
+/// Asks for [`BUFFER_SIZE`]; beyond the system's limits when the process has CAP_NET_ADMIN. What is large enough stays
+/// as it is, so a socket that was sized with that capability can be looked at again without it.
 ///
 /// # Errors
 /// When the socket has no such options at all. A cap is no error: it is returned.
-pub(super) fn size_buffers(socket: &UdpSocket) -> io::Result<Option<Capped>> {
+pub fn size_buffers(socket: &UdpSocket) -> io::Result<Option<Capped>> {
     let options = SockRef::from(socket);
-    if sockopt::set_socket_recv_buffer_size_force(socket, BUFFER_SIZE).is_err() {
+    if options.recv_buffer_size()? < 2 * BUFFER_SIZE
+        && sockopt::set_socket_recv_buffer_size_force(socket, BUFFER_SIZE).is_err()
+    {
         options.set_recv_buffer_size(BUFFER_SIZE)?;
     }
-    if sockopt::set_socket_send_buffer_size_force(socket, BUFFER_SIZE).is_err() {
+    if options.send_buffer_size()? < 2 * BUFFER_SIZE
+        && sockopt::set_socket_send_buffer_size_force(socket, BUFFER_SIZE).is_err()
+    {
         options.set_send_buffer_size(BUFFER_SIZE)?;
     }
     // Linux doubles the value for its own bookkeeping and reports the double (socket(7)).
@@ -128,6 +133,47 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_large_enough_is_left_alone() {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        size_buffers(&socket).unwrap();
+        let size = || SockRef::from(&socket).recv_buffer_size().unwrap();
+        let before = size();
+        assert!(before > 0);
+        size_buffers(&socket).unwrap();
+        assert_eq!(size(), before);
+    }
+
+    #[tokio::test]
+    async fn an_unreachable_port_is_silence_not_an_error() {
+        let peer = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = peer.local_addr().unwrap();
+        let (socket, _) = dial_socket(address).unwrap();
+        let mine = socket.local_addr().unwrap();
+        drop(peer);
+        let ping =
+            Transmit { destination: address, ecn: None, contents: b"ping", segment_size: None, src_ip: None };
+        // The first one draws the ICMP error, the second one and the reading would report it.
+        let mut poller = Arc::clone(&socket).create_io_poller();
+        for _ in 0..3 {
+            std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx)).await.unwrap();
+            socket.try_send(&ping).unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        let peer = UdpSocket::bind(address).unwrap();
+        peer.send_to(b"pong", mine).unwrap();
+        assert_eq!(receive(&*socket).await, b"pong");
+    }
+
+    async fn receive(socket: &dyn AsyncUdpSocket) -> Vec<u8> {
+        let mut buffer = [0; 64 * 1024];
+        let mut meta = [RecvMeta::default()];
+        let received =
+            std::future::poll_fn(|cx| socket.poll_recv(cx, &mut [IoSliceMut::new(&mut buffer)], &mut meta));
+        assert_eq!(received.await.unwrap(), 1);
+        buffer[..meta[0].len].to_vec()
+    }
+
     #[tokio::test]
     async fn a_dial_socket_hears_its_peer_only() {
         let peer = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -136,12 +182,6 @@ mod tests {
         let address = socket.local_addr().unwrap();
         stranger.send_to(b"stranger", address).unwrap();
         peer.send_to(b"peer", address).unwrap();
-        let mut buffer = [0; 64 * 1024];
-        let mut meta = [RecvMeta::default()];
-        let count =
-            std::future::poll_fn(|cx| socket.poll_recv(cx, &mut [IoSliceMut::new(&mut buffer)], &mut meta))
-                .await
-                .unwrap();
-        assert_eq!((count, &buffer[..meta[0].len]), (1, &b"peer"[..]));
+        assert_eq!(receive(&*socket).await, b"peer");
     }
 }

@@ -1,5 +1,6 @@
 //! Enrolment, from a fresh connector to its revocation.
 
+use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -55,7 +56,7 @@ async fn a_token_works_once() {
 #[tokio::test]
 async fn an_expired_token_and_a_void_one_are_refused() {
     let lab = Lab::start().await;
-    let expired = lab.token_for("hq", vec![lab.address], Duration::ZERO).await;
+    let expired = lab.token_for("hq", &[&lab.address.to_string()], Duration::ZERO).await;
     let void = lab.token("office").await;
     lab.token("office").await;
     for token in [expired, void] {
@@ -69,10 +70,46 @@ async fn an_expired_token_and_a_void_one_are_refused() {
 async fn a_token_of_another_node_sends_its_secret_to_nobody() {
     let (lab, other) = (Lab::start().await, Lab::start().await);
     // The token is other's, but the address is lab's: as if somebody had taken over the name.
-    let token = other.token_for("hq", vec![lab.address], Duration::from_secs(600)).await;
+    let token = other.token_for("hq", &[&lab.address.to_string()], Duration::from_secs(600)).await;
     let wrong = soon(RunningConnector::start(lab.directory.path(), Some(token), None).task).await.unwrap();
     assert!(matches!(wrong, Err(ConnectorError::WrongNode(_))), "{wrong:?}");
     assert!(lab.node.registry.connectors().is_empty());
+}
+
+#[tokio::test]
+async fn a_connector_connects_to_every_node_it_was_told_of() {
+    let lab = Lab::start().await;
+    let origin = TestOrigin::echo().await;
+    // A second node with the same state, and so with the same key.
+    let second = Lab::sibling(&lab).await;
+    let nodes = [lab.address.to_string(), second.address.to_string()];
+    let token = lab.token_for("hq", &[&nodes[0], &nodes[1]], Duration::from_secs(600)).await;
+    let connector = RunningConnector::start(lab.directory.path(), Some(token), None);
+    lab.connected(2).await;
+    second.connected(2).await;
+    drop(lab.open(origin.address).await);
+    drop(second.open(origin.address).await);
+    connector.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_is_reached_by_name_and_in_both_families() {
+    let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::DGRAM, None).unwrap();
+    socket.set_only_v6(false).unwrap();
+    let any: SocketAddr = (Ipv6Addr::UNSPECIFIED, 0).into();
+    socket.bind(&any.into()).unwrap();
+    let lab = Lab::start_on(socket.into()).await;
+    let port = lab.address.port();
+    for host in ["127.0.0.1", "[::1]", "localhost"] {
+        let token = lab.token_for("hq", &[&format!("{host}:{port}")], Duration::from_secs(600)).await;
+        let directory = tempfile::tempdir().unwrap();
+        let connector = RunningConnector::start(directory.path(), Some(token), None);
+        lab.connected(2).await;
+        connector.stop().await;
+        lab.connected(0).await;
+    }
+    // An IPv4 address is never shown in its mapped form.
+    assert!(!lab.events().await.contains("::ffff:"));
 }
 
 #[tokio::test]

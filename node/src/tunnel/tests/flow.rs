@@ -1,6 +1,7 @@
 //! Bytes through the tunnel: ends, resets, failures, many streams.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -9,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::lab::{Lab, RunningConnector, TestOrigin, application, permit, policies, soon, until};
+use crate::tunnel::transport::STREAM_WINDOW;
 use crate::tunnel::wire::DialFailure;
 use crate::tunnel::{OpenError, Registry};
 
@@ -103,6 +105,32 @@ async fn an_answer_before_the_end_of_the_upload_arrives() {
     connector.stop().await;
 }
 
+/// The same with an answer that is larger than the stream's window, so that part of it is still on its way to the
+/// connector when the upload fails, and a reader that is slower than the delay of a reset.
+#[tokio::test]
+async fn a_long_answer_to_a_refused_upload_arrives_whole() {
+    const ANSWER: usize = STREAM_WINDOW as usize + (48 << 10);
+    let lab = Lab::start().await;
+    let origin = TestOrigin::start(|mut stream| async move {
+        let _ = stream.read_u8().await;
+        let _ = stream.write_all(&vec![1; ANSWER]).await;
+        // Until the connector's kernel has it all.
+        sleep(Duration::from_millis(500)).await;
+    })
+    .await;
+    let connector = lab.connector().await;
+    let (mut read, mut write) = tokio::io::split(lab.open(origin.address).await);
+    let upload = tokio::spawn(async move {
+        while write.write_all(&[0; 65536]).await.is_ok() {}
+        write
+    });
+    let _write = soon(upload).await.unwrap();
+    sleep(Duration::from_millis(2500)).await;
+    let mut answer = vec![0; ANSWER];
+    soon(read.read_exact(&mut answer)).await.unwrap();
+    connector.stop().await;
+}
+
 #[tokio::test]
 async fn failures_are_told_apart_and_none_names_an_address() {
     let lab = Lab::start().await;
@@ -192,6 +220,23 @@ async fn streams_spread_over_the_connections() {
     connector.stop().await;
 }
 
+#[tokio::test]
+async fn a_silent_connection_is_the_last_choice() {
+    let lab = Lab::start().await;
+    let origin = TestOrigin::echo().await;
+    let connector = lab.connector().await;
+    let silent = Arc::clone(&lab.node.registry.links("hq")[0]);
+    silent.set_healthy(false);
+    let streams = [lab.open(origin.address).await, lab.open(origin.address).await];
+    assert_eq!(silent.streams.len(), 0);
+    for link in lab.node.registry.links("hq") {
+        link.set_healthy(false);
+    }
+    drop(lab.open(origin.address).await);
+    drop(streams);
+    connector.stop().await;
+}
+
 /// Many streams that nobody reads, on one connection, must leave every other stream its pace.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_stream_stalls_no_other() {
@@ -234,6 +279,36 @@ async fn a_slow_stream_stalls_no_other() {
     soon(late.read_to_end(&mut bytes)).await.unwrap();
     assert_eq!(bytes.len(), SIZE);
     drop(stalled);
+    connector.stop().await;
+}
+
+/// The other way round: origins that take nothing hold their own windows at the connector and no others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_origin_stalls_no_other() {
+    const STALLED: usize = 16;
+    const SIZE: usize = 8 << 20;
+    let lab = Lab::start().await;
+    let stuck = TestOrigin::start(|stream| async move {
+        socket2::SockRef::from(&stream).set_recv_buffer_size(4096).unwrap();
+        sleep(Duration::from_secs(60)).await;
+    })
+    .await;
+    let (sink, mut ended) = recording().await;
+    let connector = lab.connector().await;
+    let mut stalled = Vec::new();
+    for _ in 0..STALLED {
+        let mut stream = lab.open(stuck.address).await;
+        stalled.push(tokio::spawn(async move { while stream.write_all(&[0; 65536]).await.is_ok() {} }));
+    }
+    sleep(Duration::from_secs(1)).await;
+    for _ in 0..4 {
+        let mut stream = lab.open(sink.address).await;
+        soon(stream.write_all(&vec![0; SIZE])).await.unwrap();
+        stream.shutdown().await.unwrap();
+        assert_eq!(soon(ended.recv()).await.unwrap().unwrap().len(), SIZE);
+    }
+    assert!(stalled.iter().all(|task| !task.is_finished()));
+    stalled.iter().for_each(tokio::task::JoinHandle::abort);
     connector.stop().await;
 }
 

@@ -183,6 +183,20 @@ async fn an_unknown_key_gets_no_further_than_its_first_frame() {
     assert!(lab.node.registry.connectors().is_empty());
 }
 
+/// A key that proves itself and then says nothing holds its place for a bounded time.
+#[tokio::test]
+async fn a_silent_peer_is_cut() {
+    let lab = Lab::start().await;
+    let (without_stream, without_frame) = (peer(&lab, &new_key()).await, peer(&lab, &new_key()).await);
+    let (mut send, _reader) = control(&without_frame).await;
+    // The beginning of a frame, which makes the stream known to the node.
+    send.write_all(&[0, 0]).await.unwrap();
+    let both = async { (close_code(&without_stream).await, close_code(&without_frame).await) };
+    let timed_out = VarInt::from(CloseCode::Timeout);
+    assert_eq!(soon(both).await, (timed_out, timed_out));
+    lab.logged("\"bad_request\"", 2).await;
+}
+
 #[tokio::test]
 async fn guessed_tokens_enrol_nobody() {
     let lab = Lab::start().await;
@@ -259,7 +273,7 @@ async fn a_connector_dials_nothing_that_was_not_configured() {
     let (configured, hidden) = (TestOrigin::echo().await, TestOrigin::echo().await);
     let connector = lab.connector().await;
     drop(lab.open(configured.address).await);
-    let link = lab.node.registry.connection("hq");
+    let link = lab.node.registry.links("hq")[0].connection.clone();
     let ask = async |epoch: u64, origin: &str| {
         let (mut send, recv) = link.open_bi().await.unwrap();
         let request = OpenRequest { epoch, origin: origin.parse().unwrap() };

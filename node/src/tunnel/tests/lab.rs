@@ -56,8 +56,11 @@ pub(super) struct Lab {
 
 impl Lab {
     pub(super) async fn start() -> Self {
+        Self::start_on(UdpSocket::bind("127.0.0.1:0").unwrap()).await
+    }
+
+    pub(super) async fn start_on(socket: UdpSocket) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let node = node(directory.path());
         let mut lab = Self {
             directory,
@@ -70,8 +73,19 @@ impl Lab {
         lab
     }
 
+    /// Another node on the same store.
+    pub(super) async fn sibling(of: &Self) -> Self {
+        let mut lab = Self::start().await;
+        lab.stop().await;
+        lab.node.store = of.node.store.clone();
+        lab.node.registry = Arc::default();
+        lab.serve(UdpSocket::bind("127.0.0.1:0").unwrap());
+        lab
+    }
+
     fn serve(&mut self, socket: UdpSocket) {
         socket.set_nonblocking(true).unwrap();
+        self.address = socket.local_addr().unwrap();
         self.shutdown = CancellationToken::new();
         self.serving = Some(tokio::spawn(serve(self.node.clone(), vec![socket], self.shutdown.clone())));
     }
@@ -99,19 +113,19 @@ impl Lab {
     }
 
     pub(super) async fn token(&self, connector: &str) -> EnrolmentToken {
-        self.token_for(connector, vec![self.address], Duration::from_secs(600)).await
+        self.token_for(connector, &[&self.address.to_string()], Duration::from_secs(600)).await
     }
 
     pub(super) async fn token_for(
         &self,
         connector: &str,
-        nodes: Vec<SocketAddr>,
+        nodes: &[&str],
         lifetime: Duration,
     ) -> EnrolmentToken {
         enrolment::create(
             &self.node.store,
             connector.parse().unwrap(),
-            nodes.iter().map(|node| node.to_string().parse().unwrap()).collect(),
+            nodes.iter().map(|node| node.parse().unwrap()).collect(),
             lifetime,
             EnrolmentSecret::from_bytes(clock::random()),
             clock::now(),
