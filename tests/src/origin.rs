@@ -12,6 +12,7 @@
 //! | `/status/<code>` | that status |
 //! | `/slow/<ms>` | the echo, after that time |
 //! | `/close` | no answer: the connection is closed |
+//! | `/redirect?<address>` | 302 to that address |
 //! | any other | the echo: the request as JSON (see [`Request`]) |
 
 use std::convert::Infallible;
@@ -26,7 +27,7 @@ use futures_util::{SinkExt, StreamExt};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{CONNECTION, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
+use hyper::header::{CONNECTION, CONTENT_TYPE, LOCATION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use hyper::service::service_fn;
 use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -203,6 +204,12 @@ async fn answer(
         }
         ("", "events") => return Ok(stream("text/event-stream", events())),
         ("", "close") => return Err("told to close"),
+        ("", "redirect") => {
+            let to = parts.uri.query().unwrap_or("/").parse().map_err(|_| "no header value")?;
+            let mut response = full(StatusCode::FOUND, String::new());
+            response.headers_mut().insert(LOCATION, to);
+            return Ok(response);
+        }
         ("", "upload") => {
             let bytes = count(body).await?;
             return Ok(full(StatusCode::OK, format!("{{\"bytes\": {bytes}}}")));

@@ -24,6 +24,9 @@ pub const HOSTS: [&str; 3] = [AUTH, WIKI, SHOP];
 /// Password of every local user: `ann` (group `ops`) and `bob` at example.com, `eve` at evil.test.
 pub const PASSWORD: &str = "correct horse battery";
 
+/// Every name below these leads to the node.
+const CERTIFIED: [&str; 2] = ["*.example.com", "*.elsewhere.test"];
+
 /// The realm, running.
 pub struct Realm {
     pub dir: TempDir,
@@ -65,11 +68,12 @@ impl Plan {
         format!("https://{AUTH}:{}/cdn-cgi/access/callback", self.port)
     }
 
-    /// Starts everything. With `local`, local users may log in too. `more` is further configuration.
+    /// Starts everything. With `local`, local users may log in too. `more` is further configuration, where `ORIGIN`
+    /// stands for the recording origin's address.
     pub fn start(self, local: bool, providers: &[Provider<'_>], more: &str) -> Result<Realm> {
         let ca_file = self.ca.write(self.path())?;
         let origin = Origin::start(None, ([127, 0, 0, 1], 0).into())?;
-        self.ca.issue(&HOSTS)?.write(self.path(), "node")?;
+        self.ca.issue(&CERTIFIED)?.write(self.path(), "node")?;
         std::fs::write(self.path().join("idp.secret"), CLIENT_SECRET)?;
         let node_dir = self.path().join("node");
         let metrics = ([127, 0, 0, 1], ports::free()?).into();
@@ -142,7 +146,7 @@ ca = "{dir}/ca.pem"
                 idp.issuer()
             ));
         }
-        config + more
+        config + &more.replace("ORIGIN", &origin.to_string())
     }
 }
 

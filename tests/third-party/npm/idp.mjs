@@ -37,6 +37,8 @@ const provider = new Provider(options.issuer, {
   },
   // Nobody is asked for consent.
   loadExistingGrant: async (ctx) => {
+    const known = ctx.oidc.session.grantIdFor(ctx.oidc.client.clientId);
+    if (known) return ctx.oidc.provider.Grant.find(known);
     const grant = new ctx.oidc.provider.Grant({
       clientId: ctx.oidc.client.clientId,
       accountId: ctx.oidc.session.accountId,
