@@ -170,9 +170,9 @@ impl Node {
         self.admin_with_stdin(&args, &format!("{password}\n")).map(drop)
     }
 
-    /// Makes a connector; its enrolment token.
-    pub fn create_connector(&self, name: &str) -> Result<String> {
-        let out = self.admin(&["connector", "create", name])?;
+    /// Makes a connector that finds its node at `address` (`host:port`); its enrolment token.
+    pub fn create_connector(&self, name: &str, address: &str) -> Result<String> {
+        let out = self.admin(&["connector", "create", name, "--node", address])?;
         let token =
             out.split_whitespace().max_by_key(|word| word.len()).context("no enrolment token printed")?;
         Ok(token.to_owned())

@@ -8,7 +8,7 @@ use portcullis_tests::demo::{self, Lab, Silent};
 #[test]
 fn demo_every_fault_fails_its_own_step_and_no_other() {
     let mut lab = Lab::new(&|_| {}).unwrap();
-    for outcome in demo::run(&mut lab, None, &mut Silent).unwrap() {
+    for outcome in demo::run(&mut lab, demo::all(), None, &mut Silent).unwrap() {
         assert_eq!(outcome.failure, None, "{} without any fault", outcome.step);
         assert!(
             outcome.evidence.iter().any(|line| line.starts_with("control: ")),
@@ -17,7 +17,7 @@ fn demo_every_fault_fails_its_own_step_and_no_other() {
         );
     }
     for broken in demo::all() {
-        for outcome in demo::run(&mut lab, Some(broken.name), &mut Silent).unwrap() {
+        for outcome in demo::run(&mut lab, demo::all(), Some(broken.name), &mut Silent).unwrap() {
             if outcome.step == broken.name {
                 let failure = outcome.failure.unwrap_or_else(|| panic!("{}: fault not seen", broken.name));
                 let symptom = broken.fault.symptom;

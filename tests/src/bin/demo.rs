@@ -19,6 +19,9 @@ struct Args {
     /// Plant the fault that this step guards against: it, and no other, must fail
     #[arg(long = "break", value_name = "STEP")]
     broken: Option<String>,
+    /// Run this step alone (repeatable)
+    #[arg(long, value_name = "STEP")]
+    only: Vec<String>,
     /// List the steps and their faults
     #[arg(long)]
     list: bool,
@@ -44,14 +47,17 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<bool> {
-    if let Some(name) = &args.broken {
-        let names: Vec<_> = demo::all().iter().map(|step| step.name).collect();
+    let names: Vec<_> = demo::all().iter().map(|step| step.name).collect();
+    for name in args.broken.iter().chain(&args.only) {
         ensure!(names.contains(&name.as_str()), "no step is called {name}; there are {}", names.join(", "));
     }
+    let steps = demo::all()
+        .into_iter()
+        .filter(|step| args.only.is_empty() || args.only.iter().any(|name| name == step.name));
     let mut terminal = Terminal::default();
     println!("Portcullis: the lab");
     let mut lab = Lab::new(&|what| Terminal::default().say(what))?;
-    let outcomes = demo::run(&mut lab, args.broken.as_deref(), &mut terminal)?;
+    let outcomes = demo::run(&mut lab, steps, args.broken.as_deref(), &mut terminal)?;
     let failed: Vec<_> = outcomes.iter().filter(|outcome| outcome.failure.is_some()).collect();
     let held = outcomes.len() - failed.len();
     println!("\n{held} of {} promises held", outcomes.len());

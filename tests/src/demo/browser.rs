@@ -39,7 +39,8 @@ impl Page {
     /// Status, address and the title, in one line.
     pub(super) fn summary(&self) -> String {
         let title = form::between(&self.body, "<title>", "</title>").unwrap_or("no title");
-        format!("{} at {} (“{}”)", self.status, self.url, title.trim())
+        let url = self.url.split('?').next().unwrap_or_default();
+        format!("{} at {url} (“{}”)", self.status, title.trim())
     }
 
     pub(super) fn is_login(&self) -> bool {

@@ -126,7 +126,7 @@ impl Lab {
         for person in [&ALICE, &BOB, &CAROL] {
             node.add_user(person.name, person.email, person.password, &[person.group])?;
         }
-        let token = node.create_connector(CONNECTOR)?;
+        let token = node.create_connector(CONNECTOR, &format!("{}:443", EDGE.v4))?;
         let connector = Connector::enrol(&dir.path().join("connector"), Some(office.netns()), &token)?;
         let mut lab = Self {
             node,
@@ -183,7 +183,9 @@ impl Lab {
     }
 
     pub(super) fn stop_connector(&mut self) -> Result<()> {
-        self.connector = None;
+        if let Some(mut connector) = self.connector.take() {
+            connector.process.terminate(Duration::from_secs(15))?;
+        }
         wait_until("the node to see the connector go", Duration::from_secs(15), || {
             Ok((self.tunnels()? == 0).then_some(()))
         })

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 
+use crate::demo::form::between;
 use crate::netns::{Netns, run};
 
 /// UDP ports where services usually are.
@@ -43,7 +44,17 @@ impl Scan {
 
 /// A SYN scan of all 65,535 TCP ports, twice those that stay silent.
 pub(super) fn tcp(from: &Netns, address: &str) -> Result<Scan> {
-    nmap(from, address, &["-sS", "-p1-65535", "--min-rate", "50000", "--max-retries", "1"])
+    nmap(from, address, &["-sS", "-p1-65535", "--min-rate", "40000", "--max-retries", "1"])
+}
+
+/// The same for a host that answers: at [`tcp`]'s rate 65,535 refusals would overrun nmap's own receive buffer.
+pub(super) fn tcp_of_answering(from: &Netns, address: &str) -> Result<Scan> {
+    nmap(from, address, &["-sS", "-p1-65535", "--min-rate", "2000", "--max-retries", "3"])
+}
+
+/// A SYN scan of nmap's thousand most common TCP ports.
+pub(super) fn common_tcp(from: &Netns, address: &str) -> Result<Scan> {
+    nmap(from, address, &["-sS", "--top-ports", "1000", "--min-rate", "5000", "--max-retries", "1"])
 }
 
 /// A scan of [`COMMON_UDP`] with payloads of the protocols that live there. Silence is `open|filtered`.
@@ -54,36 +65,31 @@ pub(super) fn udp(from: &Netns, address: &str) -> Result<Scan> {
 
 fn nmap(from: &Netns, address: &str, args: &[&str]) -> Result<Scan> {
     let mut nmap = from.command("nmap");
-    nmap.args(["-n", "-Pn", "-T5", "--host-timeout", "120s", "-oG", "-"]).args(args);
+    nmap.args(["-n", "-Pn", "-T5", "--host-timeout", "120s", "-oX", "-"]).args(args);
     if address.contains(':') {
         nmap.arg("-6");
     }
     parse(&run(nmap.arg(address))?)
 }
 
-/// nmap's "grepable" output: `Host: … Ports: 443/open/tcp//https///, … Ignored State: filtered (65534)`.
-fn parse(text: &str) -> Result<Scan> {
-    let line = text.lines().find(|line| line.contains("Ports: ") || line.contains("Ignored State: "));
-    let Some(line) = line else { bail!("nmap reported no ports:\n{text}") };
+/// nmap's XML: `<extraports state="filtered" count="65534">` for states that many ports share, and for each other
+/// port `<port protocol="tcp" portid="443"><state state="open" …`.
+fn parse(xml: &str) -> Result<Scan> {
     let mut scan = Scan::default();
-    for field in line.split('\t') {
-        if let Some(ports) = field.strip_prefix("Ports: ") {
-            for port in ports.split(", ") {
-                let mut parts = port.split('/');
-                let number = parts.next().and_then(|number| number.trim().parse().ok());
-                let number: u16 = number.with_context(|| format!("no port in {port:?}"))?;
-                let state = parts.next().with_context(|| format!("no state in {port:?}"))?;
-                if state == "open" {
-                    scan.open.push(number);
-                }
-                *scan.states.entry(state.to_owned()).or_default() += 1;
-            }
-        } else if let Some(ignored) = field.strip_prefix("Ignored State: ") {
-            let (state, count) = ignored.split_once(" (").context("no count of ignored ports")?;
-            *scan.states.entry(state.to_owned()).or_default() +=
-                count.trim_end_matches(')').parse::<usize>()?;
-        }
+    for tag in xml.split("<extraports ").skip(1) {
+        let count = between(tag, "count=\"", "\"").context("no count of ports")?.parse::<usize>()?;
+        let state = between(tag, "state=\"", "\"").context("no state of ports")?;
+        *scan.states.entry(state.to_owned()).or_default() += count;
     }
+    for tag in xml.split("<port ").skip(1) {
+        let port = between(tag, "portid=\"", "\"").context("no port")?.parse()?;
+        let state = between(tag, "<state state=\"", "\"").context("no state of a port")?;
+        if state == "open" {
+            scan.open.push(port);
+        }
+        *scan.states.entry(state.to_owned()).or_default() += 1;
+    }
+    ensure!(scan.total() > 0, "nmap reported no ports:\n{xml}");
     scan.open.sort_unstable();
     Ok(scan)
 }
@@ -93,16 +99,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn grepable_output_is_read() {
+    fn xml_output_is_read() {
         let scan = parse(
-            "# Nmap 7.93\nHost: 10.9.2.2 ()\tStatus: Up\nHost: 10.9.2.2 ()\tPorts: 443/open/tcp//https///, \
-             5432/open/tcp//postgresql///, 9/closed/tcp//discard///\tIgnored State: filtered (65532)\n",
+            r#"<ports><extraports state="filtered" count="65530"><extrareasons reason="no-response" count="65530"/>
+</extraports><extraports state="closed" count="3"/><port protocol="tcp" portid="5432"><state state="open" reason="x"/>
+</port><port protocol="tcp" portid="443"><state state="open"/></port></ports>"#,
         )
         .unwrap();
         assert_eq!(scan.open, [443, 5432]);
-        assert_eq!((scan.answered(), scan.total()), (3, 65535));
-        let silent = parse("Host: ::1 ()\tIgnored State: open|filtered (35)\n").unwrap();
+        assert_eq!((scan.answered(), scan.total(), scan.count("filtered")), (5, 65535, 65530));
+        let silent = parse(r#"<extraports state="open|filtered" count="35">"#).unwrap();
         assert_eq!((silent.answered(), silent.total()), (0, 35));
-        assert!(parse("Host: ::1 ()\tStatus: Up\n").is_err());
+        assert!(parse("<ports></ports>").is_err());
     }
 }
