@@ -1,7 +1,7 @@
 //! What the XDP program and the host share: one packet parser, one decision, one set of map layouts.
 //!
 //! 1. [`parse`] turns the bytes of a frame into a [`PacketMeta`], or says why they are not a packet.
-//! 2. [`admit`] turns a [`PacketMeta`] and what the maps and sockets know ([`Lookup`]) into a [`Verdict`].
+//! 2. [`admit()`] turns a [`PacketMeta`] and what the maps and sockets know ([`Lookup`]) into a [`Verdict`].
 //! 3. [`layout`] names the maps and gives the shape of their keys and values.
 //!
 //! The same functions are compiled for the BPF target and for the host, so a test, a fuzzer or an

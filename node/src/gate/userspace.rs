@@ -1,5 +1,5 @@
 //! The gate where XDP is off: nftables drops what the node does not serve, and the node's own UDP sockets
-//! judge each datagram by the same [`admit`](portcullis_common::admit) as the kernel program.
+//! judge each datagram by the same [`admit()`] as the kernel program.
 
 use std::fmt::Write as _;
 use std::io::Write as _;

@@ -15,7 +15,7 @@ fn secrets_are_in_no_log_event_metric_or_listing() {
     realm.log_in(&web, &realm.url(WIKI, "/"), "ann", PASSWORD).unwrap();
     let wrong = realm.web("wrong");
     realm.log_in(&wrong, &realm.url(WIKI, "/"), "ann", CANARY).unwrap();
-    let token = realm.node.create_connector("hq").unwrap();
+    let token = realm.node.create_connector("hq", "127.0.0.1:1").unwrap();
     realm
         .node
         .admin_with_stdin(&["user", "passwd", "bob", "--password-stdin"], &format!("{CANARY}\n"))
