@@ -274,9 +274,11 @@ impl Event {
         self.identity_provider.as_deref()
     }
 
-    /// Whether it is a request of nobody in particular, which a stranger can make at will.
-    pub(super) fn is_anonymous_request(&self) -> bool {
-        self.action == Action::Request && self.session_id.is_none()
+    /// Whether a stranger can make it happen at will: a request of nobody in particular, a refused connector.
+    pub(super) fn is_of_a_stranger(&self) -> bool {
+        let request = self.action == Action::Request && self.session_id.is_none();
+        let refused_connector = self.action == Action::Connect && !self.allowed;
+        request || refused_connector
     }
 }
 

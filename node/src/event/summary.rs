@@ -6,10 +6,10 @@ use crate::flow::{Reason, UnixTime};
 
 use super::{Action, Event};
 
-/// Anonymous requests written one by one in each second; the rest of that second is counted.
+/// Events of strangers written one by one in each second; the rest of that second is counted.
 const WRITTEN_PER_SECOND: u32 = 50;
 
-/// Decides which anonymous requests are written and counts the others by application, verdict and reason.
+/// Decides which events of strangers are written and counts the others by action, application, verdict and reason.
 #[derive(Debug, Default)]
 pub(super) struct Summary {
     second: Option<UnixTime>,
@@ -17,12 +17,12 @@ pub(super) struct Summary {
     counted: BTreeMap<Key, u64>,
 }
 
-type Key = (Option<String>, bool, Option<Reason>);
+type Key = (Action, Option<String>, bool, Option<Reason>);
 
 impl Summary {
     /// Gives back what to write now: the event itself unless it is beyond the rate.
     pub(super) fn take(&mut self, event: Event) -> Option<Event> {
-        if !event.is_anonymous_request() {
+        if !event.is_of_a_stranger() {
             return Some(event);
         }
         if self.second != Some(event.at()) {
@@ -33,7 +33,8 @@ impl Summary {
             self.written += 1;
             return Some(event);
         }
-        let key = (event.application_name().map(str::to_owned), event.is_allowed(), event.refusal());
+        let application = event.application_name().map(str::to_owned);
+        let key = (event.action(), application, event.is_allowed(), event.refusal());
         let count = self.counted.entry(key).or_default();
         *count = count.saturating_add(1);
         None
@@ -43,12 +44,13 @@ impl Summary {
     pub(super) fn flush(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.counted)
             .into_iter()
-            .map(|((application, allowed, reason), count)| {
+            .map(|((action, application, allowed, reason), count)| {
                 let mut event = Event::new(Action::Summary, allowed).counted(count);
                 if let Some(reason) = reason {
                     event = event.reason(reason);
                 }
                 match application {
+                    _ if action == Action::Connect => event.detail("refused connectors"),
                     Some(application) => event.detail(format!("requests without a session to {application}")),
                     None => event.detail("requests without a session to no application"),
                 }
@@ -60,6 +62,17 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refused_connectors_are_counted_too_and_apart() {
+        let mut summary = Summary::default();
+        let refused = Event::new(Action::Connect, false).reason(Reason::UnknownConnector);
+        let written = (0..1000).filter(|_| summary.take(refused.clone()).is_some()).count();
+        assert_eq!(written, WRITTEN_PER_SECOND as usize);
+        assert!(summary.take(Event::new(Action::Connect, true)).is_some());
+        let counted = serde_json::to_string(&summary.flush()).unwrap();
+        assert!(counted.contains("refused connectors") && counted.contains("\"count\":950"), "{counted}");
+    }
 
     #[test]
     fn nothing_is_lost_beyond_the_rate() {
