@@ -82,3 +82,39 @@ impl LocalLogin {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::UnixTime;
+    use crate::store::User;
+
+    /// Unknown names must not answer faster: the shortest of several times is compared, which load only lengthens.
+    #[tokio::test]
+    async fn known_and_unknown_users_take_as_long() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let user = User {
+            name: "ann".into(),
+            email: "ann@example.com".parse().unwrap(),
+            groups: vec![],
+            password_hash: password::hash("correct horse").unwrap(),
+            created_at: UnixTime(0),
+        };
+        store.add_user(user).await.unwrap();
+        let local = LocalLogin::default();
+        let mut shortest = [Duration::MAX; 2];
+        for _ in 0..6 {
+            for (shortest, account) in shortest.iter_mut().zip(["ann", "nobody"]) {
+                let attempt = Attempt { account, address: [192, 0, 2, 1].into(), known_browser: None };
+                let begun = Instant::now();
+                let answer =
+                    local.login(&store, "local", attempt, Zeroizing::new("wrong password".into())).await;
+                *shortest = begun.elapsed().min(*shortest);
+                assert_eq!(answer, Err(LoginError::BadCredentials));
+            }
+        }
+        let [known, unknown] = shortest.map(|time| time.as_secs_f64());
+        assert!((0.6..1.6).contains(&(unknown / known)), "known {known} s, unknown {unknown} s");
+    }
+}

@@ -99,10 +99,12 @@ fn an_answer_in_another_browser_is_refused() {
     assert_refused(&realm, &victim, &reply, "bad_state", "another browser");
 }
 
-/// The same answer twice, in the same browser, cookies of the first time included.
+/// The same answer twice, in the same browser, cookies of the first time included, and a provider that lets codes
+/// be redeemed again.
 #[test]
 fn an_answer_counts_once() {
-    let (realm, _idp) = realm(ClaimsIn::Userinfo, "").unwrap();
+    let (realm, idp) = realm(ClaimsIn::IdToken, "").unwrap();
+    idp.tamper("replay").unwrap();
     let web = realm.web("ann");
     let back = to_callback(&realm, &web, &realm.url(WIKI, "/"), "ann").unwrap();
     let twin = web.copy(&realm.dir.path().join("twin.jar")).unwrap();

@@ -95,6 +95,8 @@ const tampers = {
     jwks: (set) => ({ keys: [...set.keys, strangerKey] }),
     token: idToken((t) => resigned(t, () => {}, { kid: 'second' }, stranger.privateKey)),
   },
+  // Every answer of the token endpoint after the first is the first again, whatever code it is asked for.
+  replay: { replays: true },
   no_id_token: { token: async ({ id_token: _, ...rest }) => rest },
   verified_text: { token: claims((c) => { c.email_verified = 'true'; }), userinfo: (c) => ({ ...c, email_verified: 'true' }) },
   verified_false: { token: claims((c) => { c.email_verified = false; }), userinfo: (c) => ({ ...c, email_verified: false }) },
@@ -127,6 +129,7 @@ const tampers = {
 };
 
 let mode = tampers.none;
+let first;
 let seen = {};
 
 function body(stream) {
@@ -162,6 +165,10 @@ async function answer(request, response) {
     mode.reply(response);
     return;
   }
+  if (path === '/token' && mode.replays && first) {
+    response.writeHead(200, { 'content-type': 'application/json' }).end(first);
+    return;
+  }
   const reply = await pass(request, sent);
   let content = await body(reply);
   const headers = { ...reply.headers };
@@ -171,6 +178,7 @@ async function answer(request, response) {
     headers['content-length'] = content.length;
     delete headers['transfer-encoding'];
   }
+  if (path === '/token' && mode.replays) first = content;
   if (mode.callback && headers.location?.startsWith(options.redirect_uri)) {
     const url = new URL(headers.location);
     mode.callback(url);

@@ -73,8 +73,13 @@ pub fn refusal(facts: PageFacts<'_>) -> Response<Bytes> {
         list.extend(facts.person.map(|person| ("Signed in as", person)));
         let mut links = Vec::new();
         links.extend(facts.again.map(|href| ("Start again", href)));
-        if facts.person.is_some() {
-            links.push(("Sign in as someone else", "/cdn-cgi/access/logout"));
+        match facts.status {
+            StatusCode::FORBIDDEN if facts.person.is_some() => {
+                links.push(("Sign in as someone else", "/cdn-cgi/access/logout"));
+            }
+            // An empty address is the page's own.
+            status if status.is_server_error() && facts.again.is_none() => links.push(("Try again", "")),
+            _ => {}
         }
         let page = MessagePage {
             frame: Frame::new(facts.host, facts.ray),
