@@ -78,6 +78,7 @@ pub fn run(
     broken: Option<&str>,
     reporter: &mut dyn Reporter,
 ) -> Result<Vec<Outcome>> {
+    lab.office.forget_requests()?;
     let mut outcomes = Vec::new();
     for step in steps {
         let plant = broken == Some(step.name);

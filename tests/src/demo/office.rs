@@ -26,6 +26,8 @@ pub(super) struct Office {
     _chat: Process,
     netns: Netns,
     log: PathBuf,
+    /// How many lines of the log are of earlier runs.
+    forgotten: usize,
 }
 
 impl Office {
@@ -50,7 +52,7 @@ impl Office {
             let connect = || std::net::TcpStream::connect("10.20.0.10:8080");
             Ok(Some(netns.enter(connect)??))
         })?;
-        Ok(Self { _wiki: wiki, _chat: chat, netns, log })
+        Ok(Self { _wiki: wiki, _chat: chat, netns, log, forgotten: 0 })
     }
 
     pub(super) fn netns(&self) -> &Netns {
@@ -65,9 +67,15 @@ impl Office {
         self.netns.nft("")
     }
 
-    /// What nginx has seen: `METHOD TARGET USER` for each request, in order.
+    /// What nginx has seen in this run: `METHOD TARGET USER` for each request, in order.
     pub(super) fn requests(&self) -> Result<Vec<String>> {
-        Ok(fs::read_to_string(&self.log)?.lines().map(str::to_owned).collect())
+        Ok(fs::read_to_string(&self.log)?.lines().skip(self.forgotten).map(str::to_owned).collect())
+    }
+
+    /// Begins a run: what nginx has seen so far does not count.
+    pub(super) fn forget_requests(&mut self) -> Result<()> {
+        self.forgotten += self.requests()?.len();
+        Ok(())
     }
 
     /// Whether nginx has seen a request for a path.
