@@ -197,3 +197,74 @@ pub fn install_panic_hook(events: Events) {
         previous(info);
     }));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::{Reason, UnixTime};
+    use crate::store::EventFilter;
+
+    fn started(directory: &std::path::Path, file: Option<FileTarget>) -> (Store, Arc<Metrics>, Events) {
+        let store = Store::open(directory).unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let settings = EventSettings { file, retention: Duration::from_secs(3600), max_size: 1 << 20 };
+        let events = Events::start(settings, store.clone(), Arc::clone(&metrics)).unwrap();
+        (store, metrics, events)
+    }
+
+    #[tokio::test]
+    async fn file_store_and_metrics_agree() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log/access.jsonl");
+        let (store, metrics, events) = started(directory.path(), Some(FileTarget::Path(log.clone())));
+        for _ in 0..300 {
+            events.emit(Event::new(Action::Login, false).reason(Reason::BadCredentials));
+        }
+        events.flush().await;
+        let kept = store.events(EventFilter { limit: 1000, ..EventFilter::default() }).await.unwrap();
+        let lines = std::fs::read_to_string(log).unwrap().lines().count();
+        assert_eq!((kept.len(), lines), (300, 300));
+        assert!(metrics.render().unwrap().contains("portcullis_events_total{action=\"login\"} 300"));
+    }
+
+    #[tokio::test]
+    async fn a_store_that_fails_loses_nothing_uncounted() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, metrics, events) = started(directory.path(), None);
+        store.break_events().await;
+        events.emit(Event::new(Action::Login, true));
+        events.flush().await;
+        assert_eq!(metrics.events_unwritten.with_label_values(&["store"]).get(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_event_that_holds_no_data() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, _, events) = started(directory.path(), None);
+        install_panic_hook(events.clone());
+        let died = tokio::spawn(async { panic!("canary") }).await;
+        assert!(died.is_err());
+        events.flush().await;
+        let kept = store.events(EventFilter { limit: 10, ..EventFilter::default() }).await.unwrap();
+        assert_eq!(kept.len(), 1);
+        assert!(kept[0].1.contains("\"action\":\"panic\"") && kept[0].1.contains("sink.rs"), "{}", kept[0].1);
+        assert!(!kept[0].1.contains("canary"));
+    }
+
+    #[tokio::test]
+    async fn old_and_surplus_events_go_oldest_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, _, events) = started(directory.path(), None);
+        for number in 0..100 {
+            events.emit(Event::new(Action::Admin, true).detail(format!("number {number:03}")));
+        }
+        events.flush().await;
+        let all =
+            || async { store.events(EventFilter { limit: 1000, ..EventFilter::default() }).await.unwrap() };
+        let size = all().await[0].1.len() as u64;
+        assert_eq!(store.trim_events(UnixTime(0), size * 40).await.unwrap(), 60);
+        let left = all().await;
+        assert!(left.len() == 40 && left[0].1.contains("number 060"), "{}", left[0].1);
+        assert_eq!(store.trim_events(UnixTime(i64::MAX), u64::MAX).await.unwrap(), 40);
+    }
+}

@@ -103,3 +103,11 @@ impl Store {
         .await
     }
 }
+
+#[cfg(test)]
+impl Store {
+    /// Makes every write of events fail from now on.
+    pub(crate) async fn break_events(&self) {
+        self.run(|connection| Ok(connection.execute_batch("DROP TABLE event")?)).await.unwrap();
+    }
+}
