@@ -49,7 +49,11 @@ fn pin_of(pin: Option<PathBuf>, config: Option<&Path>) -> anyhow::Result<PathBuf
 
 fn status(pin: &Path) -> anyhow::Result<()> {
     let status = gate::status(pin)?;
-    if status.interfaces.is_empty() {
+    if let Some(table) = &status.nftables {
+        output::line("up, in userspace: nftables drops what is not named here")?;
+        output::line(table.trim_end())?;
+    }
+    if !status.is_up() {
         return output::line(&format!("the gate is not up (nothing is pinned at {})", pin.display()));
     }
     for interface in &status.interfaces {

@@ -5,7 +5,7 @@ use super::maps::{Counters, Counting};
 use super::object::Identity;
 use super::pin::PinDir;
 use super::sys::Hook;
-use super::{GateError, XdpMode, attach};
+use super::{GateError, XdpMode, attach, userspace};
 
 /// The gate as the kernel has it, whether a daemon runs or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// Absent when there are no maps of this binary's layout.
     pub counters: Option<Counters>,
+    /// The userspace dataplane's table with its own counters, as nftables writes it.
+    pub nftables: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,13 +29,13 @@ pub struct InterfaceStatus {
 }
 
 impl Status {
-    /// Whether any interface is guarded.
+    /// Whether anything is guarded.
     pub fn is_up(&self) -> bool {
-        !self.interfaces.is_empty()
+        !self.interfaces.is_empty() || self.nftables.is_some()
     }
 }
 
-/// Reads the pins. Needs no daemon; needs the right to open BPF objects.
+/// Reads the pins, and nftables. Needs no daemon; needs the right to open BPF objects.
 ///
 /// # Errors
 ///
@@ -55,7 +57,7 @@ pub fn status(pin: &Path) -> Result<Status, GateError> {
         }
     }
     let counters = if pin.map("COUNTERS").exists() { Some(Counting::open(&pin)?.read()?) } else { None };
-    Ok(Status { interfaces, counters })
+    Ok(Status { interfaces, counters, nftables: userspace::listing() })
 }
 
 impl fmt::Display for Status {
@@ -78,6 +80,9 @@ impl fmt::Display for Status {
             writeln!(f, "lost {:<24} {:>14}", "events", counters.events_lost)?;
             writeln!(f, "lost {:<24} {:>14}", "host_flows", counters.host_flows_lost)?;
         }
-        Ok(())
+        match &self.nftables {
+            Some(table) => f.write_str(table),
+            None => Ok(()),
+        }
     }
 }

@@ -28,10 +28,16 @@ pub(super) fn install(config: &GateConfig) -> Result<(), GateError> {
     if output.status.success() { Ok(()) } else { Err(failure(&output)) }
 }
 
-/// Takes the default-drop down; `false` if there was none. A machine without nftables has none.
+/// The default-drop with its counters, as nftables writes it; `None` if there is none. A machine without
+/// nftables has none.
+pub(super) fn listing() -> Option<String> {
+    let output = nft(&["list", "table", "inet", TABLE], "").ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Takes the default-drop down; `false` if there was none.
 pub(super) fn remove() -> Result<bool, GateError> {
-    let Ok(listed) = nft(&["list", "table", "inet", TABLE], "") else { return Ok(false) };
-    if !listed.status.success() {
+    if listing().is_none() {
         return Ok(false);
     }
     let output = nft(&["delete", "table", "inet", TABLE], "")?;

@@ -1,6 +1,6 @@
 //! The compiled program in the kernel, attached to nothing and with maps of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::Key;
@@ -19,6 +19,8 @@ pub const XDP_PASS: u32 = 2;
 /// Loaded programs. Runs see the sockets of the network namespace of the calling thread.
 pub struct Kernel {
     ebpf: Ebpf,
+    /// Counters after the last run; only runs move them.
+    counted: Option<HashMap<Verdict, u64>>,
 }
 
 impl Kernel {
@@ -28,7 +30,7 @@ impl Kernel {
         ingress.load()?;
         let egress: &mut SchedClassifier = ebpf.program_mut(gate::EGRESS).context("no egress")?.try_into()?;
         egress.load()?;
-        Ok(Self { ebpf })
+        Ok(Self { ebpf, counted: None })
     }
 
     /// Makes the maps say what the model says.
@@ -72,7 +74,10 @@ impl Kernel {
 
     /// Runs the ingress program on a frame; the verdict is the one whose counter moved.
     pub fn verdict(&mut self, frame: &[u8]) -> Result<Verdict> {
-        let before = self.counters()?;
+        let before = match self.counted.take() {
+            Some(counted) => counted,
+            None => self.counters()?,
+        };
         let program: &Xdp = self.ebpf.program(gate::INGRESS).context("no ingress")?.try_into()?;
         let run = program.test_run(TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() })?;
         let after = self.counters()?;
@@ -82,12 +87,14 @@ impl Kernel {
         let verdict = moved[0];
         ensure!(after[&verdict] == before[&verdict] + 1, "{verdict:?} counted more than once");
         let action = if verdict.is_pass() { XDP_PASS } else { XDP_DROP };
+        self.counted = Some(after);
         ensure!(run.return_value == action, "{verdict:?} counted, but the action is {}", run.return_value);
         Ok(verdict)
     }
 
     /// Makes the next packet of this verdict one to sample.
     pub fn sample_next(&mut self, verdict: Verdict) -> Result<()> {
+        self.counted = None;
         let mut counters: PerCpuArray<_, Counter> =
             self.ebpf.map_mut("COUNTERS").context("COUNTERS")?.try_into()?;
         let cpus = counters.get(&verdict.index(), 0)?.len();
@@ -105,7 +112,7 @@ impl Kernel {
         Ok(())
     }
 
-    pub fn counters(&self) -> Result<std::collections::HashMap<Verdict, u64>> {
+    pub fn counters(&self) -> Result<HashMap<Verdict, u64>> {
         let counters: PerCpuArray<_, Counter> = self.ebpf.map("COUNTERS").context("COUNTERS")?.try_into()?;
         Verdict::all()
             .map(|verdict| {

@@ -21,6 +21,20 @@ pub struct Model {
 }
 
 impl Model {
+    /// Serves 443 to anyone, 22 and UDP 161 to administrators in `203.0.113.0/24` and `2001:db8:ad::/48`.
+    pub fn serving() -> Self {
+        let mut model = Self::default();
+        model.serve(PortSet::ServedTcp, 443);
+        model.serve(PortSet::ServedUdp, 443);
+        model.serve(PortSet::AdminUdp, 161);
+        for prefix in ["203.0.113.0/24", "[2001:db8:ad::]/48"] {
+            for port in ["22", "161/udp"] {
+                model.admin.push(format!("{prefix}:{port}").parse().unwrap());
+            }
+        }
+        model
+    }
+
     pub fn serve(&mut self, set: PortSet, port: u16) {
         self.ports.insert((set as u32, port));
     }

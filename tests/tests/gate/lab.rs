@@ -59,7 +59,7 @@ impl Lab {
     }
 
     pub fn status(&self) -> gate::Status {
-        gate::status(&self.pin.path).unwrap()
+        self.edge.enter(|| gate::status(&self.pin.path)).unwrap().unwrap()
     }
 
     pub fn stranger_reaches_tcp(&self, port: u16) -> [bool; 2] {

@@ -52,7 +52,10 @@ fn kill_nine_leaves_the_default_drop_and_detach_takes_it_down() {
     assert_eq!(lab.stranger_reaches_tcp(8080), [false; 2]);
     let tables = lab.edge.run("nft list tables").unwrap();
     assert_eq!(tables.trim(), "table inet portcullis", "replaced, not added to");
+    let status = lab.status();
+    assert!(status.is_up() && status.to_string().contains("policy drop"), "{status}");
     assert_eq!(lab.detach(), ["nftables table inet portcullis"]);
+    assert!(!lab.status().is_up());
     assert_eq!(lab.stranger_reaches_tcp(8080), [true; 2]);
 }
 

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 
-use portcullis_common::layout::{HostFlowKey, PortSet};
+use portcullis_common::layout::HostFlowKey;
 use portcullis_common::{Address, DropReason, Family, Flow, PassReason, Verdict};
 use portcullis_tests::gate::kernel::{Kernel, monotonic_ns};
 use portcullis_tests::gate::model::Model;
@@ -39,15 +39,7 @@ fn world(netns: &Netns) -> World {
         let length = if address.contains(':') { 128 } else { 32 };
         netns.address("lo", &format!("{address}/{length}")).unwrap();
     }
-    let mut model = Model::default();
-    model.serve(PortSet::ServedTcp, 443);
-    model.serve(PortSet::ServedUdp, 443);
-    model.serve(PortSet::AdminUdp, 161);
-    for rule in
-        ["203.0.113.0/24:22", "[2001:db8:ad::]/48:22", "203.0.113.0/24:161/udp", "[2001:db8:ad::]/48:161/udp"]
-    {
-        model.admin.push(rule.parse().unwrap());
-    }
+    let mut model = Model::serving();
     let mut sockets = Vec::new();
     let mut opened = [0; 2];
     for (index, (host, stranger)) in HOST.iter().zip(STRANGER).enumerate() {
