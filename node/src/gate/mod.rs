@@ -85,7 +85,8 @@ struct XdpPlane {
 }
 
 impl Gate {
-    /// Puts the gate up, or takes over one that is.
+    /// Puts the gate up, or takes over one that is. What the other dataplane left is taken down once this one
+    /// is up.
     ///
     /// # Errors
     ///
@@ -97,6 +98,7 @@ impl Gate {
             Dataplane::Xdp => Self::open_xdp(config),
             Dataplane::Userspace => {
                 userspace::install(config)?;
+                detach_xdp(&PinDir::new(&config.pin))?;
                 Ok(Self { plane: Plane::Userspace(DatagramGate::new(config)) })
             }
         }
@@ -114,6 +116,7 @@ impl Gate {
             }
         }
         pin.remove_other_maps()?;
+        userspace::remove()?;
         let events = Some(Events::new(maps::events(&pin)?));
         let counting = Counting::open(&pin)?;
         Ok(Self { plane: Plane::Xdp(Box::new(XdpPlane { attached, counting, events })) })
@@ -176,16 +179,22 @@ impl Gate {
 ///
 /// When something that is up cannot be taken down. What was before it is down by then.
 pub fn detach(pin: &Path) -> Result<Vec<String>, GateError> {
-    let pin = PinDir::new(pin);
-    let mut taken = Vec::new();
-    for interface in pin.interfaces()? {
-        if attach::detach(&pin, &interface)? {
-            taken.push(format!("interface {interface}"));
-        }
-    }
-    pin.remove()?;
+    let interfaces = detach_xdp(&PinDir::new(pin))?;
+    let mut taken: Vec<_> = interfaces.iter().map(|name| format!("interface {name}")).collect();
     if userspace::remove()? {
         taken.push(format!("nftables table inet {}", userspace::TABLE));
     }
+    Ok(taken)
+}
+
+/// Takes the programs off every interface and removes the pins; the interfaces that had some.
+fn detach_xdp(pin: &PinDir) -> Result<Vec<String>, GateError> {
+    let mut taken = Vec::new();
+    for interface in pin.interfaces()? {
+        if attach::detach(pin, &interface)? {
+            taken.push(interface);
+        }
+    }
+    pin.remove()?;
     Ok(taken)
 }

@@ -130,6 +130,22 @@ fn the_nodes_sockets_judge_each_datagram_and_count_it() {
 }
 
 #[test]
+fn a_change_of_dataplane_leaves_one_gate_up() {
+    let lab = Lab::new();
+    let _planted = Echo::on(&lab.edge, 8080);
+    for _ in 0..2 {
+        let _xdp = lab.open(&lab.config()).unwrap();
+        let status = lab.status();
+        assert!(status.interfaces.len() == 1 && status.nftables.is_none(), "{status}");
+        assert_eq!(lab.stranger_reaches_tcp(8080), [false; 2]);
+        let _userspace = lab.open(&config(&lab)).unwrap();
+        let status = lab.status();
+        assert!(status.interfaces.is_empty() && status.nftables.is_some(), "{status}");
+        assert_eq!(lab.stranger_reaches_tcp(8080), [false; 2]);
+    }
+}
+
+#[test]
 fn with_xdp_the_kernel_has_judged_already() {
     let lab = Lab::new();
     assert!(lab.open(&lab.config()).unwrap().datagrams().is_none());
