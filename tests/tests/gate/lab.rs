@@ -163,7 +163,15 @@ pub struct Pin {
 
 impl Pin {
     fn new(edge: &Netns) -> Self {
-        let path = Path::new("/sys/fs/bpf").join(edge.name());
+        let bpffs = Path::new("/sys/fs/bpf");
+        // What a killed test left is known by its namespace, which is gone.
+        for left in std::fs::read_dir(bpffs).unwrap().flatten() {
+            let name = left.file_name().into_string().unwrap_or_default();
+            if name.starts_with("pc-") && !Path::new("/run/netns").join(&name).exists() {
+                let _ = std::fs::remove_dir_all(left.path());
+            }
+        }
+        let path = bpffs.join(edge.name());
         Self { path, edge: edge.clone() }
     }
 }
