@@ -1,0 +1,194 @@
+//! A node and a connector as an operator runs them: two processes on loopback.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use portcullis_tests::ca::Ca;
+use portcullis_tests::portcullis::{Connector, Node, START};
+use portcullis_tests::ports;
+use portcullis_tests::process::wait_until;
+use tempfile::TempDir;
+
+/// Half of it is a node's or a connector's drain, on a busy machine.
+const STOP: Duration = Duration::from_secs(45);
+
+struct Lab {
+    directory: TempDir,
+    node: Node,
+}
+
+impl Lab {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = Ca::new("tunnel tests").unwrap();
+        ca.issue(&["access.example.com", "*.example.com"]).unwrap().write(directory.path(), "edge").unwrap();
+        let metrics = ([127, 0, 0, 1], ports::free().unwrap()).into();
+        let port = ports::free().unwrap();
+        let config = configuration(directory.path(), port, 1);
+        let node = Node::start(&directory.path().join("node"), None, metrics, &config).unwrap();
+        Self { directory, node }
+    }
+
+    /// Where connectors find this node.
+    fn token(&self, connector: &str) -> String {
+        let port = self.port();
+        let out = self
+            .node
+            .admin(&["connector", "create", connector, "--node", &format!("127.0.0.1:{port}")])
+            .unwrap();
+        out.split_whitespace().max_by_key(|word| word.len()).unwrap().to_owned()
+    }
+
+    fn port(&self) -> u16 {
+        let config = fs::read_to_string(self.node.config()).unwrap();
+        let listen = config.lines().find(|line| line.starts_with("listen")).unwrap();
+        listen.rsplit(':').next().unwrap().trim_matches('"').parse().unwrap()
+    }
+
+    fn connections(&self) -> usize {
+        let metrics = self.node.metrics().unwrap();
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with("portcullis_tunnel_connections") && line.contains("\"hq\""));
+        line.and_then(|line| line.rsplit(' ').next()).map_or(0, |count| count.parse().unwrap())
+    }
+
+    fn connected(&self, count: usize) {
+        wait_until(
+            &format!("{count} connections"),
+            START,
+            || Ok((self.connections() == count).then_some(())),
+        )
+        .unwrap();
+    }
+
+    fn events(&self) -> String {
+        self.node.admin(&["events", "--json"]).unwrap()
+    }
+}
+
+fn configuration(directory: &Path, port: u16, applications: u16) -> String {
+    let mut config = format!(
+        r#"
+domain = "access.example.com"
+listen = "127.0.0.1:{port}"
+[[node.certificate]]
+cert = {:?}
+key = {:?}
+[gate]
+ungated = true
+[[identity_provider]]
+name = "local"
+type = "local"
+[[policy]]
+name = "all"
+action = "bypass"
+include = [{{ everyone = true }}]
+"#,
+        directory.join("edge.pem"),
+        directory.join("edge.key"),
+    );
+    for index in 0..applications {
+        config += &format!(
+            r#"
+[[application]]
+name = "app{index}"
+url = "https://app{index}.example.com"
+origin = "http://127.0.0.1:{}"
+connector = "hq"
+policies = ["all"]
+"#,
+            9000 + index
+        );
+    }
+    config
+}
+
+/// Sockets of a process: local and remote address and state of each, as /proc/net prints them.
+fn sockets(pid: u32, table: &str) -> Vec<(String, String, String)> {
+    let inodes: BTreeSet<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
+        .collect();
+    assert!(!inodes.is_empty(), "the process has no sockets at all");
+    fs::read_to_string(format!("/proc/{pid}/net/{table}"))
+        .unwrap()
+        .lines()
+        .skip(1)
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| inodes.contains(fields[9]))
+        .map(|fields| (fields[1].to_owned(), fields[2].to_owned(), fields[3].to_owned()))
+        .collect()
+}
+
+#[test]
+fn a_connector_enrols_listens_on_nothing_and_comes_back() {
+    const ESTABLISHED: &str = "01";
+    let mut lab = Lab::start();
+    let directory = lab.directory.path().join("connector");
+    let token = lab.token("hq");
+    let mut connector = Connector::enrol(&directory, None, &token).unwrap();
+    lab.connected(2);
+
+    // It listens on nothing: no TCP socket, and every UDP socket hears one peer only.
+    let pid = connector.process.pid();
+    for table in ["tcp", "tcp6"] {
+        assert_eq!(sockets(pid, table), []);
+    }
+    let udp: Vec<_> = ["udp", "udp6"].iter().flat_map(|table| sockets(pid, table)).collect();
+    assert_eq!(udp.len(), 2, "{udp:?}");
+    assert!(udp.iter().all(|(_, _, state)| state == ESTABLISHED), "{udp:?}");
+
+    // Its key is its own, and its token nowhere to be read.
+    let state = directory.join("state/connector.json");
+    assert_eq!(fs::metadata(&state).unwrap().permissions().mode() & 0o777, 0o600);
+    let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    for text in [command, connector.process.output(), fs::read_to_string(&state).unwrap(), lab.events()] {
+        assert!(!text.contains(&token), "{text}");
+    }
+
+    // It comes back after a killed node, and after its own restart without a token.
+    lab.node.process().unwrap().kill().unwrap();
+    lab.node.restart().unwrap();
+    lab.connected(2);
+    assert!(connector.process.terminate(STOP).unwrap().success());
+    lab.connected(0);
+    let mut connector = Connector::start(&directory, None).unwrap();
+    lab.connected(2);
+    assert!(connector.process.terminate(STOP).unwrap().success());
+
+    // The token is spent.
+    let mut thief = Connector::enrol(&lab.directory.path().join("thief"), None, &token).unwrap();
+    assert!(!thief.process.wait(START).unwrap().success());
+    assert!(thief.process.output().contains("already used"), "{}", thief.process.output());
+    assert!(lab.events().contains("bad_enrolment"));
+}
+
+#[test]
+fn a_reload_keeps_the_tunnel_and_a_revocation_cuts_it() {
+    let mut lab = Lab::start();
+    let directory = lab.directory.path().join("connector");
+    let _connector = Connector::enrol(&directory, None, &lab.token("hq")).unwrap();
+    lab.connected(2);
+    let connects = || lab.events().matches("\"connect\"").count();
+    let before = connects();
+
+    lab.node.write_config(&configuration(lab.directory.path(), lab.port(), 3)).unwrap();
+    lab.node.process().unwrap().signal(rustix::process::Signal::HUP).unwrap();
+    wait_until("the reload to be in the log", START, || Ok(lab.events().contains("reload").then_some(())))
+        .unwrap();
+    assert_eq!(lab.connections(), 2);
+    assert_eq!(lab.events().matches("\"connect\"").count(), before);
+
+    lab.node.admin(&["connector", "revoke", "hq"]).unwrap();
+    lab.connected(0);
+    wait_until("the connector to be refused", START, || {
+        Ok(lab.events().contains("unknown_connector").then_some(()))
+    })
+    .unwrap();
+    assert_eq!(lab.connections(), 0);
+}
