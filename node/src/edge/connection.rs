@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use prometheus::IntGauge;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -39,6 +40,24 @@ pub(super) struct Peer {
     pub(super) strict: Option<Arc<Shared>>,
     pub(super) activity: Arc<Activity>,
     _slot: Slot,
+    _open: Open,
+}
+
+/// Counts an open connection, one that has become a WebSocket too.
+#[derive(Debug)]
+struct Open(IntGauge);
+
+impl Open {
+    fn new(connections: &IntGauge) -> Self {
+        connections.inc();
+        Self(connections.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// Requests in flight on a connection, and since when there are none.
@@ -85,14 +104,13 @@ pub(super) async fn serve(edge: Arc<Edge>, stream: TcpStream, address: IpAddr, s
     drop(loaded);
     let strict = (!http2).then(Arc::<Shared>::default);
     let activity = Arc::new(Activity::new());
-    let peer = Arc::new(Peer { address, certificate, strict, activity, _slot: slot });
+    let open = Open::new(&edge.ctx.metrics.connections);
+    let peer = Arc::new(Peer { address, certificate, strict, activity, _slot: slot, _open: open });
 
-    edge.ctx.metrics.connections.inc();
     let result = match peer.strict.clone() {
         Some(shared) => drive(&edge, &peer, http1(&edge, &peer, Guard::new(stream, shared))).await,
         None => drive(&edge, &peer, http2_connection(&edge, &peer, stream)).await,
     };
-    edge.ctx.metrics.connections.dec();
     if let Err(error) = result {
         tracing::debug!(%error, %address, "a connection ended with an error");
         if breaks_http2(&error) {

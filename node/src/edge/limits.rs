@@ -14,7 +14,7 @@ pub(super) const HEAD: Duration = Duration::from_secs(10);
 /// A request body may pause this long.
 pub(super) const BODY_PAUSE: Duration = Duration::from_secs(60);
 /// After the last answer of a connection the client is still sending on: it has this long to notice.
-pub(super) const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(5);
 /// A connection without any request in flight is closed after this time.
 pub(super) const IDLE: Duration = Duration::from_secs(90);
 /// After a shutdown was asked for, connections have this long to finish what they carry.

@@ -1,6 +1,7 @@
 //! Who gets through, with which header fields, and the one event of every request.
 
-use portcullis::flow::Host;
+use portcullis::flow::{Facts, Host};
+use portcullis::policy::{Decision, PolicySet, decide};
 
 use crate::node::{Node, WIKI, field, status};
 
@@ -132,8 +133,22 @@ async fn a_tossed_cookie_does_not_evict_the_real_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bypass_says_nothing_about_anybody() {
     let node = Node::start().await;
-    let ann = node.log_in("wiki.example.com").await;
-    let fields = format!("Cookie: {}; a=1\r\nCf-Access-Jwt-Assertion: x\r\n", ann.cookies());
+    let ann = node.log_in(WIKI).await;
+    // A token for this very application, from when a policy of it still asked who people are.
+    let active = node.context.active();
+    let mut before = portcullis::flow::Application::clone(active.policies.application("open").unwrap());
+    before.policies = vec!["people".into()];
+    let policies = PolicySet::new(vec![before.clone()], active.config.policies.clone());
+    let facts =
+        Facts { application: &before, session: Some(&ann.live.session), address: [127, 0, 0, 1].into() };
+    let Decision::Allow(permit) = decide(&policies, &facts, portcullis::clock::now()) else {
+        panic!("allowed")
+    };
+    let tokens = &node.context.tokens;
+    let token = tokens.mint_application(&permit, portcullis::clock::now()).unwrap().unwrap();
+    let binding = tokens.binding(&ann.live.session.id, &Host::parse("open.example.com").unwrap());
+    let cookies = format!("CF_Authorization={token}; __Host-CF_Binding={binding}");
+    let fields = format!("Cookie: {cookies}; a=1\r\nCf-Access-Jwt-Assertion: x\r\n");
     let response = node.get("open.example.com", "/", &fields).await;
     assert_eq!(status(&response), 200);
     let requests = node.origin.requests();
@@ -177,6 +192,16 @@ async fn every_refusal_says_why_and_leaves_one_event() {
         assert!(response.contains(event["ray_id"].as_str().unwrap()), "the page shows the ray id");
     }
     assert_eq!(node.origin.requests(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_of_head_has_no_body() {
+    let node = Node::start().await;
+    let request = "HEAD / HTTP/1.1\r\nHost: unknown.example.com\r\nConnection: close\r\n\r\n";
+    let response = node.raw(WIKI, request.as_bytes()).await;
+    assert_eq!(status(&response), 404);
+    assert!(response.ends_with("\r\n\r\n"), "{response}");
+    assert_ne!(field(&response, "content-length"), Some("0"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,3 +5,4 @@ mod hostile;
 mod node;
 mod sessions;
 mod streams;
+mod tls;

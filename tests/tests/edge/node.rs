@@ -1,7 +1,7 @@
 //! An edge in this process: real store, sessions, tokens, events and TLS, a recording origin behind it, and clients
 //! that write whatever bytes a test wants.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -43,6 +43,8 @@ pub const WIKI: &str = "wiki.example.com";
 pub struct Node {
     pub context: Arc<Context>,
     pub address: SocketAddr,
+    /// On `[::]`, for both families.
+    pub dual_stack: SocketAddr,
     pub origin: Origin,
     pub tls: edge::Tls,
     pub shutdown: CancellationToken,
@@ -100,21 +102,26 @@ impl Node {
         let (publish, active) = watch::channel(active);
         let context = Arc::new(Context { active, store, sessions, tokens, seal, events, metrics, tunnels });
 
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
+        let listen = |address: SocketAddr| {
+            let listener = TcpListener::bind(address).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            (listener.local_addr().unwrap(), listener)
+        };
+        let (address, listener) = listen((Ipv4Addr::LOCALHOST, 0).into());
+        let (dual_stack, dual_stack_listener) = listen((Ipv6Addr::UNSPECIFIED, 0).into());
         let shutdown = CancellationToken::new();
         let portal = Arc::new(portal(&context));
         tokio::spawn(edge::serve(
             Arc::clone(&context),
             portal,
             tls.clone(),
-            vec![listener],
+            vec![listener, dual_stack_listener],
             shutdown.clone(),
         ));
         Self {
             context,
             address,
+            dual_stack,
             origin,
             tls,
             shutdown,
@@ -177,9 +184,19 @@ impl Node {
         events.iter().map(|(_, text)| serde_json::from_str(text).unwrap()).collect()
     }
 
+    /// Waits until the origin has seen `count` requests.
+    pub async fn wait_for_requests(&self, count: usize) {
+        let seen = async {
+            while self.origin.requests().len() < count {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(SOON, seen).await.expect("requests at the origin");
+    }
+
     /// Waits until there are `count` events.
     pub async fn wait_for_events(&self, count: usize) -> Vec<serde_json::Value> {
-        for _ in 0..200 {
+        for _ in 0..500 {
             let events = self.events().await;
             if events.len() >= count {
                 return events;
@@ -189,12 +206,21 @@ impl Node {
         panic!("{count} events, not {:#?}", self.events().await);
     }
 
+    /// The authority of the node's certificates.
+    pub fn roots(&self) -> Arc<RootCertStore> {
+        Arc::clone(&self.roots)
+    }
+
     /// A TLS connection with `sni`, speaking `alpn`.
     pub async fn connect(&self, sni: &str, alpn: &[&str]) -> TlsStream<TcpStream> {
-        let mut config =
-            ClientConfig::builder().with_root_certificates(Arc::clone(&self.roots)).with_no_client_auth();
+        self.connect_to(self.address, sni, alpn).await
+    }
+
+    /// The same to another of the node's addresses.
+    pub async fn connect_to(&self, address: SocketAddr, sni: &str, alpn: &[&str]) -> TlsStream<TcpStream> {
+        let mut config = ClientConfig::builder().with_root_certificates(self.roots()).with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        let stream = TcpStream::connect(self.address).await.unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from(sni.to_owned()).unwrap();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         timeout(SOON, connector.connect(name, stream)).await.unwrap().unwrap()
@@ -207,10 +233,23 @@ impl Node {
         read_to_end(&mut stream).await
     }
 
-    /// One request over HTTP/1.1 to `host`; `rest` is everything behind the `Host` line.
+    /// One request over HTTP/1.1 to `host`; `fields` come behind the `Host` line.
     pub async fn get(&self, host: &str, target: &str, fields: &str) -> String {
+        let stream = self.connect(host, &[]).await;
+        self.get_on(stream, host, target, fields).await
+    }
+
+    /// The same on a connection that is open.
+    pub async fn get_on(
+        &self,
+        mut stream: TlsStream<TcpStream>,
+        host: &str,
+        target: &str,
+        fields: &str,
+    ) -> String {
         let request = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{fields}\r\n");
-        self.raw(host, request.as_bytes()).await
+        stream.write_all(request.as_bytes()).await.unwrap();
+        read_to_end(&mut stream).await
     }
 }
 

@@ -221,13 +221,7 @@ async fn a_revocation_cuts_an_upload_and_a_request_that_waits() {
         ann.cookies()
     );
     waiting.write_all(request.as_bytes()).await.unwrap();
-    for _ in 0..100 {
-        if node.origin.requests().len() == 2 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert_eq!(node.origin.requests().len(), 2);
+    node.wait_for_requests(2).await;
     node.revoke(&ann).await;
     let started = Instant::now();
     for stream in [&mut upload, &mut waiting] {
