@@ -26,11 +26,15 @@ pub struct Reply {
 impl Web {
     /// A browser that trusts `ca`, keeps its cookies in `jar` and finds every name of `hosts` at 127.0.0.1.
     pub fn new(jar: &Path, ca: &Path, port: u16, hosts: &[&str]) -> Self {
+        Self::bare(jar, ca, port, hosts).header("Accept: text/html,*/*;q=0.8")
+    }
+
+    /// The same without a browser's `Accept`.
+    pub fn bare(jar: &Path, ca: &Path, port: u16, hosts: &[&str]) -> Self {
         let mut args = vec!["--cacert".to_owned(), ca.display().to_string()];
         for host in hosts {
             args.extend(["--resolve".to_owned(), format!("{host}:{port}:127.0.0.1")]);
         }
-        args.extend(["--header".to_owned(), "Accept: text/html,*/*;q=0.8".to_owned()]);
         Self { jar: jar.to_owned(), args }
     }
 

@@ -249,6 +249,36 @@ async fn a_browser_that_posted_a_form_goes_on_by_a_page() {
     assert!(ann.holds(&world, &format!("https://{WIKI}/a")));
 }
 
+/// A session that opens one application does not open its neighbour.
+#[tokio::test]
+async fn policy_decides_at_every_hand_over() {
+    let world = World::new().await;
+    let mut bob = Browser::default();
+    let page = bob.log_in(&world, &format!("https://{WIKI}/"), "bob", PASSWORD).await;
+    bob.get(&world, page.location()).await;
+    let page = bob.visit_login(&world, &format!("https://{WIKI}/admin/")).await;
+    assert_eq!(page.status(), StatusCode::FORBIDDEN);
+    assert!(!bob.holds(&world, &format!("https://{WIKI}/admin/")));
+    assert_eq!(
+        world.events().await,
+        ["login true - bob@example.com", "login false no_match bob@example.com"]
+    );
+}
+
+/// What has changed since the code was made counts when it is redeemed.
+#[tokio::test]
+async fn policy_decides_again_when_a_code_is_redeemed() {
+    let world = World::new().await;
+    let mut ann = Browser::default();
+    let page = ann.log_in(&world, &format!("https://{WIKI}/"), "ann", PASSWORD).await;
+    let mut config = world.context.active().config.clone();
+    config.policies.retain(|policy| policy.name != "staff");
+    world.reload.send(Arc::new(Active::new(config))).unwrap();
+    let home = ann.get(&world, page.location()).await;
+    assert_eq!(home.status(), StatusCode::FORBIDDEN);
+    assert!(home.cookies().is_empty());
+}
+
 #[tokio::test]
 async fn a_reload_in_the_middle_of_a_login_counts() {
     let world = World::new().await;
