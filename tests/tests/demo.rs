@@ -5,6 +5,10 @@ use std::process::Command;
 
 use portcullis_tests::demo::{self, Lab, Silent};
 
+/// The steps that scan all ports take most of the time; faults of other steps are planted without them here. One
+/// fault goes through everything below.
+const SCANS: [&str; 2] = ["scan", "office"];
+
 #[test]
 fn demo_every_fault_fails_its_own_step_and_no_other() {
     let mut lab = Lab::new(&|_| {}).unwrap();
@@ -17,7 +21,9 @@ fn demo_every_fault_fails_its_own_step_and_no_other() {
         );
     }
     for broken in demo::all() {
-        for outcome in demo::run(&mut lab, demo::all(), Some(broken.name), &mut Silent).unwrap() {
+        let scans = SCANS.contains(&broken.name);
+        let steps = demo::all().into_iter().filter(|step| scans || !SCANS.contains(&step.name));
+        for outcome in demo::run(&mut lab, steps, Some(broken.name), &mut Silent).unwrap() {
             if outcome.step == broken.name {
                 let failure = outcome.failure.unwrap_or_else(|| panic!("{}: fault not seen", broken.name));
                 let symptom = broken.fault.symptom;

@@ -225,8 +225,10 @@ async fn serve(
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(domain = %context.active().config.node.domain, "the node is up");
 
-    // A part that ends before it was asked to takes the node down: half a node is worse than a restart.
+    // A part that ends before it was asked to takes the node down: half a node is worse than a restart. Asked comes
+    // first, since then both are so.
     let result = tokio::select! {
+        biased;
         () = shutdown.cancelled() => Ok(()),
         ended = &mut edge => Err(match ended {
             Ok(()) => anyhow::anyhow!("the edge ended"),

@@ -216,7 +216,7 @@ impl Lab {
 
     /// The access log, oldest first.
     pub(super) fn events(&self) -> Result<Vec<serde_json::Value>> {
-        let out = self.node.admin(&["events", "--json", "--limit", "2000"])?;
+        let out = self.node.admin(&["events", "--json", "--limit", "1000000"])?;
         out.lines()
             .map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}")))
             .collect()
