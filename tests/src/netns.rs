@@ -8,6 +8,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -131,6 +132,14 @@ impl Netns {
         Path::new(BPFFS).join(self.name())
     }
 
+    /// Makes a folder (0711: those who know a file's name can read it) for files of the namespace's programs. It goes
+    /// away with the namespace, even where this process was killed.
+    pub fn scratch(&self) -> Result<PathBuf> {
+        let dir = scratch(self.name());
+        fs::DirBuilder::new().mode(0o711).create(&dir).with_context(|| dir.display().to_string())?;
+        Ok(dir)
+    }
+
     /// The processes that are in the namespace now.
     pub fn pids(&self) -> Result<Vec<i32>> {
         pids(self.name())
@@ -214,11 +223,16 @@ fn remove(name: &str) {
     }
     let _ = Command::new("ip").args(["netns", "delete", name]).output();
     let _ = fs::remove_dir_all(Path::new(BPFFS).join(name));
+    let _ = fs::remove_dir_all(scratch(name));
 }
 
 fn pids(name: &str) -> Result<Vec<i32>> {
     let out = run(Command::new("ip").args(["netns", "pids", name]))?;
     Ok(out.split_whitespace().filter_map(|pid| pid.parse().ok()).collect())
+}
+
+fn scratch(name: &str) -> PathBuf {
+    std::env::temp_dir().join(name)
 }
 
 fn own_prefix() -> String {
@@ -298,13 +312,14 @@ mod tests {
     #[test]
     fn drop_removes_the_namespace_and_kills_what_runs_in_it() {
         let netns = Netns::new("gone").unwrap();
+        let scratch = netns.scratch().unwrap();
         let (path, mut child) = (netns.path(), netns.command("sleep").arg("600").spawn().unwrap());
         crate::process::wait_until("sleep to be inside", Duration::from_secs(5), || {
             Ok((!netns.pids()?.is_empty()).then_some(()))
         })
         .unwrap();
         drop(netns);
-        assert!(!path.exists());
+        assert!(!path.exists() && !scratch.exists());
         assert!(!child.wait().unwrap().success());
     }
 

@@ -28,7 +28,7 @@ pub fn keep(lab: &mut Lab) -> Result<()> {
         run(std::process::Command::new("sh").args(["-c", pin]).stdin(std::fs::File::open(certificate)?))?;
     println!(
         "
-The lab stays up until Ctrl-C. From a browser on this machine:
+The lab stays up until Ctrl-C. From a browser on this machine (as root, Chromium wants --no-sandbox too):
 
   chromium --user-data-dir=$(mktemp -d) \\
     --host-resolver-rules='MAP *.{DOMAIN} {edge}' \\

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tempfile::TempDir;
 
 use crate::ca::{Ca, CertificateFiles};
 use crate::demo::browser::Browser;
@@ -96,7 +95,7 @@ pub struct Lab {
     pub(super) internet: Netns,
     pub(super) ca: Ca,
     certificate: CertificateFiles,
-    dir: TempDir,
+    dir: PathBuf,
 }
 
 impl Lab {
@@ -104,8 +103,8 @@ impl Lab {
     /// `say` is told what is being done.
     pub fn new(say: &dyn Fn(&str)) -> Result<Self> {
         say("network namespaces: stranger, user, edge, office");
-        let dir = tempfile::Builder::new().prefix("portcullis-lab-").tempdir()?;
         let internet = Netns::new("internet")?;
+        let dir = internet.scratch()?;
         internet.forward()?;
         let stranger = party(&internet, "stranger", &STRANGER)?;
         let user = party(&internet, "user", &USER)?;
@@ -113,12 +112,12 @@ impl Lab {
         let office = party(&internet, "office", &OFFICE)?;
 
         say("private applications in the office: nginx and a chat");
-        let office = Office::start(&dir.path().join("office"), office)?;
+        let office = Office::start(&dir.join("office"), office)?;
 
         say("portcullis node at the edge, its gate on eth0");
         let ca = Ca::new("Portcullis demo CA")?;
-        let certificate = ca.issue(&[format!("*.{DOMAIN}")])?.write(dir.path(), "edge")?;
-        let node_dir = dir.path().join("node");
+        let certificate = ca.issue(&[format!("*.{DOMAIN}")])?.write(&dir, "edge")?;
+        let node_dir = dir.join("node");
         let config = config(&node_dir, &edge, &certificate, Access::StaffOnly);
         let node = Node::start(&node_dir, Some(&edge), metrics()?, &config)?;
 
@@ -127,7 +126,7 @@ impl Lab {
             node.add_user(person.name, person.email, person.password, &[person.group])?;
         }
         let token = node.create_connector(CONNECTOR, &format!("{}:443", EDGE.v4))?;
-        let connector = Connector::enrol(&dir.path().join("connector"), Some(office.netns()), &token)?;
+        let connector = Connector::enrol(&dir.join("connector"), Some(office.netns()), &token)?;
         let mut lab = Self {
             node,
             connector: Some(connector),
@@ -193,7 +192,7 @@ impl Lab {
 
     pub(super) fn start_connector(&mut self) -> Result<()> {
         let netns = self.office.netns().clone();
-        self.connector = Some(Connector::start(&self.dir.path().join("connector"), Some(&netns))?);
+        self.connector = Some(Connector::start(&self.dir.join("connector"), Some(&netns))?);
         self.wait_for_tunnel()
     }
 
@@ -230,7 +229,7 @@ impl Lab {
     }
 
     pub(super) fn path(&self) -> &Path {
-        self.dir.path()
+        &self.dir
     }
 }
 
