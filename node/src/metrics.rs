@@ -5,6 +5,7 @@ use prometheus::{
 };
 
 use crate::event::{Action, Event};
+use crate::gate::Counters;
 
 pub struct Metrics {
     registry: Registry,
@@ -27,6 +28,10 @@ pub struct Metrics {
     pub sessions: IntGauge,
     /// Packets at the gate, by verdict (`pass`, `drop`) and reason. Set from the kernel's counters.
     pub gate_packets: IntCounterVec,
+    /// Sampled events of the gate that found no room.
+    pub gate_events_lost: IntCounter,
+    /// Flows that this host opened and the gate could not note: answers to them are dropped.
+    pub gate_host_flows_lost: IntCounter,
     /// Whether the gate is up.
     pub gate_attached: IntGauge,
 }
@@ -39,6 +44,11 @@ impl Metrics {
             let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(counters.clone()))?;
             Ok::<_, prometheus::Error>(counters)
+        };
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
         };
         let gauge = |name: &str, help: &str| {
             let gauge = IntGauge::new(name, help)?;
@@ -56,9 +66,7 @@ impl Metrics {
             &["identity_provider", "verdict", "reason"],
         )?;
         let events = counters("portcullis_events_total", "Events, by action", &["action"])?;
-        let events_lost =
-            IntCounter::new("portcullis_events_lost_total", "Events that found no room in the queue")?;
-        registry.register(Box::new(events_lost.clone()))?;
+        let events_lost = counter("portcullis_events_lost_total", "Events that found no room in the queue")?;
         let events_unwritten =
             counters("portcullis_events_unwritten_total", "Events that a target refused", &["target"])?;
         let request_seconds = Histogram::with_opts(
@@ -86,6 +94,12 @@ impl Metrics {
             "Packets at the gate, by verdict (pass, drop) and reason",
             &["verdict", "reason"],
         )?;
+        let gate_events_lost =
+            counter("portcullis_gate_events_lost_total", "Sampled events of the gate that found no room")?;
+        let gate_host_flows_lost = counter(
+            "portcullis_gate_host_flows_lost_total",
+            "Flows that this host opened and the gate could not note",
+        )?;
         let gate_attached =
             gauge("portcullis_gate_attached", "1 while the gate guards every configured interface")?;
         Ok(Self {
@@ -101,6 +115,8 @@ impl Metrics {
             tunnel_connections,
             sessions,
             gate_packets,
+            gate_events_lost,
+            gate_host_flows_lost,
             gate_attached,
         })
     }
@@ -110,12 +126,14 @@ impl Metrics {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 
-    /// Takes over the kernel's counters, which only grow while the gate's maps live.
-    pub fn set_gate_packets<'a>(&self, counters: impl IntoIterator<Item = (&'a str, &'a str, u64)>) {
-        for (verdict, reason, packets) in counters {
-            let counter = self.gate_packets.with_label_values(&[verdict, reason]);
-            counter.inc_by(packets.saturating_sub(counter.get()));
+    /// Takes over the gate's counters, which only grow while its maps live.
+    pub fn set_gate(&self, counters: &Counters) {
+        let raise = |counter: &IntCounter, to: u64| counter.inc_by(to.saturating_sub(counter.get()));
+        for (verdict, reason, packets) in counters.by_reason() {
+            raise(&self.gate_packets.with_label_values(&[verdict, reason]), packets);
         }
+        raise(&self.gate_events_lost, counters.events_lost);
+        raise(&self.gate_host_flows_lost, counters.host_flows_lost);
     }
 
     /// Counts an event; called by the event sink alone, so that log and metrics agree.

@@ -81,7 +81,7 @@ pub fn watch_gate(gate: Option<Gate>, context: Arc<Context>, health: Health) {
             tick.tick().await;
             let counted = match gate.counters() {
                 Ok(counters) => {
-                    context.metrics.set_gate_packets(counters.by_reason());
+                    context.metrics.set_gate(&counters);
                     true
                 }
                 Err(error) => {

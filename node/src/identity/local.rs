@@ -115,6 +115,7 @@ mod tests {
             }
         }
         let [known, unknown] = shortest.map(|time| time.as_secs_f64());
-        assert!((0.6..1.6).contains(&(unknown / known)), "known {known} s, unknown {unknown} s");
+        // Without the decoy the unknown take a hundredth; the bounds leave room for a machine that is busy.
+        assert!((0.2..5.0).contains(&(unknown / known)), "known {known} s, unknown {unknown} s");
     }
 }
