@@ -31,12 +31,11 @@ impl Attached {
 pub(super) fn attach_all(
     object: &Object,
     pin: &PinDir,
-    interfaces: &[String],
+    devices: &[Device<'_>],
 ) -> Result<Vec<Attached>, GateError> {
-    let devices = interfaces.iter().map(|name| Device::find(name)).collect::<Result<Vec<_>, _>>()?;
     let mut fresh = Fresh { pin, links: Vec::new() };
     let mut attached = Vec::new();
-    for device in &devices {
+    for device in devices {
         attached.push(attach(object, pin, device, &mut fresh)?);
     }
     fresh.links.clear();
@@ -76,13 +75,13 @@ pub(super) fn inspect(path: &Path) -> Result<Option<sys::LinkInfo>, GateError> {
     Ok((info.ifindex != 0).then_some(info))
 }
 
-struct Device<'a> {
+pub(super) struct Device<'a> {
     name: &'a str,
     ifindex: u32,
 }
 
 impl<'a> Device<'a> {
-    fn find(name: &'a str) -> Result<Self, GateError> {
+    pub(super) fn find(name: &'a str) -> Result<Self, GateError> {
         let unknown = || GateError::UnknownInterface { interface: name.to_owned() };
         let socket = UdpSocket::bind("[::]:0").or_else(|_| UdpSocket::bind("0.0.0.0:0"));
         let socket = socket.map_err(|_| unknown())?;

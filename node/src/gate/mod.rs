@@ -36,7 +36,7 @@ pub use object::{EGRESS, INGRESS, OBJECT};
 pub use status::{InterfaceStatus, Status, status};
 pub use userspace::DatagramGate;
 
-use attach::Attached;
+use attach::{Attached, Device};
 use maps::Counting;
 use object::Object;
 use pin::PinDir;
@@ -105,11 +105,14 @@ impl Gate {
     }
 
     fn open_xdp(config: &GateConfig) -> Result<Self, GateError> {
+        // First what may be wrong with the names, so that such an error leaves nothing behind.
+        let devices =
+            config.interfaces.iter().map(|name| Device::find(name)).collect::<Result<Vec<_>, _>>()?;
         let pin = PinDir::new(&config.pin);
         pin.prepare()?;
         let object = Object::load(&pin)?;
         maps::configure(&pin, config)?;
-        let attached = attach::attach_all(&object, &pin, &config.interfaces)?;
+        let attached = attach::attach_all(&object, &pin, &devices)?;
         for interface in pin.interfaces()? {
             if !config.interfaces.contains(&interface) && attach::detach(&pin, &interface)? {
                 tracing::warn!(%interface, "the gate is off: the interface is no longer configured");
