@@ -216,7 +216,9 @@ async fn serve(
         registry: Arc::clone(&context.tunnels),
         gate: datagrams,
     };
-    let mut tunnel = tokio::spawn(tunnel::node::serve(connectors, sockets.tunnels, shutdown.clone()));
+    // Later than the edge: what it still serves may need a stream to its origin.
+    let tunnel_shutdown = CancellationToken::new();
+    let mut tunnel = tokio::spawn(tunnel::node::serve(connectors, sockets.tunnels, tunnel_shutdown.clone()));
     let mut edge =
         tokio::spawn(edge::serve(Arc::clone(&context), portal, tls, sockets.browsers, shutdown.clone()));
 
@@ -242,7 +244,11 @@ async fn serve(
     };
     if result.is_ok() {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        let drained = async { tokio::join!(edge, tunnel) };
+        let drained = async {
+            let _ = edge.await;
+            tunnel_shutdown.cancel();
+            tunnel.await
+        };
         if tokio::time::timeout(DRAIN, drained).await.is_err() {
             tracing::warn!("requests were still running after {} s", DRAIN.as_secs());
         }

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use portcullis_tests::ca::Ca;
+use portcullis_tests::origin::Origin;
 use portcullis_tests::portcullis::{Connector, Node, START};
 use portcullis_tests::ports;
 use portcullis_tests::process::wait_until;
@@ -18,6 +21,8 @@ const STOP: Duration = Duration::from_secs(45);
 struct Lab {
     directory: TempDir,
     node: Node,
+    origin: Origin,
+    port: u16,
 }
 
 impl Lab {
@@ -27,25 +32,37 @@ impl Lab {
         ca.issue(&["access.example.com", "*.example.com"]).unwrap().write(directory.path(), "edge").unwrap();
         let metrics = ([127, 0, 0, 1], ports::free().unwrap()).into();
         let port = ports::free().unwrap();
-        let config = configuration(directory.path(), port, 1);
+        let origin = Origin::start(None, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let config = configuration(directory.path(), port, &[origin.address()]);
         let node = Node::start(&directory.path().join("node"), None, metrics, &config).unwrap();
-        Self { directory, node }
+        Self { directory, node, origin, port }
     }
 
     /// Where connectors find this node.
     fn token(&self, connector: &str) -> String {
-        let port = self.port();
-        let out = self
-            .node
-            .admin(&["connector", "create", connector, "--node", &format!("127.0.0.1:{port}")])
-            .unwrap();
+        let node = format!("127.0.0.1:{}", self.port);
+        let out = self.node.admin(&["connector", "create", connector, "--node", &node]).unwrap();
         out.split_whitespace().max_by_key(|word| word.len()).unwrap().to_owned()
     }
 
-    fn port(&self) -> u16 {
-        let config = fs::read_to_string(self.node.config()).unwrap();
-        let listen = config.lines().find(|line| line.starts_with("listen")).unwrap();
-        listen.rsplit(':').next().unwrap().trim_matches('"').parse().unwrap()
+    /// Begins a request to the application, as a browser would; `output` is the status and the body.
+    fn request(&self, path: &str) -> Child {
+        let host = format!("app0.example.com:{}", self.port);
+        Command::new("curl")
+            .args([
+                "--silent",
+                "--show-error",
+                "--max-time",
+                "30",
+                "--insecure",
+                "--write-out",
+                " %{http_code}",
+            ])
+            .args(["--resolve", &format!("{host}:127.0.0.1")])
+            .arg(format!("https://{host}{path}"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("curl is installed")
     }
 
     fn connections(&self) -> usize {
@@ -70,7 +87,7 @@ impl Lab {
     }
 }
 
-fn configuration(directory: &Path, port: u16, applications: u16) -> String {
+fn configuration(directory: &Path, port: u16, origins: &[SocketAddr]) -> String {
     let mut config = format!(
         r#"
 domain = "access.example.com"
@@ -91,17 +108,16 @@ include = [{{ everyone = true }}]
         directory.join("edge.pem"),
         directory.join("edge.key"),
     );
-    for index in 0..applications {
+    for (index, origin) in origins.iter().enumerate() {
         config += &format!(
             r#"
 [[application]]
 name = "app{index}"
 url = "https://app{index}.example.com"
-origin = "http://127.0.0.1:{}"
+origin = "http://{origin}"
 connector = "hq"
 policies = ["all"]
-"#,
-            9000 + index
+"#
         );
     }
     config
@@ -177,7 +193,8 @@ fn a_reload_keeps_the_tunnel_and_a_revocation_cuts_it() {
     let connects = || lab.events().matches("\"connect\"").count();
     let before = connects();
 
-    lab.node.write_config(&configuration(lab.directory.path(), lab.port(), 3)).unwrap();
+    let origins = [lab.origin.address(), ([127, 0, 0, 1], 9).into()];
+    lab.node.write_config(&configuration(lab.directory.path(), lab.port, &origins)).unwrap();
     lab.node.process().unwrap().signal(rustix::process::Signal::HUP).unwrap();
     wait_until("the reload to be in the log", START, || Ok(lab.events().contains("reload").then_some(())))
         .unwrap();
@@ -191,4 +208,86 @@ fn a_reload_keeps_the_tunnel_and_a_revocation_cuts_it() {
     })
     .unwrap();
     assert_eq!(lab.connections(), 0);
+}
+
+fn answer(request: Child) -> String {
+    String::from_utf8_lossy(&request.wait_with_output().unwrap().stdout).into_owned()
+}
+
+/// A request that is under way when either end is told to stop gets its answer, and connections that rest in the
+/// node's pool hold nobody up.
+#[test]
+fn both_ends_drain() {
+    let mut lab = Lab::start();
+    let directory = lab.directory.path().join("connector");
+    let mut connector = Connector::enrol(&directory, None, &lab.token("hq")).unwrap();
+    lab.connected(2);
+    let under_way = |lab: &Lab| {
+        assert!(answer(lab.request("/before")).ends_with(" 200"));
+        let seen = lab.origin.requests().len();
+        let slow = lab.request("/slow/3000");
+        wait_until("the request to arrive", START, || Ok((lab.origin.requests().len() > seen).then_some(())))
+            .unwrap();
+        slow
+    };
+
+    let slow = under_way(&lab);
+    let began = Instant::now();
+    assert!(connector.process.terminate(STOP).unwrap().success());
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(answer(slow).ends_with(" 200"));
+    let gone = answer(lab.request("/gone"));
+    assert!(gone.ends_with(" 503"), "{gone}");
+
+    let _connector = Connector::start(&directory, None).unwrap();
+    lab.connected(2);
+    let slow = under_way(&lab);
+    let began = Instant::now();
+    let node = lab.node.process().unwrap();
+    assert!(node.terminate(STOP).unwrap().success());
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    let output = node.output();
+    let slow = answer(slow);
+    assert!(slow.ends_with(" 200"), "{slow}\n{output}");
+}
+
+/// Resident memory of a process, in bytes.
+fn resident(pid: u32) -> usize {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+}
+
+/// A large body, and one that nobody reads any further, leave both processes the size they have.
+#[test]
+fn memory_stays_flat() {
+    const SIZE: u64 = 512 << 20;
+    const GROWTH: usize = 48 << 20;
+    let mut lab = Lab::start();
+    let directory = lab.directory.path().join("connector");
+    let connector = Connector::enrol(&directory, None, &lab.token("hq")).unwrap();
+    lab.connected(2);
+    assert!(answer(lab.request("/before")).ends_with(" 200"));
+    let pids = [lab.node.process().unwrap().pid(), connector.process.pid()];
+    let before = pids.map(resident);
+
+    let mut stalled = lab.request(&format!("/download/{SIZE}"));
+    let mut reading = lab.request(&format!("/download/{SIZE}"));
+    let reader = std::thread::spawn({
+        let mut body = reading.stdout.take().unwrap();
+        move || std::io::copy(&mut body, &mut std::io::sink()).unwrap()
+    });
+    let mut most = [0; 2];
+    while !reader.is_finished() {
+        for (most, (pid, before)) in most.iter_mut().zip(pids.into_iter().zip(before)) {
+            *most = (*most).max(resident(pid).saturating_sub(before));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(reading.wait().unwrap().success());
+    assert_eq!(reader.join().unwrap(), SIZE + " 200".len() as u64);
+    assert!(stalled.try_wait().unwrap().is_none());
+    stalled.kill().unwrap();
+    stalled.wait().unwrap();
+    assert!(most.iter().all(|most| *most < GROWTH), "node and connector grew by {most:?} bytes");
 }

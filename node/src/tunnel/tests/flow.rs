@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::lab::{Lab, RunningConnector, TestOrigin, application, permit, policies, soon, until};
 use crate::tunnel::transport::STREAM_WINDOW;
@@ -312,25 +312,14 @@ async fn a_slow_origin_stalls_no_other() {
     connector.stop().await;
 }
 
-/// Resident memory of this process, in bytes.
-fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
-}
-
-/// Up and down at once, with a sum over every byte; memory stays within what the windows may hold.
+/// Up and down at once, every 64 KiB numbered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_quarter_of_a_gibibyte_passes_with_flat_memory() {
+async fn a_quarter_of_a_gibibyte_arrives_in_order() {
     const SIZE: usize = 256 << 20;
-    const MEMORY: usize = 96 << 20;
     let lab = Lab::start().await;
     let origin = TestOrigin::echo().await;
     let connector = lab.connector().await;
-    let stream = lab.open(origin.address).await;
-    let before = resident();
-    let began = Instant::now();
-    let (mut read, mut write) = tokio::io::split(stream);
+    let (mut read, mut write) = tokio::io::split(lab.open(origin.address).await);
     let writer = tokio::spawn(async move {
         let mut chunk = vec![0; 65536];
         for index in 0..SIZE / chunk.len() {
@@ -341,17 +330,11 @@ async fn a_quarter_of_a_gibibyte_passes_with_flat_memory() {
         write
     });
     let mut chunk = vec![0; 65536];
-    let mut most = 0;
     for index in 0..SIZE / chunk.len() {
-        timeout(Duration::from_secs(60), read.read_exact(&mut chunk)).await.unwrap().unwrap();
+        soon(read.read_exact(&mut chunk)).await.unwrap();
         assert_eq!(chunk[..8], (index as u64).to_be_bytes());
-        if index % 64 == 0 {
-            most = most.max(resident().saturating_sub(before));
-        }
     }
     assert_eq!(soon(read.read(&mut chunk)).await.unwrap(), 0);
     drop(writer.await.unwrap());
-    println!("256 MiB there and back in {:?}, {} MiB more than before", began.elapsed(), most >> 20);
-    assert!(most < MEMORY, "{} MiB", most >> 20);
     connector.stop().await;
 }

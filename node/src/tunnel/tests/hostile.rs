@@ -183,6 +183,21 @@ async fn an_unknown_key_gets_no_further_than_its_first_frame() {
     assert!(lab.node.registry.connectors().is_empty());
 }
 
+/// Revoked after the node looked its key up, before it is in service: nothing is registered yet that could be cut.
+#[tokio::test]
+async fn a_revocation_between_handshake_and_hello_counts() {
+    let lab = Lab::start().await;
+    let connection = peer(&lab, &enrolled_key(&lab).await).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    lab.node.store.revoke_connector("hq", clock::now()).await.unwrap();
+    lab.node.registry.disconnect("hq");
+    let (mut send, _reader) = control(&connection).await;
+    control::send(&mut send, &ConnectorFrame::Hello).await.unwrap();
+    assert_eq!(close_code(&connection).await, VarInt::from(CloseCode::Refused));
+    assert!(lab.node.registry.connectors().is_empty());
+    lab.logged("\"unknown_connector\"", 1).await;
+}
+
 /// A key that proves itself and then says nothing holds its place for a bounded time.
 #[tokio::test]
 async fn a_silent_peer_is_cut() {
