@@ -17,8 +17,8 @@ use crate::clock;
 use crate::config::Active;
 use crate::flow::{Facts, PathError, Reason};
 use crate::policy::{Decision, Need, Permit, decide};
-use crate::portal::Visit;
 use crate::portal::page::{self, PageFacts};
+use crate::portal::{PREFIX, Visit};
 
 use super::body::{InFlight, Reply, Upload};
 use super::connection::Peer;
@@ -338,7 +338,7 @@ pub(super) async fn until<T>(
 }
 
 fn is_portal(path: &str) -> bool {
-    path.strip_prefix("/cdn-cgi/access").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.starts_with(PREFIX) || path == PREFIX.trim_end_matches('/')
 }
 
 fn is_event_stream(value: &HeaderValue) -> bool {

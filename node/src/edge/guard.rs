@@ -99,6 +99,9 @@ impl<S> Guard<S> {
         let scanned = self.scanner.scan(self.held.get(self.ready..).unwrap_or_default());
         self.ready += scanned.pass;
         self.heads += scanned.heads;
+        if scanned.pass > 0 {
+            self.deadline = None;
+        }
         match scanned.refused {
             None => {}
             Some(Refused::Message(violation)) => {
@@ -127,7 +130,7 @@ impl<S> Guard<S> {
     }
 
     /// Nothing arrived: fails once that has lasted too long. The time of a head runs from its first byte, that of a
-    /// body from its last.
+    /// body from the last that could pass.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(waiting) = self.waiting() else {
             self.deadline = None;
@@ -197,9 +200,6 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
             if count == 0 {
                 this.end = End::Closed;
                 return Poll::Ready(Ok(()));
-            }
-            if !matches!(this.deadline, Some((Waiting::Head, _))) {
-                this.deadline = None;
             }
             this.scan();
         }
@@ -319,5 +319,38 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(started.elapsed() >= limits::HEAD && started.elapsed() < limits::HEAD * 2);
         trickle.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_may_pause_but_not_for_long() {
+        let (mut client, server) = duplex(64 * 1024);
+        let mut guard = Guard::new(server, Arc::default());
+        let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n";
+        client.write_all(head).await.unwrap();
+        let mut read = vec![0; head.len()];
+        guard.read_exact(&mut read).await.unwrap();
+        for _ in 0..2 {
+            let late = async {
+                tokio::time::sleep(limits::BODY_PAUSE / 2).await;
+                client.write_all(b"a").await.unwrap();
+            };
+            let (count, ()) = tokio::join!(guard.read(&mut read), late);
+            assert_eq!(count.unwrap(), 1);
+        }
+        let started = Instant::now();
+        assert_eq!(guard.read(&mut read).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(started.elapsed() >= limits::BODY_PAUSE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_between_requests_may_rest() {
+        let (mut client, server) = duplex(64 * 1024);
+        let mut guard = Guard::new(server, Arc::default());
+        let mut read = vec![0; PLAIN.len()];
+        for _ in 0..2 {
+            tokio::time::timeout(limits::HEAD * 3, guard.read(&mut read)).await.unwrap_err();
+            client.write_all(PLAIN).await.unwrap();
+            guard.read_exact(&mut read).await.unwrap();
+        }
     }
 }

@@ -524,6 +524,29 @@ mod tests {
             }
         }
 
+        /// The library takes every head that passes, and sees it end at the same byte: there is no third reading.
+        #[test]
+        fn the_library_reads_what_passes_alike(
+            base in 0..40usize, at in 0..200usize, byte in proptest::sample::select(&b"\r\n \t:;,#%/\\\0aG1\x7f\xff"[..]), insert: bool,
+        ) {
+            let mut messages: Vec<_> = hostile().into_iter().map(|(message, _)| message).collect();
+            messages.push(request("X: y\r\nAccept: */*\r\n\r\n"));
+            let mut message = messages[base % messages.len()].clone();
+            let at = at % message.len();
+            if insert { message.insert(at, byte) } else { message[at] = byte }
+            let mut scanner = Scanner::default();
+            let mut fields = [httparse::EMPTY_HEADER; limits::HEAD_FIELDS];
+            let mut parsed = httparse::Request::new(&mut fields);
+            let end = parsed.parse(&message);
+            if let Ok(httparse::Status::Complete(end)) = end {
+                let scanned = scanner.scan(&message[..end]);
+                prop_assert!(scanned.pass == 0 || scanned.pass == end, "{}", message.escape_ascii());
+            } else {
+                let passed = scanner.scan(&message);
+                prop_assert_eq!(passed.heads, 0, "{} {:?}", message.escape_ascii(), end);
+            }
+        }
+
         #[test]
         fn no_bytes_panic_the_scanner(bytes: Vec<u8>) {
             let scanned = scan(&bytes);
