@@ -172,15 +172,14 @@ async fn a_body_that_breaks_off_never_looks_complete_to_the_origin() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_before_the_end_of_a_body_arrives() {
     let node = Node::start().await;
-    for _ in 0..5 {
-        let mut stream = node.connect(WIKI, &[]).await;
-        let length = 4 << 20;
-        let head = format!("POST / HTTP/1.1\r\nHost: {WIKI}\r\nContent-Length: {length}\r\n\r\n");
-        stream.write_all(head.as_bytes()).await.unwrap();
-        // As clients do that look at the answer when they have sent everything.
-        stream.write_all(&vec![b'a'; length]).await.unwrap();
-        assert_eq!(status(&read_to_end(&mut stream).await), 302);
-    }
+    let mut stream = node.connect(WIKI, &[]).await;
+    // More than the sockets between can hold: the node has to read it, though nobody wants it.
+    let length = 32 << 20;
+    let head = format!("POST / HTTP/1.1\r\nHost: {WIKI}\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // As clients do that look at the answer when they have sent everything.
+    stream.write_all(&vec![b'a'; length]).await.unwrap();
+    assert_eq!(status(&read_to_end(&mut stream).await), 302);
 }
 
 /// Nobody holds a connection for free: a stalled handshake, a trickling head.
