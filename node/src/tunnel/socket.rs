@@ -1,14 +1,10 @@
 //! UDP sockets: buffers large enough for bursts, and a connector's socket that hears one peer only.
 
-use std::fmt;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 
-use quinn::udp::{RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, Runtime as _, TokioRuntime, UdpPoller};
+use quinn::{AsyncUdpSocket, Runtime as _, TokioRuntime};
 use rustix::net::sockopt;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -59,67 +55,16 @@ pub(super) fn dial_socket(peer: SocketAddr) -> io::Result<(Arc<dyn AsyncUdpSocke
     socket.connect(&peer.into())?;
     let socket = UdpSocket::from(socket);
     let capped = size_buffers(&socket)?;
-    let inner = TokioRuntime.wrap_udp_socket(socket)?;
-    Ok((Arc::new(Connected { inner }), capped))
-}
-
-/// A connected socket on which an ICMP "port unreachable" is not an error: anybody can forge one, and a real one is
-/// followed by silence, which ends the connection in time (RFC 9000 §21.1.1.1 leaves no more to ICMP).
-struct Connected {
-    inner: Arc<dyn AsyncUdpSocket>,
-}
-
-impl AsyncUdpSocket for Connected {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Arc::clone(&self.inner).create_io_poller()
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        match self.inner.try_send(transmit) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-            sent => sent,
-        }
-    }
-
-    fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            match ready!(self.inner.poll_recv(cx, bufs, meta)) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-                received => return Poll::Ready(received),
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.local_addr()
-    }
-
-    fn max_transmit_segments(&self) -> usize {
-        self.inner.max_transmit_segments()
-    }
-
-    fn max_receive_segments(&self) -> usize {
-        self.inner.max_receive_segments()
-    }
-
-    fn may_fragment(&self) -> bool {
-        self.inner.may_fragment()
-    }
-}
-
-impl fmt::Debug for Connected {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.fmt(f)
-    }
+    // An ICMP error is no error on it (RFC 9000 §14.2.1): anybody can forge one. quinn sees to that, and a test.
+    Ok((TokioRuntime.wrap_udp_socket(socket)?, capped))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::IoSliceMut;
+
+    use quinn::udp::{RecvMeta, Transmit};
+
     use super::*;
 
     #[test]

@@ -59,6 +59,35 @@ async fn a_node_that_drains_finishes_what_it_carries() {
     connector.stop().await;
 }
 
+/// The end of a request that is still on its way when nobody holds the stream any more.
+#[tokio::test]
+async fn a_node_that_drains_delivers_what_was_shut_down() {
+    const SIZE: usize = 900 << 10;
+    let mut lab = Lab::start().await;
+    let (sender, mut received) = tokio::sync::mpsc::unbounded_channel();
+    let origin = TestOrigin::start(move |mut stream| {
+        let sender = sender.clone();
+        async move {
+            let _ = stream.shutdown().await;
+            sleep(Duration::from_millis(300)).await;
+            let mut bytes = Vec::new();
+            let _ = sender.send(stream.read_to_end(&mut bytes).await.map_err(|error| error.kind()));
+        }
+    })
+    .await;
+    let connector = lab.connector().await;
+    let mut stream = lab.open(origin.address).await;
+    assert_eq!(soon(stream.read(&mut [0; 8])).await.unwrap(), 0);
+    let stopping = lab.begin_stop();
+    soon(stream.draining().cancelled()).await;
+    soon(stream.write_all(&vec![1; SIZE])).await.unwrap();
+    stream.shutdown().await.unwrap();
+    drop(stream);
+    assert_eq!(soon(received.recv()).await.unwrap(), Ok(SIZE));
+    soon(stopping).await.unwrap().unwrap();
+    connector.stop().await;
+}
+
 #[tokio::test]
 async fn a_connector_comes_back_after_the_node_restarts() {
     let mut lab = Lab::start().await;
