@@ -18,7 +18,9 @@ use rustix::thread::{Gid, Uid};
 pub struct Paths {
     /// Directories and files it reads.
     pub read: Vec<PathBuf>,
-    /// Directories it writes in.
+    /// Directories of its own: it makes, changes and removes files there.
+    pub own: Vec<PathBuf>,
+    /// Files that exist and that it writes to.
     pub write: Vec<PathBuf>,
 }
 
@@ -44,7 +46,7 @@ const SYSTEM: [&str; 14] = [
 pub fn drop(user: Option<&str>, paths: &Paths) -> anyhow::Result<()> {
     let account = user.map(account).transpose()?;
     if let Some(account) = account {
-        hand_over(&paths.write, &account)?;
+        hand_over(paths, &account)?;
         rustix::thread::set_thread_groups(&[account.gid]).context("setgroups")?;
         rustix::thread::set_thread_gid(account.gid).context("setgid")?;
         rustix::thread::set_thread_uid(account.uid).context("setuid")?;
@@ -87,25 +89,25 @@ fn account(name: &str) -> anyhow::Result<Account> {
     anyhow::bail!("there is no user `{name}` in /etc/passwd")
 }
 
-/// Gives the directories the daemon writes in, and their files, to the account.
-fn hand_over(directories: &[PathBuf], account: &Account) -> anyhow::Result<()> {
-    for directory in directories {
-        let give = |path: &Path| {
-            rustix::fs::chownat(
-                rustix::fs::CWD,
-                path,
-                Some(account.uid),
-                Some(account.gid),
-                rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
-            )
-            .with_context(|| path.display().to_string())
-        };
+/// Gives its own directories with their files, and the single files it writes to, to the account.
+fn hand_over(paths: &Paths, account: &Account) -> anyhow::Result<()> {
+    let give = |path: &Path| {
+        rustix::fs::chownat(
+            rustix::fs::CWD,
+            path,
+            Some(account.uid),
+            Some(account.gid),
+            rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .with_context(|| path.display().to_string())
+    };
+    for directory in &paths.own {
         give(directory)?;
         for entry in std::fs::read_dir(directory).with_context(|| directory.display().to_string())? {
             give(&entry?.path())?;
         }
     }
-    Ok(())
+    paths.write.iter().try_for_each(|file| give(file))
 }
 
 /// Landlock: reading what is configured and what the system needs, writing in few directories, executing nothing.
@@ -113,7 +115,8 @@ fn hand_over(directories: &[PathBuf], account: &Account) -> anyhow::Result<()> {
 fn confine_files(paths: &Paths) -> anyhow::Result<()> {
     let abi = ABI::V3;
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
-    let write = (AccessFs::from_all(abi)) & !AccessFs::Execute;
+    let own = AccessFs::from_all(abi) & !AccessFs::Execute;
+    let write = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(abi))
@@ -126,14 +129,11 @@ fn confine_files(paths: &Paths) -> anyhow::Result<()> {
         let access = if path.is_dir() { read } else { AccessFs::ReadFile.into() };
         ruleset = ruleset.add_rule(PathBeneath::new(descriptor, access)).context("landlock")?;
     }
-    for path in &paths.write {
-        let descriptor = PathFd::new(path).with_context(|| path.display().to_string())?;
-        ruleset = ruleset.add_rule(PathBeneath::new(descriptor, write)).context("landlock")?;
-    }
     // `/dev/null` and the random device are opened by libraries.
-    for path in ["/dev/null", "/dev/urandom"] {
-        let Ok(descriptor) = PathFd::new(path) else { continue };
-        let access = AccessFs::ReadFile | AccessFs::WriteFile;
+    let devices = ["/dev/null", "/dev/urandom"].map(PathBuf::from);
+    let writing = paths.write.iter().chain(&devices).map(|path| (path, write));
+    for (path, access) in paths.own.iter().map(|path| (path, own)).chain(writing) {
+        let descriptor = PathFd::new(path).with_context(|| path.display().to_string())?;
         ruleset = ruleset.add_rule(PathBeneath::new(descriptor, access)).context("landlock")?;
     }
     if ruleset.restrict_self().context("landlock")?.ruleset == RulesetStatus::NotEnforced {

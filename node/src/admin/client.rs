@@ -22,6 +22,16 @@ pub struct Target {
 }
 
 impl Target {
+    /// Runs one command straight on the store, whether a node runs or not: for what needs the caller's own rights.
+    pub async fn ask_store(
+        &self,
+        request: Request,
+        mut each: impl FnMut(Value) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let config = self.config.as_ref().context("this command needs --config")?;
+        on_store(config, request, &mut each).await
+    }
+
     /// Runs one command; `each` gets every part of the answer.
     pub async fn ask(
         &self,

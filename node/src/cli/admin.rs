@@ -240,8 +240,9 @@ async fn ask(target: &Target, command: AdminCommand) -> anyhow::Result<()> {
         AdminCommand::Keys(command) => keys(target, command).await,
         AdminCommand::Events(args) => events(target, args).await,
         AdminCommand::Backup { file } => {
+            // The node itself may not write where an administrator may.
             let file = std::path::absolute(file)?;
-            done(target, Request::Backup { file }).await
+            target.ask_store(Request::Backup { file }, |_| output::line("done")).await
         }
         AdminCommand::Check | AdminCommand::Gate(_) | AdminCommand::Restore { .. } => Ok(()),
     }

@@ -9,4 +9,4 @@ mod sink;
 mod summary;
 
 pub use record::{Action, Event};
-pub use sink::{EventSettings, Events, FileTarget, install_panic_hook};
+pub use sink::{EventSettings, Events, FileTarget, install_panic_hook, open_log};

@@ -176,7 +176,8 @@ fn interval(period: Duration) -> tokio::time::Interval {
     interval
 }
 
-fn open_log(path: &std::path::Path) -> std::io::Result<std::fs::File> {
+/// Opens the log for appending, making it (0640) and its directory where they are missing.
+pub fn open_log(path: &std::path::Path) -> std::io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let open = || {
         if let Some(directory) = path.parent() {

@@ -34,7 +34,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     super::install_crypto()?;
     let config = configure(options)?;
     std::fs::create_dir_all(&config.state).with_context(|| config.state.display().to_string())?;
-    let paths = privilege::Paths { read: Vec::new(), write: vec![config.state.clone()] };
+    let paths = privilege::Paths { own: vec![config.state.clone()], ..privilege::Paths::default() };
     privilege::drop(None, &paths)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {

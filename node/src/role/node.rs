@@ -20,7 +20,7 @@ use crate::clock;
 use crate::config::{Active, Config};
 use crate::context::Context;
 use crate::edge;
-use crate::event::{Action, Event, Events, install_panic_hook};
+use crate::event::{Action, Event, Events, FileTarget, install_panic_hook, open_log};
 use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::ops;
@@ -36,7 +36,7 @@ use crate::tunnel::wire::Authority;
 use super::reload;
 
 /// How long running requests may take to end after SIGTERM.
-const DRAIN: Duration = Duration::from_secs(35);
+const DRAIN: Duration = Duration::from_secs(45);
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
 
@@ -50,7 +50,7 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
     let tls = edge::Tls::load(&config.node.certificates)?;
     let sockets = Sockets::bind(&config)?;
     let gate = open_gate(&config)?;
-    prepare_directories(&config)?;
+    prepare_files(&config)?;
 
     privilege::drop(config.node.user.as_deref(), &paths(&config, &path))?;
 
@@ -135,21 +135,13 @@ fn open_gate(config: &Config) -> anyhow::Result<Option<Gate>> {
     }
 }
 
-/// Makes the directories the daemon writes in.
-fn prepare_directories(config: &Config) -> anyhow::Result<()> {
-    for directory in written(config) {
-        std::fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+/// Makes what the daemon writes to, while it may.
+fn prepare_files(config: &Config) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&config.node.state).with_context(|| config.node.state.display().to_string())?;
+    if let Some(FileTarget::Path(path)) = &config.events.file {
+        open_log(path).context("the event log cannot be opened")?;
     }
     Ok(())
-}
-
-fn written(config: &Config) -> Vec<PathBuf> {
-    let log = match &config.events.file {
-        Some(crate::event::FileTarget::Path(path)) => path.parent().map(Path::to_owned),
-        Some(crate::event::FileTarget::Stdout) | None => None,
-    };
-    let socket = config.node.admin_socket.parent().map(Path::to_owned);
-    [Some(config.node.state.clone()), log, socket].into_iter().flatten().collect()
 }
 
 /// What a reload may have to read again: the configuration's directory and those of the files it names.
@@ -162,7 +154,15 @@ fn paths(config: &Config, path: &Path) -> privilege::Paths {
         .flat_map(|files| [directory(&files.cert), directory(&files.key)])
         .chain(config.applications.iter().map(|a| a.origin.ca.as_deref().and_then(directory)))
         .flatten();
-    privilege::Paths { read: directory(path).into_iter().chain(named).collect(), write: written(config) }
+    let log = match &config.events.file {
+        Some(FileTarget::Path(path)) => Some(path.clone()),
+        Some(FileTarget::Stdout) | None => None,
+    };
+    privilege::Paths {
+        read: directory(path).into_iter().chain(named).collect(),
+        own: vec![config.node.state.clone()],
+        write: log.into_iter().chain([config.node.admin_socket.clone()]).collect(),
+    }
 }
 
 async fn serve(

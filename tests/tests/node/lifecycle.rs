@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::time::Duration;
 
 use portcullis_tests::ca::Ca;
@@ -30,6 +31,31 @@ fn a_running_node_holds_no_privilege() {
         assert_eq!(status_field(thread, "NoNewPrivs"), "1");
         assert_eq!(status_field(thread, "Seccomp"), "2");
     }
+}
+
+#[test]
+fn a_node_becomes_the_user_it_is_told_to_and_gives_away_nothing_else() {
+    let plan = Plan::new().unwrap();
+    let dir = plan.path().to_owned();
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut realm = plan.start(true, &[], "").unwrap();
+    let text = std::fs::read_to_string(realm.node.config()).unwrap();
+    std::fs::write(realm.node.config(), text.replacen("[node]\n", "[node]\nuser = \"nobody\"\n", 1)).unwrap();
+    realm.node.restart().unwrap();
+    let pid = realm.node.process().unwrap().pid();
+    assert!(status_field(pid, "Uid").starts_with("65534\t65534\t65534"), "{}", status_field(pid, "Uid"));
+    assert_eq!(status_field(pid, "Groups"), "65534");
+    let owner = |path: &str| std::fs::metadata(dir.join(path)).unwrap().uid();
+    assert_eq!([owner("node/state/store.sqlite"), owner("access.jsonl")], [65_534, 65_534]);
+    assert_eq!(
+        [owner("node.key"), owner("."), owner("node")],
+        [0, 0, 0],
+        "what is beside the log stays root's"
+    );
+    let web = realm.web("ann");
+    let reply = realm.log_in(&web, &realm.url(WIKI, "/"), "ann", portcullis_tests::realm::PASSWORD).unwrap();
+    assert_eq!(reply.status, 200);
+    assert!(realm.node.admin(&["events"]).unwrap().contains("ann@example.com"));
 }
 
 #[test]
