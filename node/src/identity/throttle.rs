@@ -65,6 +65,16 @@ impl Throttle {
         }
     }
 
+    /// Takes one attempt from the network's bucket alone, for logins that end at an identity provider.
+    pub fn charge_network(&self, address: IpAddr, now: Duration) -> Result<(), Duration> {
+        self.networks.charge(self.key.hash_one(prefix(address)), now)
+    }
+
+    /// Gives an attempt of [`Throttle::charge_network`] back.
+    pub fn refund_network(&self, address: IpAddr) {
+        self.networks.refund(self.key.hash_one(prefix(address)));
+    }
+
     fn slots(&self, attempt: Attempt<'_>) -> (u64, Option<u64>) {
         let account = attempt.account.to_ascii_lowercase();
         match attempt.known_browser {

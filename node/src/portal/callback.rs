@@ -108,7 +108,13 @@ impl Call<'_> {
             _ => return Err(LoginError::State),
         };
         let provider = self.portal.providers.oidc(&self.active, &self.site, &attempt.provider, config)?;
+        // Whoever has started a login can invent answers to it; each would cost the provider a request.
+        self.portal
+            .answers
+            .charge_network(self.visit.address, self.portal.started.elapsed())
+            .map_err(|retry_after| LoginError::Throttled { retry_after })?;
         let person = provider.finish(attempt.secrets, answer, self.now).await?;
+        self.portal.answers.refund_network(self.visit.address);
         // Only now: a stranger's answer makes the store remember nothing.
         let first = self
             .context

@@ -277,7 +277,10 @@ impl Call<'_> {
         page::refusal(PageFacts {
             application: target.map(|target| target.application.name.as_str()),
             again: Some(&again),
-            retry_after: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(page::SOON),
+            retry_after: match error {
+                LoginError::Throttled { retry_after } => u32::try_from(retry_after.as_secs() + 1).ok(),
+                _ => (status == StatusCode::SERVICE_UNAVAILABLE).then_some(page::SOON),
+            },
             ..self.facts(status, error.reason())
         })
     }

@@ -30,6 +30,7 @@ mod target;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
@@ -41,6 +42,7 @@ use crate::context::Context;
 use crate::event::{Action, Event};
 use crate::flow::{Application, Host, Path, RayId, Reason, UnixTime};
 use crate::identity::local::LocalLogin;
+use crate::identity::throttle::Throttle;
 use crate::policy::Need;
 
 use self::page::PageFacts;
@@ -71,11 +73,20 @@ pub struct Portal {
     context: Arc<Context>,
     local: LocalLogin,
     providers: Providers,
+    /// Bounds how often a network can make the node ask an identity provider in vain.
+    answers: Throttle,
+    started: Instant,
 }
 
 impl Portal {
     pub fn new(context: Arc<Context>) -> Self {
-        Self { context, local: LocalLogin::default(), providers: Providers::default() }
+        Self {
+            context,
+            local: LocalLogin::default(),
+            providers: Providers::default(),
+            answers: Throttle::default(),
+            started: Instant::now(),
+        }
     }
 
     /// Answers a request below [`PREFIX`] on any host, or any request on the auth domain, and writes its events.

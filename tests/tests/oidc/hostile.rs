@@ -132,3 +132,23 @@ fn callbacks_out_of_nowhere_are_refused() {
     assert_eq!(idp.seen("/token").unwrap(), 0, "no code of a stranger is redeemed");
     assert_eq!(realm.events("login", 6).unwrap().len(), 6);
 }
+
+/// Whoever starts a login can invent any number of answers to it; the provider is not asked about all of them.
+#[test]
+fn invented_codes_do_not_become_a_flood_at_the_provider() {
+    let (realm, idp) = realm(ClaimsIn::Userinfo, "").unwrap();
+    let web = realm.web("eve");
+    let form = web.follow(web.get(&realm.url(WIKI, "/")).unwrap(), Some(idp.issuer())).unwrap();
+    let start = form.redirect().unwrap();
+    let state = start.split("state=").nth(1).unwrap().split('&').next().unwrap();
+    let answer = format!("/cdn-cgi/access/callback?code=invented&state={state}&iss={}", idp.issuer());
+    let statuses: Vec<u16> = (0..25)
+        .map(|number| {
+            let copy = web.copy(&realm.dir.path().join(format!("eve{number}.jar"))).unwrap();
+            copy.get(&realm.url(AUTH, &answer)).unwrap().status
+        })
+        .collect();
+    assert_eq!(statuses[..20], [400; 20]);
+    assert_eq!(statuses.last(), Some(&429), "{statuses:?}");
+    assert!(idp.seen("/token").unwrap() <= 21);
+}

@@ -30,6 +30,7 @@ use openidconnect::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 
 use crate::clock;
 use crate::flow::UnixTime;
@@ -39,6 +40,9 @@ use self::fetch::{FetchError, HttpClient};
 use super::{Authenticated, LoginError};
 
 pub use self::claims::ClaimRules;
+
+/// Answers that are checked with one provider at the same time; each may wait for it.
+const CONCURRENT: usize = 32;
 
 /// Clocks may differ by this much.
 const SKEW: Duration = Duration::from_secs(60);
@@ -92,6 +96,7 @@ pub struct OidcProvider {
     redirect: RedirectUrl,
     directory: Directory,
     http: HttpClient,
+    turns: Semaphore,
 }
 
 /// What must come back, or is needed when it does. Kept by the browser, sealed.
@@ -128,6 +133,7 @@ impl OidcProvider {
             redirect: RedirectUrl::new(settings.redirect).map_err(|e| broken("callback", &e))?,
             directory: Directory::new(issuer),
             http: HttpClient::new(settings.ca).map_err(|e| broken("ca", &e))?,
+            turns: Semaphore::new(CONCURRENT),
         })
     }
 
@@ -165,6 +171,8 @@ impl OidcProvider {
             return Err(LoginError::Refused(printable(error)));
         }
         let code = answer.code.ok_or_else(|| LoginError::Answer("no code".to_owned()))?;
+        let busy = |_| LoginError::Unavailable("too many logins at the same time".to_owned());
+        let _turn = self.turns.try_acquire().map_err(busy)?;
         let client = self.client(&metadata);
         let tokens = self.redeem(&client, code, secrets.verifier).await?;
         let id_token = tokens.id_token().ok_or_else(|| LoginError::Answer("no ID token".to_owned()))?;
