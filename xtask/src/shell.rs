@@ -20,11 +20,16 @@ pub fn target() -> Result<PathBuf> {
     Ok(target.with_context(|| format!("{} is not below a target folder", exe.display()))?.to_owned())
 }
 
-/// A command in the workspace's folder. What `cargo run` set for this process alone is removed: the libraries of the
+/// PATH with the administrator's folders, which a user's own often lacks: nft, ethtool and nginx live there.
+pub fn path() -> String {
+    format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
+}
+
+/// A command in the workspace's folder, with [`path`]. What `cargo run` set for this process alone is removed: the libraries of the
 /// running toolchain are the wrong ones for another, and `CARGO_MANIFEST_DIR` misleads build scripts.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
-    command.current_dir(root()).env_remove("LD_LIBRARY_PATH");
+    command.current_dir(root()).env("PATH", path()).env_remove("LD_LIBRARY_PATH");
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text == "CARGO" || text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST") {
@@ -52,7 +57,7 @@ pub fn as_root(program: impl AsRef<OsStr>) -> Command {
     }
     let mut sudo = command("sudo");
     sudo.args(["--preserve-env", "--", "env"]);
-    sudo.arg(format!("PATH={}", std::env::var("PATH").unwrap_or_default()));
+    sudo.arg(format!("PATH={}", path()));
     sudo.arg(program);
     sudo
 }

@@ -19,7 +19,7 @@ pub fn run(args: &[String]) -> Result<()> {
         nextest.args(["--profile", "ci"]);
     }
     if !shell::is_root() {
-        let runner = format!("sudo --preserve-env env PATH={}", std::env::var("PATH").unwrap_or_default());
+        let runner = format!("sudo --preserve-env env PATH={}", shell::path());
         nextest.env(format!("CARGO_TARGET_{}_RUNNER", triple()), runner);
     }
     shell::run(&mut nextest)

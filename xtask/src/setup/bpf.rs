@@ -83,7 +83,7 @@ fn install_linker() -> Result<()> {
     }
     let prefix = prefix(&llvm_config).with_context(|| format!("{llvm_config} does not run"))?;
     let prefix = prefix.trim();
-    let path = format!("{prefix}/bin:{}", std::env::var("PATH").unwrap_or_default());
+    let path = format!("{prefix}/bin:{}", shell::path());
     let feature = format!("llvm-{LLVM}");
     shell::long(
         "building bpf-linker (about a minute)",
