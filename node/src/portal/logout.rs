@@ -29,7 +29,7 @@ struct Ticket {
 impl Call<'_> {
     /// A visit by the person's own doing logs out at once; one that another site may have caused asks first.
     pub(super) async fn logout(&self) -> Response<Bytes> {
-        let Some(live) = self.bound_session() else { return self.logged_out() };
+        let Some(live) = self.bound_session() else { return self.no_session() };
         let meant = if self.visit.method == Method::POST {
             let form = Parameters::of_form(&self.visit.headers, &self.visit.body);
             let ticket = form.as_ref().and_then(|form| form.one("ticket"));
@@ -77,7 +77,39 @@ impl Call<'_> {
         page::html(StatusCode::OK, &page, &[])
     }
 
+    /// Browsers keep the cookies back from another site's form, so that nobody seems to be logged in: the form must
+    /// not remove the cookies that it could not show.
+    fn no_session(&self) -> Response<Bytes> {
+        if self.is_own_navigation() {
+            return self.logged_out();
+        }
+        if self.visit.method != Method::POST {
+            return self.signed_out_page();
+        }
+        let page = MessagePage {
+            frame: Frame::new(Some(&self.site.auth), self.visit.ray),
+            title: "Sign out?",
+            texts: &["You will be signed out of every application behind this access node."],
+            facts: &[],
+            confirm: None,
+            links: &[("Sign out", "/cdn-cgi/access/logout")],
+            onward: None,
+        };
+        page::html(StatusCode::OK, &page, &[])
+    }
+
+    /// The page, and no cookie is left.
     fn logged_out(&self) -> Response<Bytes> {
+        let mut response = self.signed_out_page();
+        let of_host = self.active.policies.applications().filter(|app| app.host.matches(&self.visit.host));
+        let paths = of_host.map(|app| app.path.as_str()).filter(|path| *path != "/");
+        set_cookies(&mut response, paths.map(|path| SetCookie::clear(cookie::AUTHORIZATION, path)));
+        let whole = [cookie::AUTHORIZATION, cookie::BINDING, cookie::APP_SESSION];
+        set_cookies(&mut response, whole.map(|name| SetCookie::clear(name, "/")));
+        response
+    }
+
+    fn signed_out_page(&self) -> Response<Bytes> {
         let launcher = format!("{}/", self.site.origin(&self.site.auth));
         let page = MessagePage {
             frame: Frame::new(Some(&self.site.auth), self.visit.ray),
@@ -88,12 +120,6 @@ impl Call<'_> {
             links: &[("Sign in again", &launcher)],
             onward: None,
         };
-        let mut response = page::html(StatusCode::OK, &page, &[]);
-        let of_host = self.active.policies.applications().filter(|app| app.host.matches(&self.visit.host));
-        let paths = of_host.map(|app| app.path.as_str()).filter(|path| *path != "/");
-        set_cookies(&mut response, paths.map(|path| SetCookie::clear(cookie::AUTHORIZATION, path)));
-        let whole = [cookie::AUTHORIZATION, cookie::BINDING, cookie::APP_SESSION];
-        set_cookies(&mut response, whole.map(|name| SetCookie::clear(name, "/")));
-        response
+        page::html(StatusCode::OK, &page, &[])
     }
 }

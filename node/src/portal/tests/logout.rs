@@ -63,6 +63,24 @@ async fn another_site_can_only_make_it_ask() {
     assert!(bob.holds(&world, &format!("https://{WIKI}/")));
 }
 
+/// Another site's form comes without the cookies, and must not remove them.
+#[tokio::test]
+async fn a_form_without_cookies_removes_none() {
+    let world = World::new().await;
+    for host in [AUTH, WIKI] {
+        for site in [Some("cross-site"), None] {
+            let mut bare = Browser::default();
+            if let Some(site) = site {
+                bare.set("sec-fetch-site", site);
+            }
+            let page = bare.post(&world, &format!("https://{host}/cdn-cgi/access/logout"), &[]).await;
+            assert_eq!(page.cookies(), [""; 0], "{host} {site:?}");
+            let page = bare.get(&world, &format!("https://{host}/cdn-cgi/access/logout")).await;
+            assert_eq!(page.cookies(), [""; 0], "{host} {site:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn nobody_logs_out_without_an_event() {
     let world = World::new().await;
