@@ -11,6 +11,7 @@ use landlock::{
     ABI, Access as _, AccessFs, CompatLevel, Compatible as _, PathBeneath, PathFd, Ruleset, RulesetAttr as _,
     RulesetCreatedAttr as _, RulesetStatus,
 };
+use rustix::process::DumpableBehavior;
 use rustix::thread::{Gid, Uid};
 
 /// What the daemon may still touch in the file system.
@@ -57,6 +58,8 @@ pub fn drop(user: Option<&str>, paths: &Paths) -> anyhow::Result<()> {
         caps::clear(None, set).context("dropping capabilities")?;
     }
     rustix::thread::set_no_new_privs(true).context("no_new_privs")?;
+    // Keys are in memory: no core file, and nobody without privileges looks in.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("dumpable")?;
     confine_files(paths)?;
     confine_calls()
 }

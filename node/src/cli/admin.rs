@@ -8,9 +8,10 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use crate::admin::client::Target;
-use crate::admin::service::ConnectorRow;
+use crate::admin::service::{ConnectorRow, Service};
 use crate::admin::wire::{Password, Request};
 use crate::config::{Config, ProviderKind, Secret, parse_duration};
+use crate::event::{Action, Event};
 use crate::flow::{Email, Session};
 use crate::store::{EventFilter, SessionFilter, Store, User};
 use crate::token::{KeyState, KeySummary};
@@ -190,6 +191,9 @@ pub(super) fn run(args: AdminArgs) -> anyhow::Result<()> {
                 "the node is running: stop it first"
             );
             Store::restore(&config.node.state, &file)?;
+            if let Some(path) = &path {
+                record(path, &format!("restore {}", file.display()));
+            }
             output::line("restored")
         }
         command => {
@@ -227,6 +231,26 @@ fn check(path: &Path) -> anyhow::Result<()> {
         ))?;
     }
     output::line(&format!("{}: good", path.display()))
+}
+
+/// Writes the event of a change that was made without the node. The change is made: what stands in the way of the
+/// event is told, and no failure.
+pub(super) fn record(config: &Path, detail: &str) {
+    let write = || -> anyhow::Result<()> {
+        let config = Config::load(config)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let service = Service::offline(&config).await?;
+            let uid = rustix::process::getuid().as_raw();
+            let event = Event::new(Action::Admin, true).claimed_user(&format!("uid {uid}")).detail(detail);
+            service.events.emit(event);
+            service.events.flush().await;
+            Ok(())
+        })
+    };
+    if let Err(error) = write() {
+        output::warning(&format!("done, but the log does not have it: {error:#}"));
+    }
 }
 
 async fn ask(target: &Target, command: AdminCommand) -> anyhow::Result<()> {

@@ -33,6 +33,9 @@ pub(super) fn run(command: GateCommand, config: Option<&Path>) -> anyhow::Result
             if taken.is_empty() {
                 return output::line("the gate was not up");
             }
+            if let Some(path) = config {
+                super::admin::record(path, &format!("gate detach: {}", taken.join(", ")));
+            }
             taken.iter().try_for_each(|what| output::line(&format!("detached: {what}")))
         }
     }

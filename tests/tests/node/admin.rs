@@ -124,6 +124,7 @@ fn a_backup_brings_back_what_was_and_a_damaged_one_is_refused() {
     realm.node.process().unwrap().terminate(Duration::from_secs(20)).unwrap();
     realm.node.admin(&["restore", copy.to_str().unwrap()]).unwrap();
     assert!(realm.node.admin(&["user", "list"]).unwrap().contains("ann@example.com"));
+    assert!(realm.node.admin(&["events"]).unwrap().contains("restore "), "the restored log says so");
     std::fs::write(&copy, b"SQLite format 3\0 and then nothing of the kind").unwrap();
     assert!(realm.node.admin(&["restore", copy.to_str().unwrap()]).is_err());
     assert!(realm.node.admin(&["user", "list"]).unwrap().contains("ann@example.com"));

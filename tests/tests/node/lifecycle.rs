@@ -182,6 +182,8 @@ fn the_gate_outlives_the_daemon_and_a_restart_adopts_it() {
 fn a_detached_gate_makes_the_node_unready_and_writes_an_event() {
     let lab = Gated::start();
     lab.node.admin(&["gate", "detach"]).unwrap();
+    let events = lab.node.admin(&["events", "--json"]).unwrap();
+    assert!(events.contains("gate detach: interface eth0") && events.contains("uid 0"), "{events}");
     wait_until("/readyz to say 503", Duration::from_secs(10), || {
         let (status, body) = http_get(Some(&lab.edge), ([127, 0, 0, 1], 9464).into(), "/readyz")?;
         Ok((status == 503 && body.contains("gate: down")).then_some(()))

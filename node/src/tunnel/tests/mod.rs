@@ -1,5 +1,6 @@
 //! Node and connector over real QUIC on loopback.
 
+mod amplification;
 mod drain;
 mod enrol;
 mod flow;
