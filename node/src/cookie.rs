@@ -12,6 +12,8 @@ pub const AUTHORIZATION: &str = "CF_Authorization";
 pub const BINDING: &str = "__Host-CF_Binding";
 /// Random mark of the browser that starts a login from an application host.
 pub const APP_SESSION: &str = "CF_AppSession";
+/// The same mark under a name that no sibling host can toss: this one is checked.
+pub const APP_SESSION_OWN: &str = "__Host-CF_AppSession";
 
 /// Values read of one name at the most; siblings can toss cookies, so there may be several.
 const MOST_OF_A_NAME: usize = 8;

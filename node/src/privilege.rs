@@ -4,6 +4,7 @@
 //! All of it is per thread and inherited by threads made later, so it happens on the first thread before the runtime
 //! starts. What stays is what was opened before: sockets, and the file descriptors of the gate's maps.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -147,7 +148,13 @@ fn confine_files(paths: &Paths) -> anyhow::Result<()> {
 
 /// Seccomp: calls that no part of the daemon makes answer EPERM.
 fn confine_calls() -> anyhow::Result<()> {
-    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+    use seccompiler::{
+        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+        SeccompRule, TargetArch, apply_filter,
+    };
+    /// `enum bpf_cmd` of `include/uapi/linux/bpf.h`.
+    const BPF_MAP_LOOKUP_ELEM: u64 = 1;
+    const BPF_OBJ_GET_INFO_BY_FD: u64 = 15;
     let refused = [
         libc::SYS_execve,
         libc::SYS_execveat,
@@ -170,7 +177,14 @@ fn confine_calls() -> anyhow::Result<()> {
         tracing::warn!("no system call filter on {}", std::env::consts::ARCH);
         return Ok(());
     };
-    let rules = refused.into_iter().map(|call| (call, vec![])).collect();
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = refused.into_iter().map(|call| (call, vec![])).collect();
+    // Of the gate only counters and link states are read: descriptors that are still open must not detach it, and
+    // must not write its maps.
+    let commands = [BPF_MAP_LOOKUP_ELEM, BPF_OBJ_GET_INFO_BY_FD];
+    let other =
+        commands.map(|command| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, command));
+    let other = other.into_iter().collect::<Result<Vec<_>, _>>().context("seccomp")?;
+    rules.insert(libc::SYS_bpf, vec![SeccompRule::new(other).context("seccomp")?]);
     let filter = SeccompFilter::new(
         rules,
         SeccompAction::Allow,

@@ -43,12 +43,19 @@ impl Sessions {
         Ok(sessions)
     }
 
-    /// Keeps a new session.
+    /// Keeps a new session. It is live before it is stored, so that a revocation in between finds it.
     pub async fn create(&self, session: Session) -> Result<LiveSession, StoreError> {
-        self.store.insert_session(&session).await?;
         let live = LiveSession::new(session);
         self.write().insert(live.session.id, live.clone());
         self.count();
+        if let Err(error) = self.store.insert_session(&live.session).await {
+            self.end(|session| session.id == live.session.id);
+            return Err(error);
+        }
+        if live.ended.is_cancelled() {
+            // Revoked before the store had it: the store learns of it now.
+            self.store.revoke_sessions(&SessionFilter::Id(live.session.id), live.session.created_at).await?;
+        }
         Ok(live)
     }
 
@@ -68,21 +75,30 @@ impl Sessions {
     }
 
     /// Ends every live session that matches: in the store, then in memory. Where the store fails, those that can
-    /// be told in memory are ended all the same and the error is returned.
+    /// be told in memory are ended all the same and the error is returned. It runs to its end even if whoever asked
+    /// goes away: the request that carried a logout may be cut by the logout.
     pub async fn revoke(
         &self,
         filter: &SessionFilter,
         now: UnixTime,
     ) -> Result<Vec<Arc<Session>>, StoreError> {
-        let revoked = match self.store.revoke_sessions(filter, now).await {
-            Ok(revoked) => revoked,
-            Err(error) => {
-                self.end(|session| in_memory_match(session, filter));
-                return Err(error);
+        let (sessions, filter) = (self.clone(), filter.clone());
+        let revoking = async move {
+            let result = sessions.store.revoke_sessions(&filter, now).await;
+            // What memory can tell is ended whatever the store says, so that a revocation can be repeated.
+            match &result {
+                Ok(revoked) => {
+                    let by_application = matches!(filter, SessionFilter::Application(_));
+                    sessions.end(|session| {
+                        revoked.iter().any(|gone| gone.id == session.id)
+                            || (!by_application && in_memory_match(session, &filter))
+                    });
+                }
+                Err(_) => sessions.end(|session| in_memory_match(session, &filter)),
             }
+            result.map(|revoked| revoked.into_iter().map(Arc::new).collect())
         };
-        self.end(|session| revoked.iter().any(|gone| gone.id == session.id));
-        Ok(revoked.into_iter().map(Arc::new).collect())
+        tokio::spawn(revoking).await.map_err(|_| StoreError::Stopped)?
     }
 
     /// Ends what has expired at `now`; called every second or so, so that open streams end in time.

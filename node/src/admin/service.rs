@@ -13,7 +13,7 @@ use crate::event::{Action, Event, Events};
 use crate::flow::UnixTime;
 use crate::identity::password;
 use crate::session::Sessions;
-use crate::store::{EventFilter, Store, User};
+use crate::store::{EventFilter, SessionFilter, Store, User};
 use crate::token::Tokens;
 use crate::tunnel::wire::{Authority, EnrolmentSecret};
 use crate::tunnel::{Registry, enrolment};
@@ -33,6 +33,8 @@ pub struct Service {
     pub events: Events,
     /// Where connectors find this node, for enrolment tokens.
     pub address: Authority,
+    /// What the configuration calls the provider of local users.
+    pub local_provider: String,
     /// Live tunnels; without a running daemon there are none.
     pub tunnels: Option<Arc<Registry>>,
 }
@@ -57,6 +59,7 @@ impl Service {
             tokens: Tokens::load(store.clone(), &config.node.authority(), now).await?,
             events: Events::start(config.events.clone(), store.clone(), metrics)?,
             address: Authority::new(&config.node.domain, config.node.public_port),
+            local_provider: config.local_provider().to_owned(),
             tunnels: None,
             store,
         })
@@ -101,12 +104,11 @@ impl Service {
             Request::UserPassword { name, password } => {
                 let password_hash = hash(password).await?;
                 found(self.store.set_password(&name, password_hash).await?, "user", &name)?;
-                Ok(Value::Null)
+                self.revoke(&self.sessions_of(&name), now).await
             }
             Request::UserRemove { name } => {
                 found(self.store.remove_user(&name).await?, "user", &name)?;
-                let filter = crate::store::SessionFilter::User(format!("local:{name}"));
-                self.revoke(&filter, now).await
+                self.revoke(&self.sessions_of(&name), now).await
             }
             Request::ConnectorCreate { name, nodes } => {
                 let nodes = if nodes.is_empty() { vec![self.address.clone()] } else { nodes };
@@ -147,8 +149,13 @@ impl Service {
         }
     }
 
+    /// The sessions of a local user.
+    fn sessions_of(&self, name: &str) -> SessionFilter {
+        SessionFilter::User(format!("{}:{name}", self.local_provider))
+    }
+
     async fn status(&self) -> anyhow::Result<Value> {
-        let live = self.sessions.matching(&crate::store::SessionFilter::All, clock::now()).await?.len();
+        let live = self.sessions.matching(&SessionFilter::All, clock::now()).await?.len();
         Ok(json!({
             "running": self.tunnels.is_some(),
             "version": env!("CARGO_PKG_VERSION"),
@@ -175,7 +182,7 @@ impl Service {
         Ok(serde_json::to_value(rows)?)
     }
 
-    async fn revoke(&self, filter: &crate::store::SessionFilter, now: UnixTime) -> anyhow::Result<Value> {
+    async fn revoke(&self, filter: &SessionFilter, now: UnixTime) -> anyhow::Result<Value> {
         let revoked = self.sessions.revoke(filter, now).await?;
         for session in &revoked {
             self.events.emit(Event::new(Action::Revoke, true).session(session));

@@ -107,6 +107,10 @@ impl Call {
         let Some(application) = active.policies.route(&asked.host, &asked.path) else {
             return self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication, "");
         };
+        if active.policies.has_second_reading(&asked.host, &asked.path) {
+            let told = "the path could be read as one of another application";
+            return self.refuse(StatusCode::BAD_REQUEST, Reason::BadRequest, told);
+        }
         self.about.application = Some(Arc::clone(application));
 
         let now = clock::now();
@@ -143,6 +147,14 @@ impl Call {
     async fn portal(self, asked: Asked, headers: HeaderMap, body: Incoming) -> Response<Reply> {
         if asked.websocket {
             return self.refuse(StatusCode::BAD_REQUEST, Reason::BadRequest, Violation::Upgrade);
+        }
+        // Only forms have a body to read; what comes with anything else is not waited for.
+        if asked.method != Method::POST && !body.is_end_stream() {
+            return self.refuse(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                Reason::BadRequest,
+                "a body where none belongs",
+            );
         }
         let whole = Limited::new(body, limits::PORTAL_BODY).collect();
         let body = match timeout(limits::PORTAL_BODY_TIME, whole).await {

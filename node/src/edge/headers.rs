@@ -61,7 +61,8 @@ static HOP_BY_HOP: [HeaderName; 9] = [
 static FRAMING: [HeaderName; 2] = [header::HOST, header::CONTENT_LENGTH];
 
 /// Cookies of the node; see [`crate::cookie`].
-const OWN_COOKIES: &[&str] = &[cookie::AUTHORIZATION, cookie::BINDING, cookie::APP_SESSION];
+const OWN_COOKIES: &[&str] =
+    &[cookie::AUTHORIZATION, cookie::BINDING, cookie::APP_SESSION_OWN, cookie::APP_SESSION];
 
 /// What the node tells an origin about a request.
 #[derive(Debug, Clone)]

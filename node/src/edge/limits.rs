@@ -46,7 +46,7 @@ pub(super) const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 pub(super) const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Body of a request to the portal.
-pub(super) const PORTAL_BODY: usize = 64 * 1024;
+pub(super) const PORTAL_BODY: usize = 16 * 1024;
 /// Time for that body to arrive.
 pub(super) const PORTAL_BODY_TIME: Duration = Duration::from_secs(30);
 

@@ -107,6 +107,8 @@ pub struct Event {
 
 /// Text from outside is cut to this many characters in an event.
 const LONGEST_TEXT: usize = 2048;
+/// A name that somebody typed is cut to this many.
+const LONGEST_NAME: usize = 64;
 
 impl Event {
     pub fn new(action: Action, allowed: bool) -> Self {
@@ -217,7 +219,7 @@ impl Event {
     /// The account named in an attempt that has no session.
     #[must_use]
     pub fn claimed_user(mut self, user: &str) -> Self {
-        self.user_id = Some(cut(user));
+        self.user_id = Some(user.chars().take(LONGEST_NAME).collect());
         self
     }
 
@@ -274,11 +276,15 @@ impl Event {
         self.identity_provider.as_deref()
     }
 
-    /// Whether a stranger can make it happen at will: a request of nobody in particular, a refused connector.
+    /// Whether a stranger can make it happen at will: a request of nobody in particular, a login that failed, a
+    /// refused connector.
     pub(super) fn is_of_a_stranger(&self) -> bool {
-        let request = self.action == Action::Request && self.session_id.is_none();
-        let refused_connector = self.action == Action::Connect && !self.allowed;
-        request || refused_connector
+        match self.action {
+            Action::Request => self.session_id.is_none(),
+            Action::Login => self.session_id.is_none() && !self.allowed,
+            Action::Connect => !self.allowed,
+            _ => false,
+        }
     }
 }
 

@@ -219,13 +219,13 @@ mod tests {
         let log = directory.path().join("log/access.jsonl");
         let (store, metrics, events) = started(directory.path(), Some(FileTarget::Path(log.clone())));
         for _ in 0..300 {
-            events.emit(Event::new(Action::Login, false).reason(Reason::BadCredentials));
+            events.emit(Event::new(Action::Revoke, true).reason(Reason::SessionEnded));
         }
         events.flush().await;
         let kept = store.events(EventFilter { limit: 1000, ..EventFilter::default() }).await.unwrap();
         let lines = std::fs::read_to_string(log).unwrap().lines().count();
         assert_eq!((kept.len(), lines), (300, 300));
-        assert!(metrics.render().unwrap().contains("portcullis_events_total{action=\"login\"} 300"));
+        assert!(metrics.render().unwrap().contains("portcullis_events_total{action=\"revoke\"} 300"));
     }
 
     #[tokio::test]

@@ -6,14 +6,15 @@ use crate::flow::{Reason, UnixTime};
 
 use super::{Action, Event};
 
-/// Events of strangers written one by one in each second; the rest of that second is counted.
+/// Events of strangers written one by one in each second, of each action; the rest of that second is counted. So a
+/// flood of requests hides no failed login.
 const WRITTEN_PER_SECOND: u32 = 50;
 
 /// Decides which events of strangers are written and counts the others by action, application, verdict and reason.
 #[derive(Debug, Default)]
 pub(super) struct Summary {
     second: Option<UnixTime>,
-    written: u32,
+    written: BTreeMap<Action, u32>,
     counted: BTreeMap<Key, u64>,
 }
 
@@ -27,10 +28,11 @@ impl Summary {
         }
         if self.second != Some(event.at()) {
             self.second = Some(event.at());
-            self.written = 0;
+            self.written.clear();
         }
-        if self.written < WRITTEN_PER_SECOND {
-            self.written += 1;
+        let written = self.written.entry(event.action()).or_default();
+        if *written < WRITTEN_PER_SECOND {
+            *written += 1;
             return Some(event);
         }
         let application = event.application_name().map(str::to_owned);
@@ -49,10 +51,14 @@ impl Summary {
                 if let Some(reason) = reason {
                     event = event.reason(reason);
                 }
+                let what = match action {
+                    Action::Connect => "refused connectors".to_owned(),
+                    Action::Login => "failed logins".to_owned(),
+                    _ => "requests without a session".to_owned(),
+                };
                 match application {
-                    _ if action == Action::Connect => event.detail("refused connectors"),
-                    Some(application) => event.detail(format!("requests without a session to {application}")),
-                    None => event.detail("requests without a session to no application"),
+                    Some(application) => event.detail(format!("{what} to {application}")),
+                    None => event.detail(what),
                 }
             })
             .collect()
@@ -88,6 +94,7 @@ mod tests {
         assert_eq!(counted.len(), 1);
         assert!(counted[0].contains(&format!("\"count\":{}", 1000 - WRITTEN_PER_SECOND)), "{}", counted[0]);
         assert!(summary.flush().is_empty());
-        assert!(summary.take(Event::new(Action::Login, false)).is_some());
+        assert!(summary.take(Event::new(Action::Login, false)).is_some(), "hidden by a flood of requests");
+        assert!(summary.take(Event::new(Action::Admin, false)).is_some());
     }
 }

@@ -81,6 +81,12 @@ impl Path {
         &self.0
     }
 
+    /// The path as a lenient server may read it: without parameters, in lower case. For comparing only.
+    pub fn loose(&self) -> Self {
+        let segments = self.0.split('/').map(|segment| segment.split(';').next().unwrap_or(segment));
+        Self(segments.collect::<Vec<_>>().join("/").to_ascii_lowercase())
+    }
+
     /// Whether the path is `prefix` or lies below it; `prefix` is a canonical path, `/` covers everything.
     pub fn is_under(&self, prefix: &Path) -> bool {
         let prefix = prefix.0.trim_end_matches('/');
@@ -169,6 +175,12 @@ mod tests {
     fn an_encoded_slash_passes_only_where_it_is_allowed() {
         assert_eq!(Path::parse("/a%2fb", true).unwrap().as_str(), "/a%2Fb");
         assert_eq!(Path::parse("/a/..%2fb", true), Err(PathError::DotSegment));
+    }
+
+    #[test]
+    fn a_loose_reading_has_no_parameters_and_no_case() {
+        let path = Path::parse("/Admin;x=1/a;b/C", false).unwrap();
+        assert_eq!(path.loose().as_str(), "/admin/a/c");
     }
 
     #[test]

@@ -50,10 +50,25 @@ impl PolicySet {
 
     /// The application for a host and path: an exact host before a wildcard, then the longest path.
     pub fn route(&self, host: &Host, path: &Path) -> Option<&Arc<Application>> {
+        self.on_host(host).filter(|a| path.is_under(&a.path)).max_by_key(|a| a.path.as_str().len())
+    }
+
+    /// Whether an origin that strips path parameters (`/admin;x=1`) or ignores case (`/Admin`) would take the path
+    /// for one of another application on the host. Such a path has two readings, and one policy for each.
+    pub fn has_second_reading(&self, host: &Host, path: &Path) -> bool {
+        let loose = path.loose();
+        let other = self
+            .on_host(host)
+            .filter(|a| loose.is_under(&a.path.loose()))
+            .max_by_key(|a| a.path.as_str().len());
+        other.map(|a| &a.name) != self.route(host, path).map(|a| &a.name)
+    }
+
+    /// The applications of the most specific pattern that matches the host.
+    fn on_host<'a>(&'a self, host: &Host) -> impl Iterator<Item = &'a Arc<Application>> {
         let exact_host = self.applications().any(|a| matches!(&a.host, HostPattern::Exact(h) if h == host));
         self.applications()
-            .filter(|a| matches!(a.host, HostPattern::Exact(_)) == exact_host)
-            .filter(|a| a.host.matches(host) && path.is_under(&a.path))
-            .max_by_key(|a| a.path.as_str().len())
+            .filter(move |a| matches!(a.host, HostPattern::Exact(_)) == exact_host)
+            .filter(move |a| a.host.matches(host))
     }
 }

@@ -72,7 +72,8 @@ impl Call<'_> {
     }
 
     fn to_login(&self, application: &Arc<Application>, wanted: &str, retry: bool) -> Response<Bytes> {
-        let presented = cookie::read_all(&self.visit.headers, cookie::APP_SESSION).find(|mark| is_mark(mark));
+        let presented =
+            cookie::read_one(&self.visit.headers, cookie::APP_SESSION_OWN).filter(|mark| is_mark(mark));
         let mark = presented.map_or_else(|| URL_SAFE_NO_PAD.encode(clock::random::<32>()), str::to_owned);
         let target = Target {
             application: Arc::clone(application),
@@ -84,7 +85,8 @@ impl Call<'_> {
         let login = self.site.endpoint(&self.site.auth, &format!("login/{}", self.visit.host));
         let mut response = page::redirect(StatusCode::FOUND, &format!("{login}?{}", target.query()));
         if presented.is_none() {
-            set_cookies(&mut response, [SetCookie::new(cookie::APP_SESSION, &mark)]);
+            let names = [cookie::APP_SESSION_OWN, cookie::APP_SESSION];
+            set_cookies(&mut response, names.map(|name| SetCookie::new(name, &mark)));
         }
         response
     }
@@ -158,8 +160,8 @@ impl Call<'_> {
             );
         };
         let same_browser = target.app_session.as_ref().is_some_and(|expected| {
-            cookie::read_all(&self.visit.headers, cookie::APP_SESSION)
-                .any(|mark| hash_text(mark) == *expected)
+            cookie::read_one(&self.visit.headers, cookie::APP_SESSION_OWN)
+                .is_some_and(|mark| hash_text(mark) == *expected)
         });
         if !same_browser {
             return self.wrong_browser(&target);

@@ -104,7 +104,7 @@ impl Call<'_> {
         let of_host = self.active.policies.applications().filter(|app| app.host.matches(&self.visit.host));
         let paths = of_host.map(|app| app.path.as_str()).filter(|path| *path != "/");
         set_cookies(&mut response, paths.map(|path| SetCookie::clear(cookie::AUTHORIZATION, path)));
-        let whole = [cookie::AUTHORIZATION, cookie::BINDING, cookie::APP_SESSION];
+        let whole = [cookie::AUTHORIZATION, cookie::BINDING, cookie::APP_SESSION_OWN, cookie::APP_SESSION];
         set_cookies(&mut response, whole.map(|name| SetCookie::clear(name, "/")));
         response
     }

@@ -195,12 +195,13 @@ async fn serve(
         tokens: context.tokens.clone(),
         events: context.events.clone(),
         address,
+        local_provider: context.active().config.local_provider().to_owned(),
         tunnels: Some(Arc::clone(&context.tunnels)),
     });
 
     let shutdown = CancellationToken::new();
     super::stop_on_signal(shutdown.clone())?;
-    let reloader = reload::Reloader { path, publish, context: Arc::clone(&context) };
+    let reloader = reload::Reloader { path, publish, context: Arc::clone(&context), tls: tls.clone() };
     reload::watch(reloader, shutdown.clone())?;
 
     let health = ops::Health::new(gate.is_some() || context.active().config.gate.ungated, gate.is_some());

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Active, Config};
 use crate::context::Context;
+use crate::edge::Tls;
 use crate::event::{Action, Event};
 
 /// How often files are looked at.
@@ -22,6 +23,7 @@ pub(super) struct Reloader {
     pub(super) path: PathBuf,
     pub(super) publish: watch::Sender<Arc<Active>>,
     pub(super) context: Arc<Context>,
+    pub(super) tls: Tls,
 }
 
 /// Reloads whenever it is asked to, until `shutdown`.
@@ -93,8 +95,8 @@ impl Reloader {
         fixed("node.user", config.node.user == old.config.node.user)?;
         fixed("[gate]", config.gate == old.config.gate)?;
         fixed("[events]", config.events == old.config.events)?;
-        // The edge follows the certificate files by itself; here they are only checked.
         super::check_files(&config)?;
+        self.tls.reload(&config.node.certificates)?;
         let active = Arc::new(Active::new(config));
         self.context.tunnels.configure(&active.policies);
         self.publish.send_replace(active);

@@ -39,6 +39,44 @@ fn sessions_are_listed_and_revoked_by_id_user_and_application() {
 }
 
 #[test]
+fn a_new_password_and_a_removal_end_the_sessions_of_that_user() {
+    let realm = Plan::new().unwrap().start(true, &[], "").unwrap();
+    let wiki = realm.url(WIKI, "/");
+    let (ann, bob) = (realm.web("ann"), realm.web("bob"));
+    for (web, user) in [(&ann, "ann"), (&bob, "bob")] {
+        assert_eq!(realm.log_in(web, &wiki, user, PASSWORD).unwrap().status, 200);
+    }
+    realm
+        .node
+        .admin_with_stdin(&["user", "passwd", "ann", "--password-stdin"], "another good one\n")
+        .unwrap();
+    assert_eq!(ann.get(&wiki).unwrap().status, 302);
+    assert_eq!(bob.get(&wiki).unwrap().status, 200);
+    realm.node.admin(&["user", "remove", "bob"]).unwrap();
+    assert_eq!(bob.get(&wiki).unwrap().status, 302);
+}
+
+#[test]
+fn failed_logins_of_strangers_are_counted_beyond_the_rate() {
+    const ATTEMPTS: u64 = 300;
+    let realm = Plan::new().unwrap().start(true, &[], "").unwrap();
+    let bad = |n: u64| realm.url(WIKI, &format!("/cdn-cgi/access/authorized?code={n}"));
+    let mut args = vec!["--parallel".to_owned(), "--parallel-max".to_owned(), "50".to_owned()];
+    args.extend((1..ATTEMPTS).map(bad));
+    realm.web("stranger").send(&bad(0), &args).unwrap();
+    wait_until("every attempt to be accounted for", Duration::from_secs(15), || {
+        let text = std::fs::read_to_string(realm.dir.path().join("access.jsonl"))?;
+        let events: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        let single = events.iter().filter(|e| e["action"] == "login").count() as u64;
+        let counted: u64 =
+            events.iter().filter(|e| e["action"] == "summary").filter_map(|e| e["count"].as_u64()).sum();
+        anyhow::ensure!(single + counted <= ATTEMPTS, "{single} + {counted} is too many");
+        Ok((single + counted == ATTEMPTS && counted > 0).then_some(()))
+    })
+    .unwrap();
+}
+
+#[test]
 fn a_compromised_key_is_forgotten_at_once() {
     let realm = Plan::new().unwrap().start(true, &[], "").unwrap();
     let web = realm.web("ann");

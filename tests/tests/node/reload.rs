@@ -59,3 +59,24 @@ fn a_missing_secret_or_certificate_keeps_the_old_configuration() {
     let reply = realm.log_in(&web, &realm.url(WIKI, "/"), "ann", PASSWORD).unwrap();
     assert_eq!(reply.status, 200);
 }
+
+#[test]
+fn a_renewed_certificate_is_served_without_a_restart() {
+    let realm = Plan::new().unwrap().start(true, &[], "").unwrap();
+    let served = || {
+        let script = format!(
+            "echo | openssl s_client -connect 127.0.0.1:{} -servername {WIKI} 2>/dev/null | openssl x509 -noout -fingerprint -sha256",
+            realm.port
+        );
+        let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+        assert!(output.status.success(), "openssl could not read a certificate");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let before = served();
+    assert_eq!(before, served(), "the control");
+    realm.ca.issue(&portcullis_tests::realm::HOSTS).unwrap().write(realm.dir.path(), "node").unwrap();
+    wait_until("the new certificate to be served", Duration::from_secs(15), || {
+        Ok((served() != before).then_some(()))
+    })
+    .unwrap();
+}

@@ -79,7 +79,7 @@ const scenarios = {
     for (const cookie of held) {
       assert.ok(cookie.secure && cookie.httpOnly && cookie.sameSite === 'Lax' && cookie.domain === WIKI, cookie.name);
     }
-    assert.deepEqual(held.map((c) => c.name).sort(), ['CF_AppSession', 'CF_Authorization', '__Host-CF_Binding']);
+    assert.deepEqual(held.map((c) => c.name).sort(), ['CF_AppSession', 'CF_Authorization', '__Host-CF_AppSession', '__Host-CF_Binding']);
 
     // Another registrable domain, and another application on the same host: no second login.
     for (const url of [at(SHOP, '/cart'), at(WIKI, '/admin/')]) {

@@ -69,14 +69,14 @@ async fn the_challenge_names_application_host_and_browser() {
     let world = World::new().await;
     let mut browser = Browser::default();
     let page = browser.challenge(&world, &format!("https://{WIKI}/admin/a?b=c&d=%26"));
-    assert_eq!(page.cookie_names(), ["CF_AppSession"]);
+    assert_eq!(page.cookie_names(), ["__Host-CF_AppSession", "CF_AppSession"]);
     let url = url::Url::parse(page.location()).unwrap();
     assert_eq!((url.host_str(), url.path()), (Some(AUTH), "/cdn-cgi/access/login/wiki.example.com"));
     let query: std::collections::BTreeMap<_, _> = url.query_pairs().into_owned().collect();
     let aud = world.context.active().policies.application("wiki-admin").unwrap().aud.to_string();
     assert_eq!(query["kid"], aud);
     assert_eq!(query["redirect_url"], "/admin/a?b=c&d=%26");
-    let mark = &browser.cookies[&(WIKI.to_owned(), "CF_AppSession".to_owned(), "/".to_owned())];
+    let mark = &browser.cookies[&(WIKI.to_owned(), "__Host-CF_AppSession".to_owned(), "/".to_owned())];
     assert!(!page.location().contains(mark.as_str()), "only its hash travels");
 
     let tab = browser.challenge(&world, &format!("https://{WIKI}/other"));
@@ -146,11 +146,25 @@ async fn a_code_is_good_on_its_own_host_only() {
     let world = World::new().await;
     let mut ann = Browser::default();
     let page = ann.log_in(&world, &format!("https://{WIKI}/"), "ann", PASSWORD).await;
-    let mark = ann.cookies[&(WIKI.to_owned(), "CF_AppSession".to_owned(), "/".to_owned())].clone();
-    ann.cookies.insert((SHOP.to_owned(), "CF_AppSession".to_owned(), "/".to_owned()), mark);
+    let mark = ann.cookies[&(WIKI.to_owned(), "__Host-CF_AppSession".to_owned(), "/".to_owned())].clone();
+    ann.cookies.insert((SHOP.to_owned(), "__Host-CF_AppSession".to_owned(), "/".to_owned()), mark);
     let carried = ann.get(&world, &page.location().replace(WIKI, SHOP)).await;
     assert_eq!(carried.status(), StatusCode::BAD_REQUEST);
     assert!(carried.cookies().is_empty() && !ann.holds(&world, &format!("https://{SHOP}/")));
+}
+
+#[tokio::test]
+async fn a_mark_that_a_sibling_host_tossed_proves_nothing() {
+    let world = World::new().await;
+    let mut mallory = Browser::default();
+    let page = mallory.log_in(&world, &format!("https://{WIKI}/"), "bob", PASSWORD).await;
+    let own = |name: &str| (WIKI.to_owned(), name.to_owned(), "/".to_owned());
+    // What `Domain=` lets a sibling do: set the name without the prefix, never the one with it.
+    let mut victim = Browser::default();
+    victim.cookies.insert(own("CF_AppSession"), mallory.cookies[&own("CF_AppSession")].clone());
+    let landed = victim.get(&world, page.location()).await;
+    assert!(!landed.cookie_names().iter().any(|name| name.starts_with("CF_Authorization")));
+    assert!(!victim.holds(&world, &format!("https://{WIKI}/")), "logged in as somebody else");
 }
 
 #[tokio::test]
