@@ -166,6 +166,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_revocation_fails_loudly_and_closed_and_can_be_repeated() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let sessions = Sessions::load(store.clone(), metrics, UnixTime(0)).await.unwrap();
+        let ann = sessions.create(session(1, "ann@example.com", 100)).await.unwrap();
+        let bob = sessions.create(session(2, "bob@example.com", 100)).await.unwrap();
+
+        // Revoked in the store alone, as a torn revocation would leave it: repeating it ends it in memory too.
+        let filter = SessionFilter::User("ann@example.com".into());
+        store.revoke_sessions(&filter, UnixTime(1)).await.unwrap();
+        assert!(!ann.ended.is_cancelled());
+        sessions.revoke(&filter, UnixTime(2)).await.unwrap();
+        assert!(ann.ended.is_cancelled() && !bob.ended.is_cancelled());
+
+        // Whoever asks may go away before the answer.
+        let cid = sessions.create(session(3, "cid@example.com", 100)).await.unwrap();
+        let all = SessionFilter::Id(cid.session.id);
+        let mut asked = Box::pin(sessions.revoke(&all, UnixTime(3)));
+        assert!(futures_util::poll!(&mut asked).is_pending());
+        drop(asked);
+        tokio::time::timeout(std::time::Duration::from_secs(5), cid.ended.cancelled()).await.unwrap();
+
+        store.break_sessions().await;
+        assert!(sessions.revoke(&SessionFilter::All, UnixTime(4)).await.is_err(), "loudly");
+        assert!(
+            bob.ended.is_cancelled() && sessions.get(bob.session.id, UnixTime(4)).is_none(),
+            "and closed"
+        );
+        assert!(sessions.create(session(4, "dan@example.com", 100)).await.is_err());
+        assert!(sessions.get(SessionId::from_bytes([4; 16]), UnixTime(4)).is_none());
+    }
+
+    #[tokio::test]
     async fn a_revocation_ends_what_runs_and_outlives_a_restart() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();

@@ -230,6 +230,11 @@ fn check(path: &Path) -> anyhow::Result<()> {
             path.display()
         ))?;
     }
+    for provider in config.unbounded_providers() {
+        output::line(&format!(
+            "note: identity provider `{provider}` has no `email_domains`: beside the other providers it could vouch for anybody's address"
+        ))?;
+    }
     output::line(&format!("{}: good", path.display()))
 }
 

@@ -170,6 +170,16 @@ impl Config {
         Self::parse(&text, path)
     }
 
+    /// Names of the providers that may vouch for any address at all while others exist: where a policy names an
+    /// address, each of them can claim it.
+    pub fn unbounded_providers(&self) -> Vec<&str> {
+        if self.identity_providers.len() < 2 {
+            return Vec::new();
+        }
+        let unbounded = |provider: &&IdentityProvider| matches!(&provider.kind, ProviderKind::Oidc(oidc) if oidc.email_domains.is_empty());
+        self.identity_providers.iter().filter(unbounded).map(|provider| provider.name.as_str()).collect()
+    }
+
     /// What the provider of local users is called; `local` where there is none.
     pub fn local_provider(&self) -> &str {
         let local = self.identity_providers.iter().find(|p| matches!(p.kind, ProviderKind::Local));

@@ -126,6 +126,15 @@ fn a_bypass_that_asks_who_is_refused() {
 }
 
 #[test]
+fn a_provider_that_may_claim_any_address_is_named() {
+    assert_eq!(parse(GOOD).unwrap().unbounded_providers(), ["okta"]);
+    let bounded = GOOD.replacen("client_id", "email_domains = [\"example.com\"]\nclient_id", 1);
+    assert!(parse(&bounded).unwrap().unbounded_providers().is_empty());
+    let alone = GOOD.replacen("[[identity_provider]]\nname = \"local\"\ntype = \"local\"\n", "", 1);
+    assert!(parse(&alone).unwrap().unbounded_providers().is_empty());
+}
+
+#[test]
 fn several_faults_are_told_at_once() {
     let text = GOOD.replace("action = \"allow\"", "action = \"permit\"").replace("\"8h\"", "\"x\"");
     assert!(parse(&text).unwrap_err().faults.len() >= 2);

@@ -135,3 +135,15 @@ fn select(
         .map(|body| serde_json::from_str(&body?).map_err(|e| StoreError::Malformed(format!("session: {e}"))))
         .collect()
 }
+
+#[cfg(test)]
+impl Store {
+    /// Makes every use of sessions fail from now on.
+    pub(crate) async fn break_sessions(&self) {
+        self.run(|connection| {
+            Ok(connection.execute_batch("DROP TABLE session_application; DROP TABLE session")?)
+        })
+        .await
+        .unwrap();
+    }
+}
