@@ -17,6 +17,7 @@ mod dispatch;
 mod guard;
 mod headers;
 mod identify;
+mod lasting;
 mod limits;
 mod listener;
 mod origin_tls;

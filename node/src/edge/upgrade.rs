@@ -19,6 +19,7 @@ use crate::policy::Permit;
 
 use super::body::Reply;
 use super::dispatch::{Call, until};
+use super::lasting::withdrawn;
 use super::proxy::{self, ProxyError};
 use super::record::Record;
 use super::request::Asked;
@@ -75,9 +76,9 @@ pub(super) async fn websocket(
     record.begin();
     let peer = Arc::clone(&call.peer);
     let cut = edge.cut.clone();
+    let (context, permit) = (Arc::clone(&edge.ctx), permit.clone());
     edge.tasks.spawn(async move {
-        // The place of the connection is taken as long as the WebSocket lives.
-        let _peer = peer;
+        // The place of the connection is taken as long as the WebSocket lives: `peer` holds it.
         let carried = AtomicU64::new(0);
         let carry = async {
             if let Ok((Ok(client), Ok(origin))) =
@@ -88,6 +89,7 @@ pub(super) async fn websocket(
         };
         tokio::select! {
             done = until(ended.as_ref(), carry) => if done.is_none() { record.cut() },
+            () = withdrawn(&context, &permit, peer.address) => record.cut(),
             () = cut.cancelled() => {}
         }
         record.count(carried.load(Ordering::Relaxed));

@@ -50,7 +50,7 @@ pub struct Node {
     pub shutdown: CancellationToken,
     roots: Arc<RootCertStore>,
     sessions: AtomicU8,
-    _publish: watch::Sender<Arc<Active>>,
+    pub publish: watch::Sender<Arc<Active>>,
     _dir: TempDir,
 }
 
@@ -127,7 +127,7 @@ impl Node {
             shutdown,
             roots: Arc::new(roots),
             sessions: AtomicU8::new(1),
-            _publish: publish,
+            publish,
             _dir: dir,
         }
     }

@@ -1,5 +1,6 @@
 //! WebSockets, and what a revocation cuts: everything that runs on the session, within a second.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +14,9 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::Role;
+
+use portcullis::config::Active;
+use portcullis::policy::Action;
 
 use crate::node::{Ann, Node, SOON, WIKI, read_to_end, status};
 
@@ -68,6 +72,42 @@ async fn a_websocket_carries_messages_and_its_ends_are_written() {
     let requests = node.origin.requests();
     assert_eq!(requests[0].header("cf-access-jwt-assertion"), [ann.token.as_str()]);
     assert_eq!(requests[0].header("upgrade"), ["websocket"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_ends_when_a_reload_withdraws_what_allowed_it() {
+    let node = Node::start().await;
+    let ann = node.log_in(WIKI).await;
+    let mut socket = websocket(&node, &ann).await;
+    // A reload that changes nothing for her disturbs nothing.
+    let config = node.context.active().config.clone();
+    node.publish.send_replace(Arc::new(Active::new(config.clone())));
+    socket.send("still there".into()).await.unwrap();
+    assert!(timeout(SOON, socket.next()).await.unwrap().unwrap().unwrap().is_text());
+
+    let mut blocked = config;
+    for policy in &mut blocked.policies {
+        policy.action = Action::Block;
+    }
+    node.publish.send_replace(Arc::new(Active::new(blocked)));
+    let cut = timeout(Duration::from_secs(1), async { while let Some(Ok(_)) = socket.next().await {} }).await;
+    assert!(cut.is_ok(), "the WebSocket goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_lives_as_long_as_the_session_of_its_policy() {
+    let node = Node::start().await;
+    let ann = node.log_in(WIKI).await;
+    let mut config = node.context.active().config.clone();
+    for policy in &mut config.policies {
+        policy.session = Some(Duration::from_secs(2));
+    }
+    node.publish.send_replace(Arc::new(Active::new(config)));
+    let mut socket = websocket(&node, &ann).await;
+    socket.send("in time".into()).await.unwrap();
+    assert!(timeout(SOON, socket.next()).await.unwrap().unwrap().unwrap().is_text());
+    let cut = timeout(Duration::from_secs(5), async { while let Some(Ok(_)) = socket.next().await {} }).await;
+    assert!(cut.is_ok(), "the WebSocket goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
