@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock;
 use crate::config::Active;
 use crate::flow::{Facts, PathError, Reason};
-use crate::policy::{Decision, Need, Permit, decide};
+use crate::policy::{Decision, Permit, decide};
 use crate::portal::page::{self, PageFacts};
 use crate::portal::{PREFIX, Visit};
 
@@ -134,7 +134,7 @@ impl Call {
                 self.about.policy = Some(permit.policy().to_owned());
                 self.forward(&active, asked, head, body, switch, &permit, person).await
             }
-            Decision::Login(need) => self.challenge(asked, head.headers, nobody, &need),
+            Decision::Login(_) => self.challenge(asked, head.headers, nobody),
             Decision::Deny(denial) => {
                 self.about.session = person.map(|person| person.live.session);
                 self.about.policy = denial.policy;
@@ -170,13 +170,13 @@ impl Call {
         self.own(reply, None)
     }
 
-    fn challenge(self, asked: Asked, headers: HeaderMap, reason: Reason, need: &Need) -> Response<Reply> {
+    fn challenge(self, asked: Asked, headers: HeaderMap, reason: Reason) -> Response<Reply> {
         let mut record = Record::denied(&self.edge.ctx, self.about.clone(), reason, self.started);
         let Some(application) = self.about.application.clone() else {
             return self.refuse_record(StatusCode::NOT_FOUND, Reason::NoApplication, record);
         };
         let visit = self.visit(asked, headers, Bytes::new());
-        let reply = self.edge.portal.challenge(&visit, &application, need);
+        let reply = self.edge.portal.challenge(&visit, &application);
         record.answered(reply.status());
         self.own(reply, Some(record))
     }

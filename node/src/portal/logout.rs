@@ -19,7 +19,7 @@ use super::page::{self, Confirm, Frame, MessagePage};
 
 const TICKET: &str = "logout form";
 
-/// Proves that a logout form was made by this node for the holder of this session.
+/// Proves that a logout form was made by this node for whoever holds the session.
 #[derive(Serialize, Deserialize)]
 struct Ticket {
     session: SessionId,

@@ -43,7 +43,6 @@ use crate::event::{Action, Event};
 use crate::flow::{Application, Host, Path, RayId, Reason, UnixTime};
 use crate::identity::local::LocalLogin;
 use crate::identity::throttle::Throttle;
-use crate::policy::Need;
 
 use self::page::PageFacts;
 use self::providers::Providers;
@@ -96,7 +95,7 @@ impl Portal {
 
     /// Answers a request for an application that nobody has logged in for: a redirect to the login, or 401 where
     /// following one would be wrong (scripts, images, API clients).
-    pub fn challenge(&self, visit: &Visit, application: &Arc<Application>, _need: &Need) -> Response<Bytes> {
+    pub fn challenge(&self, visit: &Visit, application: &Arc<Application>) -> Response<Bytes> {
         self.call(visit).challenge(application)
     }
 

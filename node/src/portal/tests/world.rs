@@ -17,7 +17,6 @@ use crate::event::{EventSettings, Events};
 use crate::flow::{Host, Path, SessionId};
 use crate::identity::password;
 use crate::metrics::Metrics;
-use crate::policy::Need;
 use crate::seal::Seal;
 use crate::session::Sessions;
 use crate::store::{EventFilter, Store, User};
@@ -214,7 +213,7 @@ impl Browser {
         let host = visit.host.to_string();
         let active = world.context.active();
         let application = active.policies.route(&visit.host, &visit.path).unwrap();
-        let response = world.portal.challenge(&visit, application, &Need { providers: vec![] });
+        let response = world.portal.challenge(&visit, application);
         self.keep(&host, &response);
         Page { response }
     }
