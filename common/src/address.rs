@@ -1,5 +1,7 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::Family;
+
 /// An address of either family as sixteen bytes in network order; IPv4 takes its mapped form
 /// `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2), so that one map serves both families.
 ///
@@ -11,6 +13,9 @@ pub struct Address {
     // Words as they lie in memory: BPF has no 128-bit compare, and four words compare without a call.
     words: [u32; 4],
 }
+
+/// The first 24 bits of a word, as it lies in memory.
+const NETWORK_MASK: u32 = u32::from_be(0xffff_ff00);
 
 /// The third word of a mapped address, as it lies in memory.
 const MAPPED: u32 = u32::from_be(0xffff);
@@ -30,6 +35,22 @@ impl Address {
                 u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
                 u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
             ],
+        }
+    }
+
+    /// What [`words`](Self::words) gave.
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self { words }
+    }
+
+    /// The network that an address is counted under, as a number: /24 of IPv4, /56 of IPv6. No network of one
+    /// family has the number of one of the other.
+    #[inline(always)]
+    pub const fn network(&self, family: Family) -> u64 {
+        match family {
+            Family::V4 => 0xffff_ffff << 32 | (self.words[3] & NETWORK_MASK) as u64,
+            Family::V6 => (self.words[1] & NETWORK_MASK) as u64 | (self.words[0] as u64) << 32,
         }
     }
 
@@ -94,6 +115,22 @@ mod tests {
             let address: IpAddr = text.parse().unwrap();
             assert_eq!(IpAddr::from(Address::from(address)), address);
         }
+    }
+
+    #[test]
+    fn a_network_is_a_24th_or_a_56th_prefix() {
+        let network = |text: &str| {
+            let address: IpAddr = text.parse().unwrap();
+            let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
+            Address::from(address).network(family)
+        };
+        assert_eq!(network("192.0.2.1"), network("192.0.2.255"));
+        assert_ne!(network("192.0.2.1"), network("192.0.3.1"));
+        assert_eq!(network("2001:db8:1:2300::1"), network("2001:db8:1:23ff:ffff::2"));
+        assert_ne!(network("2001:db8:1:2300::1"), network("2001:db8:1:2400::1"));
+        assert_ne!(network("2001:db8:1:2300::1"), network("2001:db9:1:2300::1"));
+        // Multicast is no source: nothing in IPv6 has the number of an IPv4 network.
+        assert_ne!(network("255.255.255.1"), network("2001:db8:ffff:ffff::"));
     }
 
     #[test]

@@ -1,11 +1,21 @@
-use crate::layout::{HOST_FLOW_NS, HostFlowKey, IPPROTO_TCP, IPPROTO_UDP, PortSet};
+use core::ops::Deref;
+
+use crate::layout::{
+    CidKey, FlowEntry, HOST_FLOW_NS, Hop, HostFlowKey, IPPROTO_TCP, IPPROTO_UDP, PortSet, Session, Settings,
+};
+use crate::relay::{self, FrameMut};
 use crate::{
-    Ack, Address, DropReason, Family, Flow, IcmpMeta, IpMeta, PacketMeta, PassReason, Quote, RateClass,
-    TcpFlags, Transport, Verdict,
+    Ack, Address, DropReason, Family, Flow, Frame, IcmpMeta, IpMeta, PacketMeta, PassReason, Quote,
+    RateClass, RelayReason, Span, TcpFlags, Transport, Verdict, parse, tunnel,
 };
 
 /// What the verdict depends on besides the packet: maps and sockets.
 pub trait Lookup {
+    /// A flow entry where it lies.
+    type Entry: Deref<Target = FlowEntry>;
+
+    /// Modes, clocks and secrets; `None` only if the map is not there at all.
+    fn settings(&self) -> Option<Settings>;
     /// Whether `set` holds `port`.
     fn in_port_set(&self, set: PortSet, port: u16) -> bool;
     /// Whether `remote` lies in an administrator's prefix listed with this protocol and local port.
@@ -15,8 +25,24 @@ pub trait Lookup {
     fn tcp_socket(&self, flow: &Flow, ack: Option<Ack>) -> TcpSocket;
     /// Monotonic ns of the last packet that this host sent on the flow.
     fn host_flow(&self, key: &HostFlowKey) -> Option<u64>;
-    /// Takes one packet's worth from a budget; `false` when it is used up.
-    fn take(&self, class: RateClass, now: u64) -> bool;
+    /// Takes one packet's worth from the bucket of that budget that `hash` falls into; `false` when it is
+    /// used up.
+    fn take(&self, class: RateClass, hash: u64, now: u64) -> bool;
+    /// Whether somebody in the network of that hash has logged in recently.
+    fn is_recent(&self, network_hash: u64) -> bool;
+    /// A key of connection IDs; all zeroes if there is none in the slot.
+    fn cid_key(&self, slot: u32) -> Option<CidKey>;
+    /// Whether the device's knocks count no more.
+    fn is_device_revoked(&self, device: u32) -> bool;
+    /// Monotonic ns until which the far end counts as an authenticated tunnel peer.
+    fn tunnel(&self, key: &HostFlowKey) -> Option<u64>;
+    /// The entry of a relayed flow.
+    fn flow(&self, flow: &Flow) -> Option<Self::Entry>;
+    fn session(&self, index: u32) -> Option<Session>;
+    fn identity_epoch(&self, index: u32) -> Option<u64>;
+    fn hop(&self, index: u32) -> Option<Hop>;
+    /// Counts a relayed packet of `length` bytes.
+    fn count(&self, entry: &Self::Entry, length: u16);
 }
 
 /// Outcome of a socket lookup.
@@ -32,32 +58,88 @@ pub enum TcpSocket {
     Connection,
 }
 
-/// [`parse`](crate::parse) followed by [`admit`].
-#[inline(always)]
-pub fn judge(packet: &Result<PacketMeta, DropReason>, lookup: &impl Lookup, now: u64) -> Verdict {
-    match packet {
-        Ok(packet) => admit(packet, lookup, now),
-        Err(reason) => Verdict::Drop(*reason),
+/// What becomes of a packet, before anything is done to it.
+pub enum Admission<E> {
+    Settled(Verdict),
+    /// It belongs to an authorised session and goes on as the entry says. The span is its UDP payload.
+    Relay(E, Span),
+}
+
+/// A verdict that is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub verdict: Verdict,
+    /// Index of the interface that a relayed packet leaves by.
+    pub egress: u32,
+}
+
+impl From<Verdict> for Outcome {
+    #[inline(always)]
+    fn from(verdict: Verdict) -> Self {
+        Self { verdict, egress: 0 }
     }
 }
 
-/// Decides whether a packet from outside may reach the kernel. `now` is monotonic, in nanoseconds.
+/// All that the gate does to a frame that arrives by the interface `ingress`: [`parse`](crate::parse),
+/// [`admit`] and, for a relayed packet, the rewrite. `now` is monotonic, in nanoseconds.
+#[inline(always)]
+pub fn process<F: FrameMut + ?Sized, L: Lookup>(
+    frame: &mut F,
+    lookup: &L,
+    ingress: u32,
+    now: u64,
+) -> Outcome {
+    let packet = match parse(frame) {
+        Ok(packet) => packet,
+        Err(reason) => return Verdict::Drop(reason).into(),
+    };
+    let (entry, payload) = match admit(&packet, frame, lookup, now) {
+        Admission::Settled(verdict) => return verdict.into(),
+        Admission::Relay(entry, payload) => (entry, payload),
+    };
+    let PacketMeta::Ip(ip) = &packet else { return Verdict::Drop(DropReason::RelayNoHop).into() };
+    let Some(hop) = lookup.hop(entry.hop) else { return Verdict::Drop(DropReason::RelayNoHop).into() };
+    if let Err(reason) = relay::forward(frame, ip, payload, &entry, &hop) {
+        return Verdict::Drop(reason).into();
+    }
+    lookup.count(&entry, ip.packet.length);
+    let reason = if hop.ifindex == ingress { RelayReason::Transmit } else { RelayReason::Redirect };
+    Outcome { verdict: Verdict::Relay(reason), egress: hop.ifindex }
+}
+
+/// Decides whether a packet from outside may reach the kernel, or goes on to the other end of its session.
+/// `now` is monotonic, in nanoseconds.
 ///
 /// Whatever is not named passes nowhere: each arm ends in a drop with its own reason. A false pass shows
 /// this host to strangers; a false drop cuts a working flow, so connections are judged by the kernel's own
 /// sockets and not by a copy of them.
 #[inline(always)]
-pub fn admit(packet: &PacketMeta, lookup: &impl Lookup, now: u64) -> Verdict {
-    match packet {
-        PacketMeta::Arp => budget(lookup, RateClass::Arp, now, PassReason::Arp, DropReason::ArpRate),
-        PacketMeta::Ip(ip) => match ip.transport {
-            Transport::Tcp { source, destination, flags, ack } => {
-                tcp(&flow(ip, source, destination), flags, ack, lookup)
+pub fn admit<F: Frame + ?Sized, L: Lookup>(
+    packet: &PacketMeta,
+    frame: &F,
+    lookup: &L,
+    now: u64,
+) -> Admission<L::Entry> {
+    let ip = match packet {
+        PacketMeta::Arp => {
+            let verdict = budget(lookup, RateClass::Arp, now, PassReason::Arp, DropReason::ArpRate);
+            return Admission::Settled(verdict);
+        }
+        PacketMeta::Ip(ip) => ip,
+    };
+    Admission::Settled(match ip.transport {
+        Transport::Udp { source, destination, payload } => {
+            let flow = flow(ip, source, destination);
+            if lookup.in_port_set(PortSet::ServedUdp, destination) {
+                return tunnel::admit(&flow, payload, frame, lookup, now);
             }
-            Transport::Udp { source, destination } => udp(ip, &flow(ip, source, destination), lookup, now),
-            Transport::Icmp(icmp) => self::icmp(ip, icmp, lookup, now),
-        },
-    }
+            udp(ip, &flow, lookup, now)
+        }
+        Transport::Tcp { source, destination, flags, ack } => {
+            tcp(&flow(ip, source, destination), flags, ack, lookup, now)
+        }
+        Transport::Icmp(icmp) => self::icmp(ip, icmp, lookup, now),
+    })
 }
 
 /// The host flow that an outgoing packet opens or keeps, if answers to it are to pass.
@@ -68,7 +150,7 @@ pub fn admit(packet: &PacketMeta, lookup: &impl Lookup, now: u64) -> Verdict {
 pub fn tracks_reply(packet: &PacketMeta, lookup: &impl Lookup) -> Option<HostFlowKey> {
     let PacketMeta::Ip(ip) = packet else { return None };
     match ip.transport {
-        Transport::Udp { source, destination } => {
+        Transport::Udp { source, destination, .. } => {
             if lookup.in_port_set(PortSet::ServedUdp, source) || lookup.in_port_set(PortSet::AdminUdp, source)
             {
                 return None;
@@ -100,10 +182,10 @@ fn flow(ip: &IpMeta, source: u16, destination: u16) -> Flow {
 }
 
 #[inline(always)]
-fn tcp(flow: &Flow, flags: TcpFlags, ack: Ack, lookup: &impl Lookup) -> Verdict {
+fn tcp(flow: &Flow, flags: TcpFlags, ack: Ack, lookup: &impl Lookup, now: u64) -> Verdict {
     if flags.is_open() {
         return match open_to(flow, lookup) {
-            Some(pass) => Verdict::Pass(pass),
+            Some(pass) => opening(flow, pass, lookup, now),
             None => Verdict::Drop(DropReason::TcpClosed),
         };
     }
@@ -115,6 +197,40 @@ fn tcp(flow: &Flow, flags: TcpFlags, ack: Ack, lookup: &impl Lookup) -> Verdict 
         TcpSocket::ListenerCookie | TcpSocket::Listener => Verdict::Drop(DropReason::TcpListener),
         TcpSocket::None => Verdict::Drop(DropReason::TcpNoConnection),
     }
+}
+
+/// An opening pays twice: from the bucket of its network, and from one for all. So neither one network nor
+/// any number of forged ones takes the place of a network where somebody works, which pays from a budget of its
+/// own.
+#[inline(always)]
+fn opening(flow: &Flow, pass: PassReason, lookup: &impl Lookup, now: u64) -> Verdict {
+    let paid = match pass {
+        PassReason::AdminTcp => lookup.take(RateClass::SynAdmin, 0, now),
+        _ => {
+            let classes = [RateClass::SynNetwork, RateClass::SynRecent, RateClass::Syn];
+            pays_for_network(flow, classes, lookup, now)
+        }
+    };
+    if paid { Verdict::Pass(pass) } else { Verdict::Drop(DropReason::SynRate) }
+}
+
+/// Budgets: of the network, of recent ones, of all.
+#[inline(always)]
+pub(crate) fn pays_for_network(
+    flow: &Flow,
+    [network, recent, all]: [RateClass; 3],
+    lookup: &impl Lookup,
+    now: u64,
+) -> bool {
+    let Some(settings) = lookup.settings() else { return false };
+    let hash = settings.network_hash(flow.family, flow.remote);
+    if !lookup.take(network, hash, now) {
+        return false;
+    }
+    if lookup.is_recent(hash) && lookup.take(recent, 0, now) {
+        return true;
+    }
+    lookup.take(all, 0, now)
 }
 
 /// Whether the far end may open connections to the local port.
@@ -131,9 +247,6 @@ fn open_to(flow: &Flow, lookup: &impl Lookup) -> Option<PassReason> {
 
 #[inline(always)]
 fn udp(ip: &IpMeta, flow: &Flow, lookup: &impl Lookup, now: u64) -> Verdict {
-    if lookup.in_port_set(PortSet::ServedUdp, flow.local_port) {
-        return Verdict::Pass(PassReason::Tunnel);
-    }
     if is_live(lookup.host_flow(&HostFlowKey::udp(flow)), now) {
         return Verdict::Pass(PassReason::HostReply);
     }
@@ -199,6 +312,9 @@ fn icmp(ip: &IpMeta, icmp: IcmpMeta, lookup: &impl Lookup, now: u64) -> Verdict 
 fn is_known(quote: &Quote, lookup: &impl Lookup, now: u64) -> bool {
     match quote {
         Quote::Tcp(flow) => lookup.tcp_socket(flow, None) == TcpSocket::Connection,
+        Quote::Udp(flow) if lookup.in_port_set(PortSet::ServedUdp, flow.local_port) => {
+            tunnel::is_peer(flow, lookup, now) || lookup.flow(flow).is_some()
+        }
         Quote::Udp(flow) => is_live(lookup.host_flow(&HostFlowKey::udp(flow)), now),
         Quote::Echo { local, remote, identifier } => {
             is_live(lookup.host_flow(&HostFlowKey::echo(*local, *remote, *identifier)), now)
@@ -213,5 +329,5 @@ fn is_live(last_sent: Option<u64>, now: u64) -> bool {
 
 #[inline(always)]
 fn budget(lookup: &impl Lookup, class: RateClass, now: u64, pass: PassReason, drop: DropReason) -> Verdict {
-    if lookup.take(class, now) { Verdict::Pass(pass) } else { Verdict::Drop(drop) }
+    if lookup.take(class, 0, now) { Verdict::Pass(pass) } else { Verdict::Drop(drop) }
 }

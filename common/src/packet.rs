@@ -33,7 +33,16 @@ pub struct IpMeta {
     pub destination: Address,
     /// Time to live or hop limit, as it arrived.
     pub hop_limit: u8,
+    /// The IP packet within the frame, its header included.
+    pub packet: Span,
     pub transport: Transport,
+}
+
+/// A part of a frame, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    pub at: u16,
+    pub length: u16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,7 +55,7 @@ pub enum Family {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     Tcp { source: u16, destination: u16, flags: TcpFlags, ack: Ack },
-    Udp { source: u16, destination: u16 },
+    Udp { source: u16, destination: u16, payload: Span },
     Icmp(IcmpMeta),
 }
 
@@ -116,6 +125,8 @@ pub enum Quote {
 }
 
 const ETHERNET: usize = 14;
+/// The largest IP packet, an IPv6 one without jumbo payload, behind two VLAN tags.
+const MAX_FRAME: usize = ETHERNET + MAX_VLAN_TAGS * VLAN_TAG + IPV6_HEADER + 65_535;
 const VLAN_TAG: usize = 4;
 const MAX_VLAN_TAGS: usize = 2;
 const MAX_EXTENSION_HEADERS: usize = 4;
@@ -145,6 +156,9 @@ const IPPROTO_DSTOPTS: u8 = 60;
 /// The reason to drop the frame.
 #[inline(always)]
 pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<PacketMeta, DropReason> {
+    if frame.length() > MAX_FRAME {
+        return Err(DropReason::Giant);
+    }
     let (ethertype, at) = link(frame)?;
     match ethertype {
         ETHERTYPE_IPV4 => ipv4(frame, at).map(PacketMeta::Ip),
@@ -159,7 +173,7 @@ pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<PacketMeta, DropReason> {
 #[inline(always)]
 fn link<F: Frame + ?Sized>(frame: &F) -> Result<(u16, usize), DropReason> {
     let mut at = ETHERNET;
-    let mut ethertype = u16::from_be_bytes(frame.read(ETHERNET - 2).ok_or(DropReason::Truncated)?);
+    let mut ethertype = u16::from_be_bytes(frame.read(ETHERNET - 2).ok_or(DropReason::Runt)?);
     for _ in 0..MAX_VLAN_TAGS {
         if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
             break;
@@ -212,14 +226,15 @@ fn ipv4<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<IpMeta, DropReason> {
     if total < header || total > frame.length() - at {
         return Err(DropReason::IpLength);
     }
-    if !ipv4_is_first_fragment(&head) {
+    if !ipv4_is_whole(&head) {
         return Err(DropReason::Fragment);
     }
     let packet = Packet { frame, end: at + total };
     let (source, destination) = ipv4_addresses(&head);
     let ends = Ends { family: Family::V4, source, destination };
     let transport = transport(&packet, at + header, head[9], ends)?;
-    Ok(IpMeta { family: Family::V4, source, destination, hop_limit: head[8], transport })
+    let packet = span(at, total);
+    Ok(IpMeta { family: Family::V4, source, destination, hop_limit: head[8], packet, transport })
 }
 
 #[inline(always)]
@@ -229,6 +244,13 @@ fn ipv4_header_length(head: &[u8; 20]) -> Result<usize, DropReason> {
         return Err(DropReason::Ipv4Header);
     }
     Ok(usize::from(words) * 4)
+}
+
+/// Neither a fragment nor the first of some: without the others, which carry no ports to judge, the first is
+/// worth nothing.
+#[inline(always)]
+fn ipv4_is_whole(head: &[u8; 20]) -> bool {
+    head[6] & 0x3f == 0 && head[7] == 0
 }
 
 #[inline(always)]
@@ -254,7 +276,12 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<IpMeta, DropReason> {
     if source.is_mapped() || destination.is_mapped() {
         return Err(DropReason::Ipv6Header);
     }
-    let total = IPV6_HEADER + usize::from(u16::from_be_bytes([head[4], head[5]]));
+    let payload = usize::from(u16::from_be_bytes([head[4], head[5]]));
+    if payload == 0 && head[6] == IPPROTO_HOPOPTS {
+        // RFC 2675 §3: the length is in the option, since it does not fit.
+        return Err(DropReason::Giant);
+    }
+    let total = IPV6_HEADER + payload;
     if total > frame.length() - at {
         return Err(DropReason::IpLength);
     }
@@ -262,7 +289,8 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<IpMeta, DropReason> {
     let (protocol, transport_at) = extension_headers(&packet, at + IPV6_HEADER, head[6])?;
     let ends = Ends { family: Family::V6, source, destination };
     let transport = transport(&packet, transport_at, protocol, ends)?;
-    Ok(IpMeta { family: Family::V6, source, destination, hop_limit: head[7], transport })
+    let packet = span(at, total);
+    Ok(IpMeta { family: Family::V6, source, destination, hop_limit: head[7], packet, transport })
 }
 
 const IPV6_HEADER: usize = 40;
@@ -285,7 +313,8 @@ fn extension_headers<F: Frame + ?Sized>(
             }
             IPPROTO_FRAGMENT => {
                 let [following, _, offset_high, offset_low]: [u8; 4] = packet.read(at)?;
-                if offset_high != 0 || offset_low & 0xf8 != 0 {
+                // An offset of 0 and no more to come is a whole packet (RFC 6946).
+                if offset_high != 0 || offset_low & 0xf9 != 0 {
                     return Err(DropReason::Fragment);
                 }
                 next = following;
@@ -345,8 +374,7 @@ fn tcp<F: Frame + ?Sized>(packet: &Packet<'_, F>, at: usize) -> Result<Transport
     Ok(Transport::Tcp { source, destination, flags, ack })
 }
 
-/// RFC 768. The first fragment of a larger datagram carries the whole datagram's length and is refused
-/// here: without its other fragments, which drop, it is worth nothing.
+/// RFC 768.
 #[inline(always)]
 fn udp<F: Frame + ?Sized>(packet: &Packet<'_, F>, at: usize) -> Result<Transport, DropReason> {
     let head: [u8; 8] = packet.read(at)?;
@@ -355,7 +383,15 @@ fn udp<F: Frame + ?Sized>(packet: &Packet<'_, F>, at: usize) -> Result<Transport
         return Err(DropReason::UdpLength);
     }
     let (source, destination) = ports(&[head[0], head[1], head[2], head[3]]);
-    Ok(Transport::Udp { source, destination })
+    Ok(Transport::Udp { source, destination, payload: span(at + 8, length - 8) })
+}
+
+/// No header lies where sixteen bits do not reach. Only the whole of the longest IPv6 packets, by up to forty
+/// bytes, is more than they count.
+#[inline(always)]
+fn span(at: usize, length: usize) -> Span {
+    let length = if length > 0xffff { 0xffff } else { length };
+    Span { at: at as u16, length: length as u16 }
 }
 
 #[inline(always)]

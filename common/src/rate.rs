@@ -1,4 +1,8 @@
-/// What is admitted without proof, up to a budget shared by all senders.
+/// What is admitted without proof, up to a budget.
+///
+/// A budget of the first kind is one for all senders. One of the second kind is spread over
+/// [`SPREAD`](RateClass::SPREAD) buckets by a hash, so that a flood from one network, or by one identifier,
+/// uses up its own bucket and no other.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RateClass {
@@ -7,29 +11,107 @@ pub enum RateClass {
     Neighbour,
     Dhcp,
     Echo,
+    /// Openings of TCP connections, from anyone.
+    Syn,
+    /// The same from networks with a recent login, reserved for them.
+    SynRecent,
+    /// The same from administrators, reserved for them.
+    SynAdmin,
+    /// Openings of tunnel connections, from anyone.
+    Opener,
+    /// The same from networks with a recent login.
+    OpenerRecent,
+    /// Knocks.
+    Knock,
+    /// Packets with an identifier of the node's from an address that has not been authenticated.
+    Unproven,
+    /// Openings of TCP connections, by network.
+    SynNetwork,
+    /// Openings of tunnel connections, by network.
+    OpenerNetwork,
+    /// Packets of one opening, by knock: it is sent again a few times, and no more.
+    KnockOnce,
+    /// Packets with an identifier of the node's, by identifier.
+    UnprovenId,
 }
 
 const SECOND: u64 = 1_000_000_000;
 
 impl RateClass {
-    pub const COUNT: u32 = 4;
+    pub const ALL: [Self; 15] = [
+        Self::Arp,
+        Self::Neighbour,
+        Self::Dhcp,
+        Self::Echo,
+        Self::Syn,
+        Self::SynRecent,
+        Self::SynAdmin,
+        Self::Opener,
+        Self::OpenerRecent,
+        Self::Knock,
+        Self::Unproven,
+        Self::SynNetwork,
+        Self::OpenerNetwork,
+        Self::KnockOnce,
+        Self::UnprovenId,
+    ];
+    /// Buckets of a class that is spread.
+    pub const SPREAD: u32 = 16_384;
+    const FIRST_SPREAD: u32 = Self::SynNetwork as u32;
+    /// Buckets in all.
+    pub const SLOTS: u32 = Self::FIRST_SPREAD + 4 * Self::SPREAD;
 
-    /// Nanoseconds that one packet costs.
+    /// Index of the bucket that pays for a packet of this hash.
     #[inline(always)]
-    const fn cost(self) -> u64 {
-        match self {
-            Self::Arp | Self::Neighbour => SECOND / 1_000,
-            Self::Dhcp => SECOND / 50,
-            Self::Echo => SECOND / 100,
+    pub const fn slot(self, hash: u64) -> u32 {
+        match (self as u32).checked_sub(Self::FIRST_SPREAD) {
+            Some(nth) => Self::FIRST_SPREAD + nth * Self::SPREAD + (hash as u32 & (Self::SPREAD - 1)),
+            None => self as u32,
         }
     }
 
-    /// Nanoseconds' worth of packets that may come at once after a quiet time.
+    /// Nanoseconds that one packet costs.
     #[inline(always)]
-    const fn burst(self) -> u64 {
+    pub const fn cost(self) -> u64 {
+        SECOND / self.per_second()
+    }
+
+    /// Packets in a second, when they come evenly.
+    pub const fn per_second(self) -> u64 {
         match self {
-            Self::Arp | Self::Neighbour | Self::Echo => SECOND,
-            Self::Dhcp => 2 * SECOND,
+            Self::Arp | Self::Neighbour => 1_000,
+            Self::Dhcp => 50,
+            Self::Echo => 100,
+            Self::Syn | Self::SynRecent => 20_000,
+            Self::SynAdmin => 100,
+            // What a handshake costs the daemon sets this: about a quarter of a millisecond.
+            Self::Opener | Self::OpenerRecent => 1_000,
+            Self::Knock => 2_000,
+            Self::Unproven => 20_000,
+            Self::SynNetwork => 200,
+            Self::OpenerNetwork => 50,
+            Self::KnockOnce => 1,
+            Self::UnprovenId => 100,
+        }
+    }
+
+    /// Packets that may come at once after a quiet time.
+    pub const fn burst(self) -> u64 {
+        match self {
+            Self::KnockOnce => 16,
+            Self::UnprovenId | Self::OpenerNetwork => 2 * self.per_second(),
+            Self::SynNetwork => 4 * self.per_second(),
+            Self::Dhcp => 2 * self.per_second(),
+            Self::Arp
+            | Self::Neighbour
+            | Self::Echo
+            | Self::Syn
+            | Self::SynRecent
+            | Self::SynAdmin
+            | Self::Opener
+            | Self::OpenerRecent
+            | Self::Knock
+            | Self::Unproven => self.per_second(),
         }
     }
 }
@@ -43,7 +125,7 @@ impl RateClass {
 pub fn take_token(full_at: u64, now: u64, class: RateClass) -> Option<u64> {
     let base = if full_at > now { full_at } else { now };
     let next = base.saturating_add(class.cost());
-    if next - now > class.burst() { None } else { Some(next) }
+    if next - now > class.burst() * class.cost() { None } else { Some(next) }
 }
 
 #[cfg(test)]
@@ -66,6 +148,18 @@ mod tests {
     fn a_flood_gets_the_burst_and_then_the_rate() {
         let passed = admitted(RateClass::Echo, 100_000, 10);
         assert!((1_090..=1_101).contains(&passed), "{passed}");
+    }
+
+    #[test]
+    fn no_two_budgets_share_a_bucket() {
+        let mut end = 0;
+        for class in RateClass::ALL {
+            assert_eq!(class.slot(0), end, "{class:?}");
+            let spread = class.slot(u64::MAX) - class.slot(0);
+            assert!(spread == 0 || spread == RateClass::SPREAD - 1, "{class:?}");
+            end += spread + 1;
+        }
+        assert_eq!(end, RateClass::SLOTS);
     }
 
     #[test]

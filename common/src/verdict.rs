@@ -45,10 +45,19 @@ reasons! {
         AdminTcp = "admin_tcp",
         /// Datagram from an administrator's prefix to the UDP port it is listed with.
         AdminUdp = "admin_udp",
-        /// Datagram to the tunnel's UDP port.
+        /// Packet of an authenticated tunnel peer.
         Tunnel = "tunnel",
         /// Datagram that answers one this host sent.
         HostReply = "host_reply",
+        /// Packet with a connection ID that the node minted, from an address that it has not authenticated
+        /// yet, within the budget.
+        TunnelUnproven = "tunnel_unproven",
+        /// Opening of a tunnel connection, within the budget.
+        TunnelOpen = "tunnel_open",
+        /// Opening of a tunnel connection with the knock of an enrolled device.
+        TunnelKnock = "tunnel_knock",
+        /// Relay bind with a ticket that the node minted, within the budget.
+        RelayBind = "relay_bind",
     }
 }
 
@@ -103,6 +112,50 @@ reasons! {
         NotOnLink = "not_on_link",
         /// Neighbour discovery or listener query beyond the budget.
         NeighbourRate = "neighbour_rate",
+        /// Shorter than an Ethernet header.
+        Runt = "runt",
+        /// Longer than the largest IP packet, or one that says so by a jumbo payload.
+        Giant = "giant",
+        /// Opening of a TCP connection beyond the budgets.
+        SynRate = "syn_rate",
+        /// Datagram to the tunnel's port that none of its peers sends.
+        TunnelForm = "tunnel_form",
+        /// QUIC version that is not spoken. It gets no answer, so no version is negotiated.
+        TunnelVersion = "tunnel_version",
+        /// Connection ID or ticket that the node did not mint, or whose key has expired.
+        TunnelId = "tunnel_id",
+        /// Connection ID or ticket from an address that is not authenticated, beyond the budgets.
+        TunnelRate = "tunnel_rate",
+        /// Opening of a tunnel connection beyond the budgets.
+        OpenerRate = "opener_rate",
+        /// Opening without a valid knock, where the port is dark.
+        Dark = "dark",
+        /// Knock of a device that was revoked.
+        DeviceRevoked = "device_revoked",
+        /// Knock beyond the budgets.
+        KnockRate = "knock_rate",
+        /// Packet of a relayed session that was revoked.
+        RelayRevoked = "relay_revoked",
+        /// Packet of a relayed session that has expired.
+        RelayExpired = "relay_expired",
+        /// Relayed packet at the end of its time to live.
+        RelayHopLimit = "relay_hop_limit",
+        /// Relayed IPv6 datagram without a checksum (RFC 8200 §8.1).
+        RelayChecksum = "relay_checksum",
+        /// Relayed packet that is longer than the next link takes.
+        RelayMtu = "relay_mtu",
+        /// Relayed packet whose next hop is not known, or that could not be rewritten.
+        RelayNoHop = "relay_no_hop",
+    }
+}
+
+reasons! {
+    /// How a packet of a relayed session was sent on.
+    RelayReason {
+        /// By the interface it came in by.
+        Transmit = "relay_transmit",
+        /// By another interface.
+        Redirect = "relay_redirect",
     }
 }
 
@@ -111,19 +164,23 @@ reasons! {
 pub enum Verdict {
     Pass(PassReason),
     Drop(DropReason),
+    Relay(RelayReason),
 }
 
-/// Index of the first drop counter. Both lists may grow without moving a counter of the other.
+/// Index of the first drop counter, and of the first relay counter. Each list may grow without moving a
+/// counter of another.
 const DROPS: u32 = 64;
+const RELAYS: u32 = 120;
 
 impl Verdict {
     /// Number of counters in the map: reasons in use and room for more.
     pub const COUNTERS: u32 = 2 * DROPS;
 
-    /// Every verdict, passes first.
+    /// Every verdict: passes, drops, relays.
     pub fn all() -> impl Iterator<Item = Self> {
         let passes = PassReason::ALL.iter().map(|reason| Self::Pass(*reason));
-        passes.chain(DropReason::ALL.iter().map(|reason| Self::Drop(*reason)))
+        let drops = DropReason::ALL.iter().map(|reason| Self::Drop(*reason));
+        passes.chain(drops).chain(RelayReason::ALL.iter().map(|reason| Self::Relay(*reason)))
     }
 
     /// Index of this verdict's counter; always less than [`Self::COUNTERS`].
@@ -132,6 +189,7 @@ impl Verdict {
         match self {
             Self::Pass(reason) => reason as u32,
             Self::Drop(reason) => DROPS + reason as u32,
+            Self::Relay(reason) => RELAYS + reason as u32,
         }
     }
 
@@ -151,11 +209,18 @@ impl Verdict {
         index < DROPS
     }
 
-    /// `pass` or `drop`: the metric's other label.
+    /// Whether the counter of that index is one of dropped packets.
+    #[inline(always)]
+    pub const fn is_drop_index(index: u32) -> bool {
+        index >= DROPS && index < RELAYS
+    }
+
+    /// `pass`, `drop` or `relay`: the metric's other label.
     pub const fn action(self) -> &'static str {
         match self {
             Self::Pass(_) => "pass",
             Self::Drop(_) => "drop",
+            Self::Relay(_) => "relay",
         }
     }
 
@@ -164,6 +229,7 @@ impl Verdict {
         match self {
             Self::Pass(reason) => reason.name(),
             Self::Drop(reason) => reason.name(),
+            Self::Relay(reason) => reason.name(),
         }
     }
 }

@@ -10,9 +10,9 @@ use aya_ebpf::bindings::{
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
 };
 use aya_ebpf::helpers::{
-    bpf_ktime_get_coarse_ns, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_check_syncookie,
+    bpf_ktime_get_coarse_ns, bpf_redirect, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_check_syncookie,
 };
-use portcullis_common::layout::{HostFlowKey, PortSet};
+use portcullis_common::layout::{CidKey, Hop, HostFlowKey, PortSet, Session, Settings};
 use portcullis_common::{Ack, Address, Family, Flow, Lookup, RateClass, TcpFlags, TcpSocket};
 
 use crate::maps;
@@ -21,6 +21,13 @@ use crate::maps;
 pub(crate) fn monotonic_ns() -> u64 {
     // SAFETY: takes nothing.
     unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// Sends the packet out by another interface; the action to return.
+#[inline(always)]
+pub(crate) fn redirect(ifindex: u32) -> u32 {
+    // SAFETY: takes numbers only.
+    unsafe { bpf_redirect(ifindex, 0) as u32 }
 }
 
 /// The maps, and the sockets of the network namespace that the packet is in.
@@ -36,6 +43,13 @@ impl Kernel {
 }
 
 impl Lookup for Kernel {
+    type Entry = maps::LiveEntry;
+
+    #[inline(always)]
+    fn settings(&self) -> Option<Settings> {
+        maps::settings()
+    }
+
     #[inline(always)]
     fn in_port_set(&self, set: PortSet, port: u16) -> bool {
         maps::in_port_set(set, port)
@@ -57,8 +71,53 @@ impl Lookup for Kernel {
     }
 
     #[inline(always)]
-    fn take(&self, class: RateClass, now: u64) -> bool {
-        maps::take(class, now)
+    fn take(&self, class: RateClass, hash: u64, now: u64) -> bool {
+        maps::take(class, hash, now)
+    }
+
+    #[inline(always)]
+    fn is_recent(&self, network_hash: u64) -> bool {
+        maps::is_recent(network_hash)
+    }
+
+    #[inline(always)]
+    fn cid_key(&self, slot: u32) -> Option<CidKey> {
+        maps::cid_key(slot)
+    }
+
+    #[inline(always)]
+    fn is_device_revoked(&self, device: u32) -> bool {
+        maps::is_device_revoked(device)
+    }
+
+    #[inline(always)]
+    fn tunnel(&self, key: &HostFlowKey) -> Option<u64> {
+        maps::tunnel(key)
+    }
+
+    #[inline(always)]
+    fn flow(&self, flow: &Flow) -> Option<maps::LiveEntry> {
+        maps::flow(flow)
+    }
+
+    #[inline(always)]
+    fn session(&self, index: u32) -> Option<Session> {
+        maps::session(index)
+    }
+
+    #[inline(always)]
+    fn identity_epoch(&self, index: u32) -> Option<u64> {
+        maps::identity_epoch(index)
+    }
+
+    #[inline(always)]
+    fn hop(&self, index: u32) -> Option<Hop> {
+        maps::hop(index)
+    }
+
+    #[inline(always)]
+    fn count(&self, entry: &maps::LiveEntry, length: u16) {
+        entry.count(length);
     }
 }
 

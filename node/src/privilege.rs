@@ -154,7 +154,11 @@ fn confine_calls() -> anyhow::Result<()> {
     };
     /// `enum bpf_cmd` of `include/uapi/linux/bpf.h`.
     const BPF_MAP_LOOKUP_ELEM: u64 = 1;
+    const BPF_MAP_UPDATE_ELEM: u64 = 2;
+    const BPF_MAP_DELETE_ELEM: u64 = 3;
+    const BPF_MAP_GET_NEXT_KEY: u64 = 4;
     const BPF_OBJ_GET_INFO_BY_FD: u64 = 15;
+    const BPF_MAP_LOOKUP_AND_DELETE_ELEM: u64 = 21;
     let refused = [
         libc::SYS_execve,
         libc::SYS_execveat,
@@ -178,9 +182,16 @@ fn confine_calls() -> anyhow::Result<()> {
         return Ok(());
     };
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = refused.into_iter().map(|call| (call, vec![])).collect();
-    // Of the gate only counters and link states are read: descriptors that are still open must not detach it, and
-    // must not write its maps.
-    let commands = [BPF_MAP_LOOKUP_ELEM, BPF_OBJ_GET_INFO_BY_FD];
+    // Of the gate the tables of authorised peers and sessions are written, and link states read: descriptors that are
+    // still open must not detach it. Those of ports and administrators' prefixes are closed by now.
+    let commands = [
+        BPF_MAP_LOOKUP_ELEM,
+        BPF_MAP_UPDATE_ELEM,
+        BPF_MAP_DELETE_ELEM,
+        BPF_MAP_GET_NEXT_KEY,
+        BPF_MAP_LOOKUP_AND_DELETE_ELEM,
+        BPF_OBJ_GET_INFO_BY_FD,
+    ];
     let other =
         commands.map(|command| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, command));
     let other = other.into_iter().collect::<Result<Vec<_>, _>>().context("seccomp")?;

@@ -4,4 +4,5 @@
 pub mod kernel;
 pub mod model;
 pub mod packet;
+pub mod quic;
 pub mod wire;

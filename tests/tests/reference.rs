@@ -111,11 +111,6 @@ fn event_fields_and_reasons_are_listed() {
 
 #[test]
 fn reasons_at_the_gate_are_listed() {
-    let names: BTreeSet<String> = Verdict::all()
-        .map(|verdict| match verdict {
-            Verdict::Pass(reason) => reason.name().to_owned(),
-            Verdict::Drop(reason) => reason.name().to_owned(),
-        })
-        .collect();
+    let names: BTreeSet<String> = Verdict::all().map(|verdict| verdict.reason().to_owned()).collect();
     assert_eq!(listed(section(&read("docs/reference.md"), "## Reasons at the gate")), names);
 }

@@ -30,6 +30,8 @@ pub enum GateError {
     Load(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the gate's map {map} cannot be used")]
     Map { map: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the gate's map {map} is full")]
+    Full { map: &'static str },
     #[error("the nftables default-drop cannot be put up: {0}")]
     Nftables(String),
 }

@@ -27,16 +27,17 @@ impl Counters {
         self.packets.iter().find(|(counted, _)| *counted == verdict).map_or(0, |(_, packets)| *packets)
     }
 
-    /// What happened (`pass` or `drop`), the reason's name, and how many packets: one of each.
+    /// What happened (`pass`, `drop` or `relay`), the reason's name, and how many packets: one of each.
     pub fn by_reason(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
-        self.packets.iter().map(|(verdict, packets)| match verdict {
-            Verdict::Pass(reason) => ("pass", reason.name(), *packets),
-            Verdict::Drop(reason) => ("drop", reason.name(), *packets),
-        })
+        self.packets.iter().map(|(verdict, packets)| (verdict.action(), verdict.reason(), *packets))
     }
 
     pub fn dropped(&self) -> u64 {
-        self.packets.iter().filter(|(verdict, _)| !verdict.is_pass()).map(|(_, packets)| packets).sum()
+        self.packets
+            .iter()
+            .filter(|(verdict, _)| matches!(verdict, Verdict::Drop(_)))
+            .map(|(_, packets)| packets)
+            .sum()
     }
 }
 
@@ -77,7 +78,7 @@ pub(super) fn events(pin: &PinDir) -> Result<RingBuf<MapData>, GateError> {
     open(pin, "EVENTS")
 }
 
-fn open<T>(pin: &PinDir, name: &'static str) -> Result<T, GateError>
+pub(super) fn open<T>(pin: &PinDir, name: &'static str) -> Result<T, GateError>
 where
     T: TryFrom<Map, Error = aya::maps::MapError>,
 {

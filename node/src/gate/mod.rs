@@ -16,9 +16,12 @@
 
 mod attach;
 mod config;
+mod control;
 mod error;
 mod events;
+mod kernel;
 mod maps;
+mod memory;
 mod object;
 mod pin;
 mod status;
@@ -27,8 +30,10 @@ mod userspace;
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 pub use config::{AdminProtocol, AdminRule, Dataplane, GateConfig};
+pub use control::{Control, PeerAddress};
 pub use error::GateError;
 pub use events::{AsyncEvents, Ends, Events, SampledDrop};
 pub use maps::Counters;
@@ -37,7 +42,9 @@ pub use status::{InterfaceStatus, Status, status};
 pub use userspace::DatagramGate;
 
 use attach::{Attached, Device};
+use kernel::KernelTables;
 use maps::Counting;
+use memory::MemoryTables;
 use object::Object;
 use pin::PinDir;
 
@@ -82,6 +89,7 @@ struct XdpPlane {
     attached: Vec<Attached>,
     counting: Counting,
     events: Option<Events>,
+    control: Control,
 }
 
 impl Gate {
@@ -99,7 +107,8 @@ impl Gate {
             Dataplane::Userspace => {
                 userspace::install(config)?;
                 detach_xdp(&PinDir::new(&config.pin))?;
-                Ok(Self { plane: Plane::Userspace(DatagramGate::new(config)) })
+                let tables = Arc::new(MemoryTables::new(config.served_udp.clone()));
+                Ok(Self { plane: Plane::Userspace(DatagramGate::new(tables)) })
             }
         }
     }
@@ -122,7 +131,8 @@ impl Gate {
         userspace::remove()?;
         let events = Some(Events::new(maps::events(&pin)?));
         let counting = Counting::open(&pin)?;
-        Ok(Self { plane: Plane::Xdp(Box::new(XdpPlane { attached, counting, events })) })
+        let control = Control::new(Arc::new(KernelTables::open(&pin)?));
+        Ok(Self { plane: Plane::Xdp(Box::new(XdpPlane { attached, counting, events, control })) })
     }
 
     /// Guarded interfaces and the mode of each; none in userspace.
@@ -162,6 +172,14 @@ impl Gate {
         match &mut self.plane {
             Plane::Xdp(xdp) => xdp.events.take(),
             Plane::Userspace(_) => None,
+        }
+    }
+
+    /// The handle by which the daemon tells the gate whom to let through.
+    pub fn control(&self) -> Control {
+        match &self.plane {
+            Plane::Xdp(xdp) => xdp.control.clone(),
+            Plane::Userspace(datagrams) => datagrams.control(),
         }
     }
 

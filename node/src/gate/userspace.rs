@@ -9,13 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ipnet::IpNet;
-use portcullis_common::layout::{HostFlowKey, PortSet};
-use portcullis_common::{
-    Ack, Address, Family, Flow, IpMeta, Lookup, PacketMeta, RateClass, TcpSocket, Transport, Verdict, admit,
-};
+use portcullis_common::{Admission, DropReason, IpMeta, PacketMeta, Span, Transport, Verdict, admit};
 
 use super::config::AdminProtocol;
+use super::control::{Control, PeerAddress, Tables, monotonic};
 use super::maps::Counters;
+use super::memory::MemoryTables;
 use super::{GateConfig, GateError};
 
 /// The table that is the gate's own; nothing else is touched.
@@ -51,33 +50,46 @@ pub struct DatagramGate {
 }
 
 struct Shared {
-    served: Vec<u16>,
+    tables: Arc<MemoryTables>,
     counters: Vec<AtomicU64>,
 }
 
 impl DatagramGate {
-    pub(super) fn new(config: &GateConfig) -> Self {
+    pub(super) fn new(tables: Arc<MemoryTables>) -> Self {
         let counters = (0..Verdict::COUNTERS).map(|_| AtomicU64::new(0)).collect();
-        Self { shared: Arc::new(Shared { served: config.served_udp.clone(), counters }) }
+        Self { shared: Arc::new(Shared { tables, counters }) }
     }
 
     /// What becomes of a datagram from `remote` to `local`, the address and port it was sent to. Anything
     /// but a pass must be ignored by the caller, without an answer.
-    pub fn admit(&self, remote: SocketAddr, local: SocketAddr) -> Verdict {
-        let family = if remote.is_ipv4() { Family::V4 } else { Family::V6 };
+    pub fn admit(&self, remote: SocketAddr, local: SocketAddr, datagram: &[u8]) -> Verdict {
+        let flow = PeerAddress { local, remote }.flow();
         let packet = PacketMeta::Ip(IpMeta {
-            family,
-            source: Address::from(remote.ip()),
-            destination: Address::from(local.ip()),
-            // A socket does not see it, and no UDP verdict asks for it.
+            family: flow.family,
+            source: flow.remote,
+            destination: flow.local,
+            // A socket sees neither, and no verdict about a datagram to it asks for them.
             hop_limit: 0,
-            transport: Transport::Udp { source: remote.port(), destination: local.port() },
+            packet: Span::default(),
+            transport: Transport::Udp {
+                source: flow.remote_port,
+                destination: flow.local_port,
+                payload: Span { at: 0, length: u16::try_from(datagram.len()).unwrap_or(u16::MAX) },
+            },
         });
-        let verdict = admit(&packet, &*self.shared, 0);
+        let verdict = match admit(&packet, datagram, &*self.shared.tables, monotonic()) {
+            Admission::Settled(verdict) => verdict,
+            // There are no entries in memory.
+            Admission::Relay(..) => Verdict::Drop(DropReason::RelayNoHop),
+        };
         if let Some(counter) = self.shared.counters.get(verdict.index() as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
         verdict
+    }
+
+    pub(super) fn control(&self) -> Control {
+        Control::new(Arc::clone(&self.shared.tables) as Arc<dyn Tables>)
     }
 
     pub(super) fn counters(&self) -> Counters {
@@ -86,29 +98,6 @@ impl DatagramGate {
             (verdict, counter.map_or(0, |counter| counter.load(Ordering::Relaxed)))
         });
         Counters { packets: packets.collect(), ..Counters::default() }
-    }
-}
-
-/// A socket of the node serves strangers' datagrams on its own port and nothing else.
-impl Lookup for Shared {
-    fn in_port_set(&self, set: PortSet, port: u16) -> bool {
-        set == PortSet::ServedUdp && self.served.contains(&port)
-    }
-
-    fn is_admin(&self, _: u8, _: u16, _: Address) -> bool {
-        false
-    }
-
-    fn tcp_socket(&self, _: &Flow, _: Option<Ack>) -> TcpSocket {
-        TcpSocket::None
-    }
-
-    fn host_flow(&self, _: &HostFlowKey) -> Option<u64> {
-        None
-    }
-
-    fn take(&self, _: RateClass, _: u64) -> bool {
-        false
     }
 }
 

@@ -206,6 +206,7 @@ async fn serve(
 
     let health = ops::Health::new(gate.is_some() || context.active().config.gate.ungated, gate.is_some());
     let datagrams = gate.as_ref().and_then(Gate::datagrams);
+    let control = gate.as_ref().map(Gate::control);
     ops::watch_gate(gate, Arc::clone(&context), health.clone());
     tokio::spawn(ops::serve(sockets.metrics, Arc::clone(&context), health.clone(), shutdown.clone()));
     tokio::spawn(tend(Arc::clone(&context), shutdown.clone()));
@@ -215,7 +216,8 @@ async fn serve(
         store: context.store.clone(),
         events: context.events.clone(),
         registry: Arc::clone(&context.tunnels),
-        gate: datagrams,
+        datagrams,
+        gate: control,
     };
     // Later than the edge: what it still serves may need a stream to its origin.
     let tunnel_shutdown = CancellationToken::new();

@@ -98,6 +98,20 @@ impl Store {
         })
         .await
     }
+
+    /// Replaces a secret, or makes it.
+    pub async fn replace_secret(&self, name: &'static str, value: Vec<u8>) -> Result<(), StoreError> {
+        let value = Zeroizing::new(value);
+        self.run(move |connection| {
+            connection.execute(
+                "INSERT INTO secret (name, value) VALUES (?1, ?2)
+                 ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                params![name, value.as_slice()],
+            )?;
+            Ok(())
+        })
+        .await
+    }
 }
 
 #[cfg(test)]

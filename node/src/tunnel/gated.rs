@@ -42,13 +42,13 @@ impl AsyncUdpSocket for GatedSocket {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         let received = std::task::ready!(self.socket.poll_recv(cx, bufs, meta))?;
-        for datagrams in meta.iter_mut().take(received) {
+        for (datagrams, buffer) in meta.iter_mut().zip(bufs.iter_mut()).take(received) {
             let remote = SocketAddr::new(datagrams.addr.ip().to_canonical(), datagrams.addr.port());
             let to = datagrams.dst_ip.unwrap_or(self.local.ip()).to_canonical();
-            if !self.gate.admit(remote, SocketAddr::new(to, self.local.port())).is_pass() {
-                // Of no length, it is passed over by the endpoint.
-                datagrams.len = 0;
-            }
+            let local = SocketAddr::new(to, self.local.port());
+            let passes = |datagram: &[u8]| self.gate.admit(remote, local, datagram).is_pass();
+            // Of no length, it is passed over by the endpoint.
+            datagrams.len = keep(buffer, datagrams.len, datagrams.stride, passes);
         }
         Poll::Ready(Ok(received))
     }
@@ -70,8 +70,39 @@ impl AsyncUdpSocket for GatedSocket {
     }
 }
 
+/// Keeps those of the datagrams that pass. The kernel hands over datagrams of one sender together, each `stride`
+/// bytes long but for the last; what is kept moves to the front. The length of it all is returned.
+fn keep(buffer: &mut [u8], length: usize, stride: usize, mut passes: impl FnMut(&[u8]) -> bool) -> usize {
+    let length = length.min(buffer.len());
+    let mut kept = 0;
+    let mut at = 0;
+    while at < length {
+        let end = at.saturating_add(stride.max(1)).min(length);
+        if buffer.get(at..end).is_some_and(&mut passes) {
+            buffer.copy_within(at..end, kept);
+            kept += end - at;
+        }
+        at = end;
+    }
+    kept
+}
+
 impl fmt::Debug for GatedSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GatedSocket").field("local", &self.local).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_of_several_datagrams_is_judged() {
+        for (kept, expected) in [("abc", "aabbc"), ("ac", "aac"), ("b", "bb"), ("c", "c"), ("", "")] {
+            let mut buffer = *b"aabbc---";
+            let length = keep(&mut buffer, 5, 2, |datagram| kept.as_bytes().contains(&datagram[0]));
+            assert_eq!(&buffer[..length], expected.as_bytes());
+        }
     }
 }

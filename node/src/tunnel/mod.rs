@@ -18,12 +18,14 @@ mod dial;
 pub mod enrolment;
 mod gated;
 mod identity;
+mod ids;
 pub mod node;
 mod peer;
 mod pipe;
 mod registry;
 mod session;
 mod socket;
+mod standing;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -31,6 +33,7 @@ mod transport;
 pub mod wire;
 
 pub use identity::{KeyHash, TunnelKey, TunnelKeyError};
+pub use ids::{Mint, MintError};
 pub use registry::{ConnectorStatus, OpenError, Registry};
 pub use socket::{Capped, size_buffers};
 pub use stream::TunnelStream;

@@ -22,11 +22,12 @@ use tracing::{info, warn};
 
 use crate::clock;
 use crate::event::Events;
-use crate::gate::DatagramGate;
+use crate::gate::{Control, DatagramGate};
 use crate::store::{Store, StoreError};
 
 use super::admission::{Admission, Places};
 use super::enrolment::{EnrolmentError, node_key};
+use super::ids::{Mint, MintError};
 use super::peer::serve_peer;
 use super::registry::Registry;
 use super::socket::size_buffers;
@@ -35,6 +36,9 @@ use super::wire::CloseCode;
 
 /// Running streams get so long to end when the node stops.
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Keys of connection IDs are looked after so often.
+const ROTATE_EVERY: Duration = Duration::from_secs(3600);
 
 /// A peer that will not be served gets so long to read why.
 pub(super) const PARTING_TIMEOUT: Duration = Duration::from_secs(2);
@@ -46,7 +50,9 @@ pub struct NodeTunnel {
     pub events: Events,
     pub registry: Arc<Registry>,
     /// Judges each datagram where no XDP program does.
-    pub gate: Option<DatagramGate>,
+    pub datagrams: Option<DatagramGate>,
+    /// Is told who may pass; absent where there is no gate.
+    pub gate: Option<Control>,
 }
 
 /// Why the node cannot serve tunnels.
@@ -56,6 +62,8 @@ pub enum ServeError {
     Key(#[from] EnrolmentError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Ids(#[from] MintError),
     #[error(transparent)]
     Transport(#[from] TransportError),
     #[error("the tunnel's socket: {0}")]
@@ -69,16 +77,18 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     let key = node_key(&node.store).await?;
-    let keys = endpoint_keys(&node.store).await?;
+    let mint = Mint::load(&node.store, node.gate.as_ref(), clock::now()).await?;
+    let keys = EndpointKeys { reset: reset_key(&node.store).await?, mint: mint.clone() };
     let mut endpoints = Vec::new();
     for socket in sockets {
         if let Some(capped) = size_buffers(&socket)? {
             warn!("{capped}");
         }
-        endpoints.push(node_endpoint(socket, node.gate.as_ref(), &key, &keys)?);
+        endpoints.push(node_endpoint(socket, node.datagrams.as_ref(), &key, &keys)?);
     }
     info!(key = %key.hash(), "tunnels are served");
 
+    tokio::spawn(rotate(node.clone(), mint, shutdown.clone()));
     let places = Places::default();
     let peers = TaskTracker::new();
     for endpoint in &endpoints {
@@ -102,16 +112,26 @@ pub async fn serve(
     Ok(())
 }
 
-async fn endpoint_keys(store: &Store) -> Result<EndpointKeys, StoreError> {
-    let stored =
-        store.secret("tunnel endpoint keys", || clock::random::<ENDPOINT_KEY_BYTES>().to_vec()).await?;
-    let malformed = || StoreError::Malformed("tunnel endpoint keys".to_owned());
-    let (reset, connection_id) = stored.split_first_chunk::<64>().ok_or_else(malformed)?;
-    let connection_id = u64::from_be_bytes(connection_id.try_into().map_err(|_| malformed())?);
-    Ok(EndpointKeys { reset: *reset, connection_id })
+async fn reset_key(store: &Store) -> Result<[u8; 64], StoreError> {
+    let stored = store.secret("tunnel reset key", || clock::random::<64>().to_vec()).await?;
+    stored.as_slice().try_into().map_err(|_| StoreError::Malformed("tunnel reset key".to_owned()))
 }
 
-const ENDPOINT_KEY_BYTES: usize = 64 + 8;
+/// Keeps the keys of connection IDs young.
+async fn rotate(node: NodeTunnel, mint: Mint, shutdown: CancellationToken) {
+    let mut hour = tokio::time::interval(ROTATE_EVERY);
+    hour.tick().await;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = hour.tick() => {
+                if let Err(error) = mint.rotate(&node.store, node.gate.as_ref(), clock::now()).await {
+                    warn!(%error, "the keys of connection IDs could not be rotated");
+                }
+            }
+        }
+    }
+}
 
 async fn accept(
     node: NodeTunnel,
@@ -120,6 +140,8 @@ async fn accept(
     peers: TaskTracker,
     shutdown: CancellationToken,
 ) {
+    // An endpoint whose address is unknown has no socket.
+    let Ok(local) = endpoint.local_addr() else { return };
     loop {
         let incoming = tokio::select! {
             incoming = endpoint.accept() => incoming,
@@ -129,7 +151,7 @@ async fn accept(
         let address = incoming.remote_address().ip();
         match places.admit(address, incoming.remote_address_validated()) {
             Admission::Accept(place) => {
-                peers.spawn(serve_peer(node.clone(), incoming, place, shutdown.clone()));
+                peers.spawn(serve_peer(node.clone(), incoming, local, place, shutdown.clone()));
             }
             Admission::Retry => {
                 // Fails only for an address that is validated, and that one was not.

@@ -3,7 +3,7 @@
 //! A false accept lets a stranger stand in for a private network's applications; a false reject makes them
 //! unreachable (503).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use super::identity::KeyHash;
 use super::node::{DRAIN_TIMEOUT, NodeTunnel, PARTING_TIMEOUT};
 use super::registry::{Link, OriginSet, Registry};
 use super::session::{NodeAction, NodeInput, NodeSession, OPENING_TIMEOUT};
+use super::standing::Standing;
 use super::transport::CONNECTION_WINDOW;
 use super::wire::{CloseCode, ConnectorFrame, ConnectorName, EnrolmentSecret, NodeFrame, Refusal};
 
@@ -32,6 +33,7 @@ use super::wire::{CloseCode, ConnectorFrame, ConnectorName, EnrolmentSecret, Nod
 pub(super) async fn serve_peer(
     node: NodeTunnel,
     incoming: Incoming,
+    local: SocketAddr,
     place: Place,
     shutdown: CancellationToken,
 ) {
@@ -57,7 +59,7 @@ pub(super) async fn serve_peer(
             return refused(Reason::Internal, "the store failed");
         }
     };
-    let peer = Peer { node: &node, connection: &connection, address, key, known };
+    let peer = Peer { node: &node, connection: &connection, local, address, key, known };
     let mut service = None;
     let ended = peer.run(&mut service, place, &shutdown).await;
 
@@ -113,6 +115,8 @@ enum Ended {
 struct Peer<'a> {
     node: &'a NodeTunnel,
     connection: &'a Connection,
+    /// Of the node's endpoint.
+    local: SocketAddr,
     address: IpAddr,
     key: KeyHash,
     known: Option<ConnectorName>,
@@ -123,6 +127,8 @@ struct Service<'a> {
     registry: &'a Registry,
     link: Arc<Link>,
     since: Instant,
+    /// Absent where there is no gate, and until the peer is known for sure.
+    standing: Option<Standing>,
 }
 
 impl Drop for Service<'_> {
@@ -239,12 +245,14 @@ impl<'a> Peer<'a> {
         let (link, mut origins) =
             registry.register(connector, self.connection.clone()).map_err(|_| Refusal::TooManyConnections)?;
         origins.mark_changed();
-        let service = Service { registry, link, since: Instant::now() };
+        let mut service = Service { registry, link, since: Instant::now(), standing: None };
         // Whoever revokes writes the store first and then disconnects what is registered: one of the two sees us.
         match known_connector(&self.node.store, self.key).await {
             Ok(Some(name)) if name == *connector => {}
             Ok(_) | Err(_) => return Err(Refusal::UnknownKey),
         }
+        service.standing =
+            self.node.gate.as_ref().map(|gate| Standing::begin(gate, self.connection, self.local));
         self.connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW));
         service.link.admit();
         let detail = if self.known.is_some() { "connected" } else { "enrolled" };

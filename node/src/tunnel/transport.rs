@@ -19,12 +19,12 @@ use quinn::{
     AsyncUdpSocket, ClientConfig, Endpoint, EndpointConfig, IdleTimeout, Runtime, ServerConfig, TokioRuntime,
     TransportConfig, VarInt,
 };
-use quinn_proto::HashedConnectionIdGenerator;
 
 use crate::gate::DatagramGate;
 
 use super::gated::GatedSocket;
 use super::identity::{AnyKey, KeyHash, PinnedNode, TunnelKey};
+use super::ids::Mint;
 use super::wire::ALPN;
 
 /// Origin connections that one tunnel connection carries at once.
@@ -70,8 +70,7 @@ pub enum TransportError {
 pub(super) struct EndpointKeys {
     /// For stateless resets (RFC 9000 §10.3).
     pub(super) reset: [u8; 64],
-    /// For the check part of connection ids.
-    pub(super) connection_id: u64,
+    pub(super) mint: Mint,
 }
 
 /// An endpoint that accepts connectors on `socket`.
@@ -102,11 +101,8 @@ pub(super) fn node_endpoint(
 
     let reset = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &keys.reset);
     let mut endpoint = EndpointConfig::new(Arc::new(reset));
-    let connection_id = keys.connection_id;
-    endpoint
-        .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(connection_id)))
-        .supported_versions(vec![QUIC_V1])
-        .grease_quic_bit(false);
+    let mint = keys.mint.clone();
+    endpoint.cid_generator(move || mint.generator()).supported_versions(vec![QUIC_V1]).grease_quic_bit(false);
     let runtime = Arc::new(TokioRuntime);
     let mut socket = runtime.wrap_udp_socket(socket)?;
     if let Some(gate) = gate {

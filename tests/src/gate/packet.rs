@@ -94,7 +94,7 @@ impl Path {
         let mut segment = tcp(source, destination, flags);
         segment[4..8].copy_from_slice(&sequence.to_be_bytes());
         segment[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
-        let sum = self.transport_checksum(TCP, &segment);
+        let sum = self.checksum(TCP, &segment);
         segment[16..18].copy_from_slice(&sum);
         self.frame(TCP, &segment)
     }
@@ -127,7 +127,8 @@ impl Path {
         self.frame(self.icmp_protocol(), &icmp(kind, 0, quoted_packet))
     }
 
-    fn transport_checksum(&self, protocol: u8, segment: &[u8]) -> [u8; 2] {
+    /// The checksum of a datagram or segment whose checksum field is zero.
+    pub fn checksum(&self, protocol: u8, segment: &[u8]) -> [u8; 2] {
         let mut pseudo = Vec::new();
         for end in [self.remote, self.local] {
             match end {

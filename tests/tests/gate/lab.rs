@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use portcullis::gate::{self, Dataplane, Gate, GateConfig, GateError};
+use portcullis_tests::gate::quic;
 use portcullis_tests::netns::{Netns, veth};
 
 pub const EDGE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
@@ -96,7 +97,8 @@ fn reaches_udp(from: &Netns, address: &str, port: u16) -> bool {
     from.enter(|| {
         let socket = UdpSocket::bind((any, 0)).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket.send_to(b"?", (to, port)).unwrap();
+        // The form that opens a tunnel; to any other port it is a datagram like any other.
+        socket.send_to(&quic::initial(&[7; 12]), (to, port)).unwrap();
         socket.recv_from(&mut [0; 8]).is_ok()
     })
     .unwrap()

@@ -141,7 +141,10 @@ fn nothing_passes_while_the_gate_is_restarted_and_replaced() {
         for _ in 0..10 {
             let _gate = lab.open(&lab.config()).unwrap();
             // Other maps make it another program, which the next turn replaces.
-            std::fs::remove_dir_all(lab.pin.path.join("maps_1")).unwrap();
+            std::fs::remove_dir_all(
+                lab.pin.path.join(format!("maps_{}", portcullis_common::layout::VERSION)),
+            )
+            .unwrap();
         }
         flood.join().unwrap();
     });
@@ -158,7 +161,8 @@ fn the_same_program_on_the_same_maps_is_not_replaced() {
     let before = program_of(&lab);
     let _gate = lab.open(&lab.config()).unwrap();
     assert_eq!(program_of(&lab), before);
-    std::fs::remove_dir_all(lab.pin.path.join("maps_1")).unwrap();
+    std::fs::remove_dir_all(lab.pin.path.join(format!("maps_{}", portcullis_common::layout::VERSION)))
+        .unwrap();
     let _gate = lab.open(&lab.config()).unwrap();
     assert_ne!(program_of(&lab), before);
 }
@@ -171,7 +175,7 @@ fn maps_of_another_layout_are_removed() {
     std::fs::create_dir(&old).unwrap();
     let _gate = lab.open(&lab.config()).unwrap();
     assert!(!old.exists());
-    assert!(lab.pin.path.join("maps_1").exists());
+    assert!(lab.pin.path.join(format!("maps_{}", portcullis_common::layout::VERSION)).exists());
 }
 
 #[test]

@@ -6,5 +6,6 @@ mod differential;
 mod lab;
 mod lifecycle;
 mod reach;
+mod tunnel;
 mod userspace;
 mod verdicts;

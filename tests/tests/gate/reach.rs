@@ -24,7 +24,7 @@ fn a_stranger_reaches_the_served_port_and_nothing_else() {
     }
     let counters = gate.counters().unwrap();
     assert!(counters.of(Verdict::Pass(PassReason::TcpOpen)) >= 2);
-    assert_eq!(counters.of(Verdict::Pass(PassReason::Tunnel)), 2);
+    assert_eq!(counters.of(Verdict::Pass(PassReason::TunnelOpen)), 2);
     assert!(counters.of(Verdict::Drop(DropReason::TcpClosed)) >= 6);
     assert_eq!(counters.of(Verdict::Drop(DropReason::UdpUnsolicited)), 6);
 }

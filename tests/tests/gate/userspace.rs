@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 use portcullis::gate::{Dataplane, GateConfig};
 use portcullis_common::{DropReason, PassReason, Verdict};
 
+use portcullis_tests::gate::quic;
+
 use crate::lab::{EDGE, Echo, Lab};
 use crate::lifecycle::Holder;
 
@@ -119,14 +121,17 @@ fn the_nodes_sockets_judge_each_datagram_and_count_it() {
     for (remote, local) in
         [("198.51.100.7:5000", "192.0.2.1:443"), ("[2001:db8:bad::7]:5000", "[2001:db8::1]:443")]
     {
-        assert_eq!(datagrams.admit(at(remote), at(local)), Verdict::Pass(PassReason::Tunnel));
+        let opening = datagrams.admit(at(remote), at(local), &quic::initial(&[5; 20]));
+        assert_eq!(opening, Verdict::Pass(PassReason::TunnelOpen));
+        let forged = datagrams.admit(at(remote), at(local), &quic::short([5; 16], 60));
+        assert_eq!(forged, Verdict::Drop(DropReason::TunnelId));
     }
-    let elsewhere = datagrams.admit(at("198.51.100.7:5000"), at("192.0.2.1:444"));
+    let elsewhere = datagrams.admit(at("198.51.100.7:5000"), at("192.0.2.1:444"), b"x");
     assert_eq!(elsewhere, Verdict::Drop(DropReason::UdpUnsolicited));
     let counters = gate.counters().unwrap();
-    assert_eq!(counters.of(Verdict::Pass(PassReason::Tunnel)), 2);
+    assert_eq!(counters.of(Verdict::Pass(PassReason::TunnelOpen)), 2);
     assert_eq!(counters.of(Verdict::Drop(DropReason::UdpUnsolicited)), 1);
-    assert_eq!(counters.dropped(), 1);
+    assert_eq!(counters.dropped(), 3);
 }
 
 #[test]

@@ -9,18 +9,21 @@ use portcullis_common::{Address, DropReason, Family, Flow, PassReason, Verdict};
 use portcullis_tests::gate::kernel::{Kernel, monotonic_ns};
 use portcullis_tests::gate::model::Model;
 use portcullis_tests::gate::packet::{self, ACK, FIN, ICMPV6, Path, RST, SYN, TCP, UDP};
+use portcullis_tests::gate::quic;
 use portcullis_tests::netns::Netns;
 use socket2::{Domain, Socket, Type};
+
+use crate::tunnel;
 
 use DropReason as D;
 use PassReason as P;
 
-const HOST: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
-const STRANGER: [&str; 2] = ["198.51.100.7", "2001:db8:bad::7"];
+pub const HOST: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+pub const STRANGER: [&str; 2] = ["198.51.100.7", "2001:db8:bad::7"];
 const ADMIN: [&str; 2] = ["203.0.113.9", "2001:db8:ad::9"];
 const LINK_LOCAL: &str = "fe80::7";
 
-struct Case {
+pub struct Case {
     name: String,
     frame: Vec<u8>,
     expected: Verdict,
@@ -39,7 +42,9 @@ fn world(netns: &Netns) -> World {
         let length = if address.contains(':') { 128 } else { 32 };
         netns.address("lo", &format!("{address}/{length}")).unwrap();
     }
-    let mut model = Model::serving();
+    let mut model = Model::serving().with_keys().with_relay(STRANGER, HOST);
+    model.revoked.insert(66);
+    model.networks = STRANGER.iter().chain(&ADMIN).map(|address| address.parse().unwrap()).collect();
     let mut sockets = Vec::new();
     let mut opened = [0; 2];
     for (index, (host, stranger)) in HOST.iter().zip(STRANGER).enumerate() {
@@ -115,6 +120,10 @@ fn assert_covered(seen: &HashSet<(Verdict, String)>) {
             Verdict::Pass(P::Arp) => &["link"],
             Verdict::Drop(D::EtherType | D::VlanDepth | D::ArpMalformed | D::ArpRate) => &["link"],
             Verdict::Drop(D::Ipv4Header) => &["v4"],
+            Verdict::Drop(D::Giant | D::RelayChecksum) => &["v6"],
+            // The kernel runs no program on a runt, a hop that is not there is no hop of the model's, and a dark port
+            // has a test of its own.
+            Verdict::Drop(D::Runt | D::RelayNoHop | D::Dark) => &[],
             Verdict::Pass(P::NeighbourDiscovery | P::ListenerQuery) => &["v6"],
             Verdict::Drop(D::Ipv6Header | D::ExtensionHeader | D::NotOnLink | D::NeighbourRate) => &["v6"],
             Verdict::Pass(P::TcpCookie) => &[],
@@ -144,6 +153,7 @@ fn cases(world: &World, exhausted: bool) -> Vec<Case> {
             cases.extend(icmp_cases(name, &stranger, world.opened[family]));
             cases.extend(ip_cases(name, &stranger));
         }
+        cases.extend(tunnel::cases(name, &stranger, &world.model, exhausted));
     }
     if exhausted {
         return cases;
@@ -153,7 +163,7 @@ fn cases(world: &World, exhausted: bool) -> Vec<Case> {
     cases
 }
 
-fn case(name: &str, frame: Vec<u8>, expected: Verdict) -> Case {
+pub fn case(name: &str, frame: Vec<u8>, expected: Verdict) -> Case {
     Case { name: name.to_owned(), frame, expected }
 }
 
@@ -245,8 +255,9 @@ fn udp_cases(name: &str, stranger: &Path, admin: &Path) -> Vec<Case> {
     let mut tiny = packet::udp(50_000, 443, b"");
     tiny[5] = 7;
     vec![
-        pass(name, "datagram to 443", stranger.udp(50_000, 443, b"x"), P::Tunnel),
-        pass(name, "empty datagram to 443", stranger.udp(50_000, 443, b""), P::Tunnel),
+        pass(name, "opening of a tunnel", stranger.udp(50_000, 443, &quic::initial(&[5; 20])), P::TunnelOpen),
+        drop_(name, "datagram to 443", stranger.udp(50_000, 443, b"x"), D::TunnelForm),
+        drop_(name, "empty datagram to 443", stranger.udp(50_000, 443, b""), D::TunnelForm),
         drop_(name, "datagram to 53", stranger.udp(50_000, 53, b"x"), D::UdpUnsolicited),
         pass(name, "answer to a query", stranger.udp(53, 40_000, b"x"), P::HostReply),
         drop_(name, "answer from another port", stranger.udp(55, 40_000, b"x"), D::UdpUnsolicited),
@@ -340,6 +351,8 @@ fn budget_cases(name: &str, stranger: &Path, exhausted: bool) -> Vec<Case> {
     let rated = |pass, drop| if exhausted { Verdict::Drop(drop) } else { Verdict::Pass(pass) };
     let mut cases =
         vec![case(&format!("{name} ping"), stranger.echo_request(5), rated(P::EchoRequest, D::EchoRate))];
+    let syn = stranger.frame(TCP, &packet::tcp(50_000, 443, SYN));
+    cases.push(case(&format!("{name} opening"), syn, rated(P::TcpOpen, D::SynRate)));
     if stranger.is_v4() {
         cases.push(case("v4 DHCP offer", stranger.udp(67, 68, b"x"), rated(P::Dhcp, D::DhcpRate)));
         return cases;
@@ -404,7 +417,7 @@ fn ipv4_cases() -> Vec<Case> {
     quoted_fragment[7] = 1;
     vec![
         pass("v4", "forty bytes of options", packet::ethernet(&[], 0x0800, &with_options), P::TcpOpen),
-        pass("v4", "first fragment", edited(6, 0x20), P::TcpOpen),
+        drop_("v4", "first fragment", edited(6, 0x20), D::Fragment),
         pass("v4", "don't fragment", edited(6, 0x40), P::TcpOpen),
         drop_("v4", "second fragment", edited(7, 1), D::Fragment),
         drop_("v4", "last fragment, far out", edited(6, 0x10), D::Fragment),
@@ -443,6 +456,8 @@ fn ipv6_cases() -> Vec<Case> {
     let query = |path: &Path, limit| path.frame_with_limit(limit, ICMPV6, &packet::icmp(130, 0, &[0; 20]));
     let long = packet::extension(TCP, 29, &syn);
     let too_long = packet::extension(TCP, 30, &syn);
+    let mut jumbo = stranger.frame(0, &[6, 0, 0xc2, 4, 0, 1, 0, 0]);
+    jumbo[18..20].copy_from_slice(&[0, 0]);
     vec![
         pass("v6", "hop-by-hop options", chained(&[0]), P::TcpOpen),
         pass("v6", "destination options", chained(&[60]), P::TcpOpen),
@@ -460,8 +475,10 @@ fn ipv6_cases() -> Vec<Case> {
             D::Truncated,
         ),
         drop_("v6", "authentication header", stranger.frame(51, &[0; 40]), D::Protocol),
+        drop_("v6", "jumbo payload", jumbo, D::Giant),
         drop_("v6", "no next header", stranger.frame(59, &[]), D::Protocol),
-        pass("v6", "first fragment", stranger.frame(44, &packet::fragment(TCP, 0, true, &syn)), P::TcpOpen),
+        pass("v6", "whole fragment", stranger.frame(44, &packet::fragment(TCP, 0, false, &syn)), P::TcpOpen),
+        drop_("v6", "first fragment", stranger.frame(44, &packet::fragment(TCP, 0, true, &syn)), D::Fragment),
         drop_(
             "v6",
             "second fragment",

@@ -190,7 +190,7 @@ fn node(directory: &Path) -> NodeTunnel {
         max_size: 1 << 20,
     };
     let events = Events::start(settings, store.clone(), Arc::new(Metrics::new().unwrap())).unwrap();
-    NodeTunnel { store, events, registry: Arc::new(Registry::default()), gate: None }
+    NodeTunnel { store, events, registry: Arc::new(Registry::default()), datagrams: None, gate: None }
 }
 
 pub(super) fn application(origin: SocketAddr, connector: Option<&str>) -> Application {

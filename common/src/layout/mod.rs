@@ -6,25 +6,88 @@
 //! | `PORTS` | array | [`PortSet::slot`] → bitmap of 64 ports |
 //! | `ADMIN` | LPM trie | [`AdminKey`] → 1 |
 //! | `HOSTFLOW` | LRU hash | [`HostFlowKey`] → monotonic ns of this host's last packet |
-//! | `BUCKET` | array | [`RateClass`](crate::RateClass) → word of [`take_token`](crate::take_token) |
+//! | `BUCKET` | array | [`RateClass::slot`](crate::RateClass::slot) → word of [`take_token`](crate::take_token) |
+//! | `RECENT` | array | bitmap of networks with a recent login, by [`recent_bit`] |
+//! | `SETTINGS` | array | 0 → [`Settings`] |
+//! | `CID_KEY` | array | [`ConnectionId::slot`](crate::ConnectionId::slot) → [`CidKey`] |
+//! | `REVOKED` | hash | device number → 1 |
+//! | `TUNNEL` | hash | [`HostFlowKey`] of an authenticated peer → monotonic ns at which it ends |
+//! | `FLOW4`, `FLOW6` | hash | [`FlowKey4`], [`FlowKey6`] → [`FlowEntry`] |
+//! | `SESSION` | array | session index → [`Session`] |
+//! | `IDENTITY_EPOCH` | array | identity index → epoch |
+//! | `HOP_SLOT` | array | next hop → which of its two slots in `NEXTHOP` counts |
+//! | `NEXTHOP` | array | twice the next hop plus its slot → [`Hop`] |
 //! | `EVENTS` | ring buffer | [`Event`] |
 //! | `LOSS` | per-CPU array | [`Loss`] → count |
 //!
-//! Only `HOSTFLOW` is inserted into by the kernel, and only for packets that this host sends.
+//! Only `HOSTFLOW` is inserted into by the kernel, and only for packets that this host sends; in flow entries
+//! it adds to the counts. Everything else is written by the daemon. Values are whole 64-bit words, which the
+//! kernel copies one by one: a reader may see an old word beside a new one, never half a word.
 
-use crate::{Address, Family, Flow, PacketMeta, Transport};
+mod event;
+mod flow;
+mod settings;
+
+pub use event::Event;
+pub(crate) use flow::fold;
+pub use flow::{FlowEntry, FlowKey4, FlowKey6, Hop, Session};
+pub use settings::{CidKey, Settings};
+
+use crate::{Address, Flow};
 
 /// Changes whenever a key, a value or the meaning of an index does. A daemon keeps the pinned maps of its
 /// own version and makes new ones otherwise.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Names of the pinned maps, as in the object.
-pub const MAPS: [&str; 7] = ["COUNTERS", "PORTS", "ADMIN", "HOSTFLOW", "BUCKET", "EVENTS", "LOSS"];
+pub const MAPS: [&str; 18] = [
+    "COUNTERS",
+    "PORTS",
+    "ADMIN",
+    "HOSTFLOW",
+    "BUCKET",
+    "RECENT",
+    "SETTINGS",
+    "CID_KEY",
+    "REVOKED",
+    "TUNNEL",
+    "FLOW4",
+    "FLOW6",
+    "SESSION",
+    "IDENTITY_EPOCH",
+    "HOP_SLOT",
+    "NEXTHOP",
+    "EVENTS",
+    "LOSS",
+];
 
 /// Prefixes that the `ADMIN` trie holds at most.
 pub const ADMIN_ENTRIES: u32 = 1024;
 /// Flows that `HOSTFLOW` remembers at most; the least recently used gives way.
 pub const HOST_FLOWS: u32 = 65_536;
+/// Keys of connection IDs that are valid at once.
+pub const CID_KEYS: u32 = 8;
+/// Devices that can be revoked one by one, before the master key has to change.
+pub const REVOKED_DEVICES: u32 = 8_192;
+/// Authenticated tunnel peers at once.
+pub const TUNNELS: u32 = 16_384;
+/// Relay flows of each family at once; each session has two.
+pub const FLOWS: u32 = 131_072;
+pub const SESSIONS: u32 = 65_536;
+pub const IDENTITIES: u32 = 65_536;
+/// Next hops at once; each has two slots in `NEXTHOP`, so that one is written while the other counts.
+pub const HOPS: u32 = 1_024;
+/// Bits of `RECENT`. So many that the source of a random packet rarely shares one with a network that is
+/// known.
+pub const RECENT_BITS: u32 = 1 << 20;
+
+/// The bit of `RECENT` for a network of that hash ([`Settings::network_hash`]): word and mask.
+#[inline(always)]
+pub const fn recent_bit(hash: u64) -> (u32, u64) {
+    let bit = (hash >> 40) as u32 & (RECENT_BITS - 1);
+    (bit >> 6, 1 << (bit & 63))
+}
+
 /// Bytes of the ring buffer.
 pub const EVENT_BYTES: u32 = 256 * 1024;
 
@@ -163,83 +226,10 @@ impl Loss {
     pub const COUNT: u32 = 2;
 }
 
-/// A sampled drop, as it lies in the ring buffer. Addresses and ports are zero where the packet did not
-/// parse far enough to have them.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Event {
-    /// Monotonic, nanoseconds since boot.
-    pub at: u64,
-    /// Bytes of the frame.
-    pub length: u32,
-    pub ifindex: u32,
-    /// [`Verdict::index`](crate::Verdict::index).
-    pub verdict: u32,
-    pub source_port: u16,
-    pub destination_port: u16,
-    /// IP protocol number; ICMPv6 counts as ICMP.
-    pub protocol: u8,
-    /// 4, 6, or 0 when unknown.
-    pub version: u8,
-    pub zero: [u8; 6],
-    pub source: Address,
-    pub destination: Address,
-}
-
-impl Event {
-    pub const SIZE: usize = size_of::<Self>();
-
-    /// Fills in the ends of the packet, as far as it has them.
-    #[inline(always)]
-    pub fn describe(&mut self, packet: &PacketMeta) {
-        let PacketMeta::Ip(ip) = packet else { return };
-        self.version = match ip.family {
-            Family::V4 => 4,
-            Family::V6 => 6,
-        };
-        self.source = ip.source;
-        self.destination = ip.destination;
-        let (protocol, source_port, destination_port) = match ip.transport {
-            Transport::Tcp { source, destination, .. } => (IPPROTO_TCP, source, destination),
-            Transport::Udp { source, destination } => (IPPROTO_UDP, source, destination),
-            Transport::Icmp(_) => (IPPROTO_ICMP, 0, 0),
-        };
-        self.protocol = protocol;
-        self.source_port = source_port;
-        self.destination_port = destination_port;
-    }
-
-    /// Reads what the program wrote; `None` if `bytes` is not exactly one event.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; Self::SIZE] = bytes.try_into().ok()?;
-        let mut rest = bytes.as_slice();
-        Some(Self {
-            at: u64::from_ne_bytes(take(&mut rest)?),
-            length: u32::from_ne_bytes(take(&mut rest)?),
-            ifindex: u32::from_ne_bytes(take(&mut rest)?),
-            verdict: u32::from_ne_bytes(take(&mut rest)?),
-            source_port: u16::from_ne_bytes(take(&mut rest)?),
-            destination_port: u16::from_ne_bytes(take(&mut rest)?),
-            protocol: u8::from_ne_bytes(take(&mut rest)?),
-            version: u8::from_ne_bytes(take(&mut rest)?),
-            zero: take(&mut rest)?,
-            source: Address::v6(take(&mut rest)?),
-            destination: Address::v6(take(&mut rest)?),
-        })
-    }
-}
-
-fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
-    let (head, tail) = rest.split_first_chunk()?;
-    *rest = tail;
-    Some(*head)
-}
-
 // A hole would carry what lay on the stack into a map or the ring.
 const _: () = {
     assert!(size_of::<AdminKey>() == 20);
     assert!(size_of::<HostFlowKey>() == 40);
-    assert!(size_of::<Event>() == 64);
 };
 
 #[cfg(test)]
@@ -272,41 +262,5 @@ mod tests {
         assert_eq!(sampled(start + SAMPLE_AFTER_NS, 1_000), 1);
         assert_eq!(sampled(start + SAMPLE_AFTER_NS, 2 * SAMPLE_EVERY), 2);
         assert_eq!(counter.packets, 3_000 + 2 * SAMPLE_EVERY);
-    }
-
-    #[test]
-    fn an_event_of_another_size_is_refused() {
-        assert!(Event::from_bytes(&[0; Event::SIZE]).is_some());
-        assert!(Event::from_bytes(&[0; Event::SIZE - 1]).is_none());
-        assert!(Event::from_bytes(&[0; Event::SIZE + 1]).is_none());
-    }
-
-    #[test]
-    fn event_fields_are_read_from_where_the_program_writes_them() {
-        let mut bytes = [0; Event::SIZE];
-        bytes[0..8].copy_from_slice(&7u64.to_ne_bytes());
-        bytes[8..12].copy_from_slice(&60u32.to_ne_bytes());
-        bytes[12..16].copy_from_slice(&3u32.to_ne_bytes());
-        bytes[16..20].copy_from_slice(&80u32.to_ne_bytes());
-        bytes[20..22].copy_from_slice(&1234u16.to_ne_bytes());
-        bytes[22..24].copy_from_slice(&53u16.to_ne_bytes());
-        bytes[24] = 17;
-        bytes[25] = 4;
-        bytes[32..48].copy_from_slice(&Address::v4([192, 0, 2, 1]).octets());
-        bytes[48..64].copy_from_slice(&Address::v4([192, 0, 2, 2]).octets());
-        let event = Event {
-            at: 7,
-            length: 60,
-            ifindex: 3,
-            verdict: 80,
-            source_port: 1234,
-            destination_port: 53,
-            protocol: 17,
-            version: 4,
-            zero: [0; 6],
-            source: Address::v4([192, 0, 2, 1]),
-            destination: Address::v4([192, 0, 2, 2]),
-        };
-        assert_eq!(Event::from_bytes(&bytes), Some(event));
     }
 }

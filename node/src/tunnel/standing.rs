@@ -1,0 +1,93 @@
+//! Tells the gate from where an authenticated peer's packets pass freely, as long as the peer is in service.
+//!
+//! The gate forgets by itself after [`LIFETIME`], so that a daemon that dies leaves nothing open for long. A peer
+//! whose address changed (a NAT rebound it, a laptop moved) pays from a budget until QUIC has validated the new path
+//! (RFC 9000 §8.2) and the next look finds it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use quinn::Connection;
+use tokio::time::{Instant, interval};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::warn;
+
+use crate::gate::{Control, PeerAddress};
+
+/// The gate takes packets freely for so long after the last look.
+const LIFETIME: Duration = Duration::from_secs(90);
+/// The address is looked at so often, and the gate told again after so long.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+const REFRESH_AFTER: Duration = Duration::from_secs(30);
+
+/// Ends the standing when dropped.
+pub(super) struct Standing {
+    _ends: DropGuard,
+}
+
+impl Standing {
+    /// Begins before it returns. `local` is the endpoint's own address, whose port counts.
+    pub(super) fn begin(gate: &Control, connection: &Connection, local: SocketAddr) -> Self {
+        let mut told = Told { gate: gate.clone(), address: None, at: Instant::now() };
+        told.look(connection, local);
+        let ends = CancellationToken::new();
+        let (connection, ended) = (connection.clone(), ends.clone());
+        tokio::spawn(async move {
+            let mut tick = interval(LOOK_EVERY);
+            loop {
+                tokio::select! {
+                    () = ended.cancelled() => return,
+                    _ = tick.tick() => told.look(&connection, local),
+                }
+            }
+        });
+        Self { _ends: ends.drop_guard() }
+    }
+}
+
+/// What the gate was told last; undone when dropped.
+struct Told {
+    gate: Control,
+    address: Option<PeerAddress>,
+    at: Instant,
+}
+
+impl Told {
+    fn look(&mut self, connection: &Connection, local: SocketAddr) {
+        let ip = connection.local_ip().unwrap_or(local.ip()).to_canonical();
+        let remote = connection.remote_address();
+        let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+        let address = PeerAddress { local: SocketAddr::new(ip, local.port()), remote };
+        if self.address == Some(address) && self.at.elapsed() < REFRESH_AFTER {
+            return;
+        }
+        if self.address != Some(address) {
+            self.undo();
+        }
+        match self.gate.authenticate(address, LIFETIME) {
+            Ok(()) => {
+                self.address = Some(address);
+                self.at = Instant::now();
+            }
+            Err(error) => {
+                let error = anyhow::Error::new(error);
+                warn!(peer = %remote, "the gate does not take an authenticated peer, whose packets stay rate limited: {error:#}");
+            }
+        }
+    }
+
+    fn undo(&mut self) {
+        if let Some(address) = self.address.take()
+            && let Err(error) = self.gate.forget(address)
+        {
+            let error = anyhow::Error::new(error);
+            warn!("the gate remembers a peer that is gone for {} s: {error:#}", LIFETIME.as_secs());
+        }
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.undo();
+    }
+}
