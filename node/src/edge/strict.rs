@@ -63,7 +63,9 @@ pub(super) enum Refused {
 #[derive(Debug, Default)]
 pub(super) struct Scanner {
     state: State,
-    /// How much of the held-back section was searched for its end already.
+    /// Where the line that is being read begins in the held-back section.
+    line_at: usize,
+    /// Up to here that line was searched for its end already: a line that comes byte by byte is read once.
     searched: usize,
 }
 
@@ -99,7 +101,7 @@ impl Scanner {
                 Ok(Some(taken)) => {
                     at += taken;
                     heads += u64::from(head);
-                    self.searched = 0;
+                    (self.line_at, self.searched) = (0, 0);
                 }
                 Ok(None) => return Scanned { pass: at, heads, refused: None },
                 Err(violation) => {
@@ -180,26 +182,38 @@ impl Scanner {
     /// The end of a section: the bytes up to and with its empty line.
     fn section(&mut self, bytes: &[u8], limit: usize) -> Result<Option<usize>, Violation> {
         loop {
-            let line = bytes.get(self.searched..).unwrap_or_default();
-            let Some(length) = line_length(line)? else {
+            let start = self.line_at;
+            let Some(end) = self.line_end(bytes)? else {
                 return if bytes.len() >= limit { Err(Violation::TooLarge) } else { Ok(None) };
             };
-            self.searched += length;
-            if self.searched > limit {
+            if end > limit {
                 return Err(Violation::TooLarge);
             }
-            if length == 2 {
-                return Ok(Some(self.searched));
+            if end - start == 2 {
+                return Ok(Some(end));
             }
         }
     }
 
     fn line(&mut self, bytes: &[u8], limit: usize, too_long: Violation) -> Result<Option<usize>, Violation> {
-        match line_length(bytes)? {
+        match self.line_end(bytes)? {
             Some(length) if length <= limit => Ok(Some(length)),
             None if bytes.len() < limit => Ok(None),
             _ => Err(too_long),
         }
+    }
+
+    /// The end of the line that begins at `line_at`, where the next one begins; every byte is looked at once.
+    fn line_end(&mut self, bytes: &[u8]) -> Result<Option<usize>, Violation> {
+        let fresh = bytes.get(self.searched..).unwrap_or_default();
+        let Some(length) = line_length(fresh)? else {
+            // A CR at the very end waits for its LF.
+            self.searched += fresh.strip_suffix(b"\r").unwrap_or(fresh).len();
+            return Ok(None);
+        };
+        self.searched += length;
+        self.line_at = self.searched;
+        Ok(Some(self.line_at))
     }
 }
 
@@ -349,6 +363,34 @@ mod tests {
 
     fn scan(bytes: &[u8]) -> Scanned {
         Scanner::default().scan(bytes)
+    }
+
+    /// A head with one long line, given byte by byte. Read anew for each byte it would take half a billion looks.
+    #[test]
+    fn a_long_line_that_comes_slowly_is_read_once() {
+        for (head, line) in [
+            ("GET / HTTP/1.1\r\nHost: a\r\nX: ", limits::HEAD_BYTES - 100),
+            ("GET /", limits::HEAD_BYTES - 100),
+        ] {
+            let message = [head, &"a".repeat(line)].concat();
+            let mut scanner = Scanner::default();
+            for end in 1..=message.len() {
+                let before = scanner.searched;
+                let found = scanner.scan(&message.as_bytes()[..end]);
+                assert_eq!((found.pass, found.refused), (0, None), "{end}");
+                let looked_at = end - before;
+                assert!(looked_at <= 2, "{looked_at} bytes were read for one more at {end}");
+                assert!(scanner.searched >= end - 1, "{} of {end}", scanner.searched);
+            }
+        }
+        // The same in time: generous, since it is the order that counts.
+        let begun = std::time::Instant::now();
+        let mut scanner = Scanner::default();
+        let message = vec![b'a'; limits::HEAD_BYTES - 1];
+        for end in 1..=message.len() {
+            assert_eq!(scanner.scan(&message[..end]).refused, None);
+        }
+        assert!(begun.elapsed() < std::time::Duration::from_secs(1), "{:?}", begun.elapsed());
     }
 
     fn request(rest: &str) -> Vec<u8> {
