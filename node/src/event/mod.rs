@@ -4,9 +4,11 @@
 //! queues it for the log. So log and metrics cannot disagree. Emitting never blocks and never fails the caller; an
 //! event that cannot be kept is counted as lost.
 
+mod file;
 mod record;
 mod sink;
 mod summary;
 
+pub use file::{log_before, open_log};
 pub use record::{Action, Event};
-pub use sink::{EventSettings, Events, FileTarget, install_panic_hook, open_log};
+pub use sink::{EventSettings, Events, FileTarget, install_panic_hook};

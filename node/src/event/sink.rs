@@ -9,8 +9,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use crate::metrics::Metrics;
-use crate::store::Store;
+use crate::store::{Store, TRIM_STEP};
 
+use super::file::LogFile;
 use super::summary::Summary;
 use super::{Action, Event};
 
@@ -19,7 +20,7 @@ const QUEUE: usize = 16_384;
 /// Events in one transaction of the store at most.
 const BATCH: usize = 1024;
 const FLUSH_EVERY: Duration = Duration::from_millis(200);
-const TRIM_EVERY: Duration = Duration::from_secs(600);
+const TRIM_EVERY: Duration = Duration::from_secs(10);
 const SUMMARISE_EVERY: Duration = Duration::from_secs(10);
 
 /// Where JSON lines go besides the store.
@@ -34,7 +35,7 @@ pub enum FileTarget {
 pub struct EventSettings {
     pub file: Option<FileTarget>,
     pub retention: Duration,
-    /// Bytes that all events in the store may take.
+    /// Bytes that all events in the store may take, and so many again the file and the one before it.
     pub max_size: u64,
 }
 
@@ -56,7 +57,7 @@ impl Events {
         let output = match &settings.file {
             None => None,
             Some(FileTarget::Stdout) => Some(Output::Stdout),
-            Some(FileTarget::Path(path)) => Some(Output::File(open_log(path)?)),
+            Some(FileTarget::Path(path)) => Some(Output::File(LogFile::open(path, settings.max_size / 2)?)),
         };
         let (queue, messages) = mpsc::channel(QUEUE);
         let writer = Writer { settings, output, store, metrics: Arc::clone(&metrics) };
@@ -83,14 +84,14 @@ impl Events {
 
 enum Output {
     Stdout,
-    File(std::fs::File),
+    File(LogFile),
 }
 
 impl Output {
     fn write(&mut self, lines: &[u8]) -> std::io::Result<()> {
         match self {
             Self::Stdout => std::io::stdout().lock().write_all(lines),
-            Self::File(file) => file.write_all(lines),
+            Self::File(file) => file.write(lines),
         }
     }
 }
@@ -162,10 +163,18 @@ impl Writer {
 
     async fn trim(&self) {
         let before = crate::clock::now().before(self.settings.retention);
-        match self.store.trim_events(before, self.settings.max_size).await {
-            Ok(0) => {}
-            Ok(gone) => tracing::info!(gone, "old events removed"),
-            Err(error) => tracing::error!(%error, "old events could not be removed"),
+        loop {
+            match self.store.trim_events(before, self.settings.max_size).await {
+                Ok(gone) => {
+                    if gone > 0 {
+                        tracing::debug!(gone, "old events removed");
+                    }
+                    if gone < TRIM_STEP {
+                        return;
+                    }
+                }
+                Err(error) => return tracing::error!(%error, "old events could not be removed"),
+            }
         }
     }
 }
@@ -174,18 +183,6 @@ fn interval(period: Duration) -> tokio::time::Interval {
     let mut interval = tokio::time::interval(period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
-}
-
-/// Opens the log for appending, making it (0640) and its directory where they are missing.
-pub fn open_log(path: &std::path::Path) -> std::io::Result<std::fs::File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let open = || {
-        if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory)?;
-        }
-        std::fs::OpenOptions::new().append(true).create(true).mode(0o640).open(path)
-    };
-    open().map_err(|error| std::io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
 /// A panic anywhere becomes an event and a log line; the message carries the place, never data of a request.

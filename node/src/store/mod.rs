@@ -20,6 +20,7 @@ use rusqlite::Connection;
 
 pub use connectors::Connector;
 pub use events::EventFilter;
+pub(crate) use events::TRIM_STEP;
 pub use keys::SigningKey;
 pub use sessions::SessionFilter;
 pub use users::User;

@@ -7,7 +7,8 @@ use rusqlite::{Connection, OpenFlags};
 use super::StoreError;
 
 /// `user_version` counts the steps that have been taken.
-const STEPS: [&str; 1] = [r"
+const STEPS: [&str; 2] = [
+    r"
 CREATE TABLE user (
     name TEXT PRIMARY KEY,
     email TEXT NOT NULL,
@@ -75,7 +76,15 @@ CREATE TABLE event (
     body TEXT NOT NULL
 ) STRICT;
 CREATE INDEX event_time ON event (created_at);
-"];
+",
+    r"
+CREATE TABLE event_size (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    bytes INTEGER NOT NULL
+) STRICT;
+INSERT INTO event_size SELECT 1, coalesce(sum(length(CAST(body AS BLOB))), 0) FROM event;
+",
+];
 
 /// Opens the file, sets it up for durable concurrent use and migrates it.
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
