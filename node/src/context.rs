@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use crate::config::Active;
 use crate::event::Events;
 use crate::metrics::Metrics;
+use crate::recent::Recent;
 use crate::seal::Seal;
 use crate::session::Sessions;
 use crate::store::Store;
@@ -24,6 +25,8 @@ pub struct Context {
     pub events: Events,
     pub metrics: Arc<Metrics>,
     pub tunnels: Arc<Registry>,
+    /// Networks to serve first while strangers flood.
+    pub recent: Recent,
 }
 
 impl Context {

@@ -1,4 +1,4 @@
-//! Bodies on their way through: streamed, counted, and cut when the session ends.
+//! Bodies on their way through: streamed, counted, and cut when what allowed them is over.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -11,41 +11,44 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio::time::{Sleep, sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::flow::Reason;
 
 use super::connection::Activity;
 use super::headers;
+use super::lasting::Lease;
 use super::record::Record;
 
 pub(super) type BodyError = Box<dyn Error + Send + Sync>;
 
-/// The session ended while a body was on its way.
+/// What allowed a body ended while it was on its way.
 #[derive(Debug, thiserror::Error)]
 #[error("the session ended")]
 struct Ended;
 
-/// A body of the other side that stops when a session ends. No session, no stop: a bypass.
+/// The client sent nothing of a body for too long.
+#[derive(Debug, thiserror::Error)]
+#[error("the body of the request paused for too long")]
+struct Paused;
+
+/// A body of the other side that stops when its lease is over.
 #[derive(Debug)]
 struct Cut {
     /// Nothing where there is no body.
     inner: Option<Incoming>,
-    ended: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    over: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Cut {
-    fn new(inner: Incoming, ended: Option<&CancellationToken>) -> Self {
-        Self { inner: Some(inner), ended: ended.map(|ended| Box::pin(ended.clone().cancelled_owned())) }
-    }
-
-    fn poll_ended(&mut self, cx: &mut Context<'_>) -> bool {
-        self.ended.as_mut().is_some_and(|ended| ended.as_mut().poll(cx).is_ready())
+    fn new(inner: Option<Incoming>, lease: &Lease) -> Self {
+        Self { inner, over: Box::pin(lease.over().clone().cancelled_owned()) }
     }
 
     /// The next frame, trailers cleaned.
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.poll_ended(cx) {
+        if self.over.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Some(Err(Ended.into())));
         }
         let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
@@ -75,6 +78,9 @@ impl Cut {
 #[derive(Debug)]
 pub(super) struct Upload {
     body: Cut,
+    lease: Arc<Lease>,
+    /// Runs while the client is waited for.
+    pause: Option<Pin<Box<Sleep>>>,
     broken: Arc<AtomicBool>,
 }
 
@@ -89,17 +95,37 @@ impl Broken {
 }
 
 impl Upload {
-    pub(super) fn new(body: Incoming, ended: Option<&CancellationToken>) -> Self {
-        Self { body: Cut::new(body, ended), broken: Arc::default() }
+    pub(super) fn new(body: Incoming, lease: &Arc<Lease>) -> Self {
+        Self::of(Some(body), lease)
     }
 
     /// No body.
-    pub(super) fn empty() -> Self {
-        Self { body: Cut { inner: None, ended: None }, broken: Arc::default() }
+    pub(super) fn empty(lease: &Arc<Lease>) -> Self {
+        Self::of(None, lease)
+    }
+
+    fn of(body: Option<Incoming>, lease: &Arc<Lease>) -> Self {
+        let body = Cut::new(body, lease);
+        Self { body, lease: Arc::clone(lease), pause: None, broken: Arc::default() }
     }
 
     pub(super) fn broken(&self) -> Broken {
         Broken(Arc::clone(&self.broken))
+    }
+
+    pub(super) fn lease(&self) -> &Arc<Lease> {
+        &self.lease
+    }
+
+    /// Nothing came: fails once that has lasted too long.
+    fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        let Some(limit) = self.lease.progress().upload_pause() else {
+            self.pause = None;
+            return Poll::Pending;
+        };
+        let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(pause.as_mut().poll(cx));
+        Poll::Ready(Paused.into())
     }
 }
 
@@ -112,7 +138,14 @@ impl Body for Upload {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        let frame = ready!(this.body.poll_frame(cx));
+        let frame = match this.body.poll_frame(cx) {
+            Poll::Ready(frame) => {
+                this.pause = None;
+                this.lease.progress().uploaded();
+                frame
+            }
+            Poll::Pending => Some(Err(ready!(this.poll_pause(cx)))),
+        };
         if matches!(frame, Some(Err(_))) {
             this.broken.store(true, Ordering::Release);
         }
@@ -138,7 +171,7 @@ pub(super) struct Reply {
 
 enum Source {
     Own(Full<Bytes>),
-    Origin(Cut),
+    Origin(Cut, Arc<Lease>),
 }
 
 /// Counts a request of a connection while it lives.
@@ -164,14 +197,10 @@ impl Reply {
         Self { source: Source::Own(Full::new(body)), record, _in_flight: in_flight }
     }
 
-    /// A reply of an origin, ended with the session.
-    pub(super) fn origin(
-        body: Incoming,
-        ended: Option<&CancellationToken>,
-        record: Record,
-        in_flight: InFlight,
-    ) -> Self {
-        Self { source: Source::Origin(Cut::new(body, ended)), record: Some(record), _in_flight: in_flight }
+    /// A reply of an origin, ended with its lease.
+    pub(super) fn origin(body: Incoming, lease: Arc<Lease>, record: Record, in_flight: InFlight) -> Self {
+        let source = Source::Origin(Cut::new(Some(body), &lease), lease);
+        Self { source, record: Some(record), _in_flight: in_flight }
     }
 }
 
@@ -187,7 +216,14 @@ impl Body for Reply {
         let frame = match &mut this.source {
             Source::Own(body) => ready!(Pin::new(body).poll_frame(cx))
                 .map(|frame| frame.map_err(|never: Infallible| match never {})),
-            Source::Origin(body) => ready!(body.poll_frame(cx)),
+            Source::Origin(body, lease) => {
+                lease.progress().taken();
+                let frame = ready!(body.poll_frame(cx));
+                if frame.is_some() {
+                    lease.progress().given();
+                }
+                frame
+            }
         };
         if let Some(record) = &mut this.record {
             match &frame {
@@ -205,14 +241,29 @@ impl Body for Reply {
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Own(body) => body.is_end_stream(),
-            Source::Origin(body) => body.is_end_stream(),
+            Source::Origin(body, _) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Own(body) => body.size_hint(),
-            Source::Origin(body) => body.size_hint(),
+            Source::Origin(body, _) => body.size_hint(),
+        }
+    }
+}
+
+impl Drop for Reply {
+    /// A reply that was stopped from outside says why.
+    fn drop(&mut self) {
+        if let (Source::Origin(body, lease), Some(record)) = (&self.source, &mut self.record)
+            && !body.is_end_stream()
+        {
+            if lease.over().is_cancelled() {
+                record.cut();
+            } else if lease.progress().has_stalled() {
+                record.detail("the client stopped reading");
+            }
         }
     }
 }

@@ -11,18 +11,19 @@ use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::IntGauge;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::flow::Reason;
+use crate::places::Place;
 
 use super::guard::{Guard, Shared};
-use super::listener::Slot;
 use super::record::{About, Record};
 use super::tls::Certificate;
 use super::{Edge, dispatch, limits};
@@ -39,7 +40,9 @@ pub(super) struct Peer {
     /// The strict reading of an HTTP/1.1 connection.
     pub(super) strict: Option<Arc<Shared>>,
     pub(super) activity: Arc<Activity>,
-    _slot: Slot,
+    /// Closes the connection at once.
+    stop: CancellationToken,
+    _place: Place,
     _open: Open,
 }
 
@@ -86,7 +89,7 @@ impl Activity {
 }
 
 /// Serves a connection to its end.
-pub(super) async fn serve(edge: Arc<Edge>, stream: TcpStream, address: IpAddr, slot: Slot) {
+pub(super) async fn serve(edge: Arc<Edge>, stream: TcpStream, address: IpAddr, place: Place) {
     let loaded = edge.tls.loaded();
     let acceptor = TlsAcceptor::from(Arc::clone(&loaded.config));
     let refused = |cause: &str| edge.ctx.metrics.connections_refused.with_label_values(&[cause]).inc();
@@ -105,7 +108,15 @@ pub(super) async fn serve(edge: Arc<Edge>, stream: TcpStream, address: IpAddr, s
     let strict = (!http2).then(Arc::<Shared>::default);
     let activity = Arc::new(Activity::new());
     let open = Open::new(&edge.ctx.metrics.connections);
-    let peer = Arc::new(Peer { address, certificate, strict, activity, _slot: slot, _open: open });
+    let peer = Arc::new(Peer {
+        address,
+        certificate,
+        strict,
+        activity,
+        stop: CancellationToken::new(),
+        _place: place,
+        _open: open,
+    });
 
     let result = match peer.strict.clone() {
         Some(shared) => drive(&edge, &peer, http1(&edge, &peer, Guard::new(stream, shared))).await,
@@ -126,6 +137,35 @@ fn breaks_http2(error: &hyper::Error) -> bool {
     error.source().and_then(|source| source.downcast_ref::<h2::Error>()).is_some_and(h2::Error::is_library)
 }
 
+tokio::task_local! {
+    /// Resets the HTTP/2 stream whose request this task answers.
+    static STREAM: CancellationToken;
+}
+
+/// What stops the request that is being answered, whether its client reads or not: the reset of its HTTP/2 stream, or
+/// the end of its HTTP/1.1 connection.
+pub(super) fn stop(peer: &Peer) -> CancellationToken {
+    STREAM.try_with(CancellationToken::clone).unwrap_or_else(|_| peer.stop.clone())
+}
+
+/// Runs each HTTP/2 stream as a task that can be stopped. The library waits for a client's flow-control window without
+/// looking at the body, so nothing in the body could end the wait; a task that is dropped resets its stream.
+#[derive(Debug, Clone, Copy)]
+struct Streams;
+
+impl<F> hyper::rt::Executor<F> for Streams
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        tokio::spawn(STREAM.scope(stop, async move {
+            let _ = stopped.run_until_cancelled(stream).await;
+        }));
+    }
+}
+
 /// A connection that can be told to end in good order.
 trait Connection: Future<Output = hyper::Result<()>> {
     fn finish(self: Pin<&mut Self>);
@@ -138,6 +178,7 @@ async fn drive(edge: &Edge, peer: &Peer, connection: impl Connection) -> hyper::
     loop {
         tokio::select! {
             result = connection.as_mut() => return result,
+            () = peer.stop.cancelled() => return Ok(()),
             () = edge.shutdown.cancelled() => break,
             _ = look.tick() => if peer.activity.is_idle() { break },
         }
@@ -163,7 +204,7 @@ fn http2_connection(
     peer: &Arc<Peer>,
     stream: TlsStream<TcpStream>,
 ) -> impl Connection + use<> {
-    http2::Builder::new(TokioExecutor::new())
+    http2::Builder::new(Streams)
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits::H2_STREAMS)
         .max_pending_accept_reset_streams(limits::H2_RESETS)
@@ -210,7 +251,7 @@ where
     }
 }
 
-impl<S> Connection for http2::Connection<TokioIo<TlsStream<TcpStream>>, S, TokioExecutor>
+impl<S> Connection for http2::Connection<TokioIo<TlsStream<TcpStream>>, S, Streams>
 where
     S: hyper::service::Service<
             Request<Incoming>,

@@ -11,7 +11,6 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::config::Active;
@@ -21,11 +20,13 @@ use crate::portal::page::{self, PageFacts};
 use crate::portal::{PREFIX, Visit};
 
 use super::body::{InFlight, Reply, Upload};
-use super::connection::Peer;
+use super::connection::{Peer, stop};
 use super::identify::{Identity, Person, identify};
+use super::lasting::{Gone, Lease};
 use super::proxy::{self, ProxyError};
 use super::record::{About, Record};
 use super::request::{Asked, Misread, canonicalise};
+use super::shares::Holder;
 use super::strict::Violation;
 use super::{Edge, headers, limits, upgrade};
 
@@ -224,22 +225,33 @@ impl Call {
         }
         // What the library knows about the inner side of the client's connection is not for the origin's.
         head.extensions.clear();
-        let ended = person.map(|person| person.live.ended);
         if foreign {
             record.refused(Reason::ForeignOrigin);
             return self.refuse_record(StatusCode::FORBIDDEN, Reason::ForeignOrigin, record);
         }
+        let session = person.as_ref().map(|person| person.live.session.id);
+        let Some(share) = self.edge.shares.take(Holder::new(session, self.peer.address)) else {
+            record.refused(Reason::Throttled);
+            record.detail("too many requests of one login at a time");
+            return self.refuse_record(StatusCode::TOO_MANY_REQUESTS, Reason::Throttled, record);
+        };
+        let ends = (stop(&self.peer), self.edge.patience);
+        let address = self.peer.address;
+        let lease = Arc::new(Lease::new(&self.edge.ctx, permit, address, person.as_ref(), ends, share));
         if asked.websocket {
-            return upgrade::websocket(self, &asked, head, switch, permit, ended, record).await;
+            return upgrade::websocket(self, &asked, head, switch, permit, lease, record).await;
         }
-        let upload = Upload::new(body, ended.as_ref());
+        if head.headers.get(header::CONTENT_TYPE).is_some_and(is_conversation) {
+            lease.progress().converse();
+        }
+        let upload = Upload::new(body, &lease);
         let target = asked.target();
         let sending =
             proxy::proxy(&self.edge.upstreams, &self.edge.ctx.tunnels, permit, &target, head, upload);
-        match until(ended.as_ref(), sending).await {
-            Some(Ok(response)) => self.relay(response, ended.as_ref(), record),
-            Some(Err(error)) => self.failed(&error, record),
-            None => self.ended(record),
+        match lease.head(sending).await {
+            Ok(Ok(response)) => self.relay(response, lease, record),
+            Ok(Err(error)) => self.failed(&error, record),
+            Err(gone) => self.gone(gone, record),
         }
     }
 
@@ -247,7 +259,7 @@ impl Call {
     pub(super) fn relay(
         self,
         response: Response<Incoming>,
-        ended: Option<&CancellationToken>,
+        lease: Arc<Lease>,
         mut record: Record,
     ) -> Response<Reply> {
         let (mut head, body) = response.into_parts();
@@ -256,7 +268,7 @@ impl Call {
         if head.headers.get(header::CONTENT_TYPE).is_some_and(is_event_stream) {
             record.begin();
         }
-        let mut reply = Response::new(Reply::origin(body, ended, record, self.in_flight));
+        let mut reply = Response::new(Reply::origin(body, lease, record, self.in_flight));
         *reply.status_mut() = head.status;
         *reply.headers_mut() = head.headers;
         if self.closes {
@@ -276,16 +288,25 @@ impl Call {
             }
             _ => {
                 record.failed(reason);
-                if error.is_temporary() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::BAD_GATEWAY }
+                match error {
+                    ProxyError::Late => StatusCode::GATEWAY_TIMEOUT,
+                    error if error.is_temporary() => StatusCode::SERVICE_UNAVAILABLE,
+                    _ => StatusCode::BAD_GATEWAY,
+                }
             }
         };
         self.refuse_record(status, reason, record)
     }
 
-    /// The session ended before the origin answered.
-    pub(super) fn ended(self, mut record: Record) -> Response<Reply> {
-        record.cut();
-        self.refuse_record(StatusCode::FORBIDDEN, Reason::SessionEnded, record)
+    /// The origin did not answer while it could.
+    pub(super) fn gone(self, gone: Gone, mut record: Record) -> Response<Reply> {
+        match gone {
+            Gone::Over => {
+                record.cut();
+                self.refuse_record(StatusCode::FORBIDDEN, Reason::SessionEnded, record)
+            }
+            Gone::Late => self.failed(&ProxyError::Late, record),
+        }
     }
 
     fn refuse(self, status: StatusCode, reason: Reason, detail: impl std::fmt::Display) -> Response<Reply> {
@@ -312,7 +333,9 @@ impl Call {
             application: about.application.as_ref().map(|application| application.name.as_str()),
             host: about.host.as_ref(),
             person,
-            retry_after: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(page::SOON),
+            retry_after: (status == StatusCode::SERVICE_UNAVAILABLE
+                || status == StatusCode::TOO_MANY_REQUESTS)
+                .then_some(page::SOON),
             ..PageFacts::new(status, reason, about.ray, &accept)
         });
         self.own(reply, Some(record))
@@ -338,23 +361,17 @@ impl Call {
     }
 }
 
-/// Runs until the session ends.
-pub(super) async fn until<T>(
-    ended: Option<&CancellationToken>,
-    future: impl Future<Output = T>,
-) -> Option<T> {
-    match ended {
-        Some(ended) => ended.run_until_cancelled(future).await,
-        None => Some(future.await),
-    }
-}
-
 fn is_portal(path: &str) -> bool {
     path.starts_with(PREFIX) || path == PREFIX.trim_end_matches('/')
 }
 
 fn is_event_stream(value: &HeaderValue) -> bool {
     value.as_bytes().get(..17).is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"))
+}
+
+/// gRPC, where either side may be silent for as long as it likes.
+fn is_conversation(value: &HeaderValue) -> bool {
+    value.as_bytes().get(..16).is_some_and(|kind| kind.eq_ignore_ascii_case(b"application/grpc"))
 }
 
 fn close(headers: &mut HeaderMap) {

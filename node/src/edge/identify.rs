@@ -29,6 +29,8 @@ pub(super) struct Person {
     pub(super) live: LiveSession,
     /// The token that proved it: the assertion for this application.
     pub(super) assertion: String,
+    /// When that token ends.
+    pub(super) expires_at: UnixTime,
 }
 
 /// Finds the person behind a request to the application `aud` on `host`.
@@ -46,7 +48,9 @@ pub(super) fn identify(
     let mut nearest = Reason::NoSession;
     for token in cookie::read_all(headers, cookie::AUTHORIZATION) {
         match prove(token, aud, &bound, tokens, sessions, now) {
-            Ok(live) => return Identity::Person(Person { live, assertion: token.to_owned() }),
+            Ok((live, expires_at)) => {
+                return Identity::Person(Person { live, assertion: token.to_owned(), expires_at });
+            }
             Err(reason) if nearness(reason) > nearness(nearest) => nearest = reason,
             Err(_) => {}
         }
@@ -61,7 +65,7 @@ fn prove(
     tokens: &Tokens,
     sessions: &Sessions,
     now: UnixTime,
-) -> Result<LiveSession, Reason> {
+) -> Result<(LiveSession, UnixTime), Reason> {
     let claims = tokens.verify(token, Kind::Application(aud), now).map_err(|error| match error {
         TokenError::Time => Reason::SessionEnded,
         _ => Reason::BadToken,
@@ -69,7 +73,8 @@ fn prove(
     if !bound.contains(&claims.identity_nonce) {
         return Err(Reason::BadBinding);
     }
-    sessions.get(claims.identity_nonce, now).ok_or(Reason::SessionEnded)
+    let live = sessions.get(claims.identity_nonce, now).ok_or(Reason::SessionEnded)?;
+    Ok((live, UnixTime(claims.exp)))
 }
 
 /// Of several tokens, the reason of the one that came furthest is told.

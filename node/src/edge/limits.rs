@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-/// Open connections of all clients together. Each may hold one or more file descriptors towards origins too.
-pub(super) const CONNECTIONS: usize = 8192;
-/// Open connections of one client network (an IPv4 /24 or an IPv6 /56): room for an office behind one address.
-pub(super) const CONNECTIONS_PER_NETWORK: usize = 512;
+use crate::places::Limits;
+
+/// Open connections. Each may hold one or more file descriptors towards origins too. A network has room for an office
+/// behind one address; six regions full of strangers take all that strangers get; a quarter is for known networks.
+pub(super) const CONNECTIONS: Limits = Limits { all: 8192, reserved: 2048, network: 512, region: 1024 };
 
 /// A TLS handshake ends within this time or the connection does.
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -13,6 +14,12 @@ pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
 pub(super) const HEAD: Duration = Duration::from_secs(10);
 /// A request body may pause this long.
 pub(super) const BODY_PAUSE: Duration = Duration::from_secs(60);
+/// A reader that takes nothing of a reply for this long is gone; the pause of an origin does not count.
+pub(super) const REPLY_PAUSE: Duration = Duration::from_secs(120);
+/// From the last byte of a request to the head of the origin's response.
+pub(super) const ORIGIN_HEAD: Duration = Duration::from_secs(120);
+/// When a request may go on no more, its bodies end by themselves within this time, or their stream is reset.
+pub(super) const CUT_GRACE: Duration = Duration::from_millis(400);
 /// After the last answer of a connection the client is still sending on: it has this long to notice.
 pub(super) const LINGER: Duration = Duration::from_secs(5);
 /// A connection without any request in flight is closed after this time.
@@ -57,9 +64,30 @@ pub(super) const ORIGIN_IDLE: usize = 64;
 pub(super) const ORIGIN_IDLE_TIME: Duration = Duration::from_secs(30);
 /// Connections to the origin of one application that carry a request at a time.
 pub(super) const ORIGIN_BUSY: usize = 4096;
+/// Requests that one login has at its origins at a time, WebSockets included: three HTTP/2 connections' worth.
+pub(super) const SESSION_STREAMS: usize = 384;
+/// The same for everybody in one network whom a bypass lets through.
+pub(super) const ANONYMOUS_STREAMS: usize = 1024;
 /// Head of an origin's response.
 pub(super) const ORIGIN_HEAD_BYTES: usize = 64 * 1024;
 pub(super) const ORIGIN_HEAD_FIELDS: usize = 256;
 pub(super) const ORIGIN_H2_HEADERS: u32 = 64 * 1024;
 /// Flow-control window of a connection to an HTTP/2 origin, which many clients share.
 pub(super) const ORIGIN_H2_WINDOW: u32 = 8 * 1024 * 1024;
+
+/// How long the edge waits for the parts of an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// For the head of an origin's response, once the origin has the request.
+    pub head: Duration,
+    /// For the next part of a request's body, until the origin has answered.
+    pub upload_pause: Duration,
+    /// For a client to take what it was given of a reply.
+    pub reply_pause: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { head: ORIGIN_HEAD, upload_pause: BODY_PAUSE, reply_pause: REPLY_PAUSE }
+    }
+}

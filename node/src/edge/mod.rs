@@ -24,6 +24,7 @@ mod origin_tls;
 mod proxy;
 mod record;
 mod request;
+mod shares;
 mod strict;
 mod tls;
 mod upgrade;
@@ -38,8 +39,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::context::Context;
+use crate::places::Places;
 use crate::portal::Portal;
 
+pub use limits::Patience;
 pub use origin_tls::{OriginTlsError, check as check_origin_tls};
 pub use tls::{Tls, TlsError};
 
@@ -52,7 +55,9 @@ struct Edge {
     portal: Arc<Portal>,
     tls: Tls,
     upstreams: upstream::Upstreams,
-    slots: Arc<listener::Slots>,
+    places: Places,
+    shares: Arc<shares::Shares>,
+    patience: Patience,
     tasks: TaskTracker,
     /// No new requests.
     shutdown: CancellationToken,
@@ -67,13 +72,16 @@ pub async fn serve(
     tls: Tls,
     listeners: Vec<std::net::TcpListener>,
     shutdown: CancellationToken,
+    patience: Patience,
 ) {
     let edge = Arc::new(Edge {
         ctx,
         portal,
         upstreams: upstream::Upstreams::new(tls.system_roots()),
         tls,
-        slots: Arc::default(),
+        places: Places::new(limits::CONNECTIONS),
+        shares: Arc::default(),
+        patience,
         tasks: TaskTracker::new(),
         shutdown,
         cut: CancellationToken::new(),

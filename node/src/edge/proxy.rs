@@ -4,6 +4,8 @@
 //! from the pool breaks before the first byte of the response, a request without a body whose method is safe (RFC
 //! 9110 §9.2.1) is sent once more on a new one; anything else is a 502. A POST is never replayed.
 
+use std::sync::Arc;
+
 use http::request::Parts;
 use http::{Method, Request, Response, Uri, Version};
 use http_body::Body as _;
@@ -14,6 +16,7 @@ use crate::policy::Permit;
 use crate::tunnel::{OpenError, Registry};
 
 use super::body::{Broken, Upload};
+use super::lasting::Lease;
 use super::upstream::{ConnectError, Line, Upstream, Upstreams};
 
 /// Why there is no response. None of them names the origin's address.
@@ -31,6 +34,8 @@ pub(super) enum ProxyError {
     NoUpgrade,
     #[error("the application answered with another protocol")]
     Protocol,
+    #[error("the application did not answer in time")]
+    Late,
 }
 
 impl ProxyError {
@@ -38,7 +43,9 @@ impl ProxyError {
         match self {
             Self::Connect(ConnectError::Open(error)) => error.reason(),
             Self::Body => Reason::BadRequest,
-            Self::Connect(_) | Self::NoResponse | Self::NoUpgrade | Self::Protocol => Reason::OriginDown,
+            Self::Connect(_) | Self::NoResponse | Self::NoUpgrade | Self::Protocol | Self::Late => {
+                Reason::OriginDown
+            }
             Self::Request(_) => Reason::Internal,
         }
     }
@@ -53,7 +60,8 @@ impl ProxyError {
             | Self::Body
             | Self::Request(_)
             | Self::NoUpgrade
-            | Self::Protocol => false,
+            | Self::Protocol
+            | Self::Late => false,
         }
     }
 }
@@ -69,7 +77,7 @@ pub(super) async fn proxy(
     body: Upload,
 ) -> Result<Response<Incoming>, ProxyError> {
     let upstream = upstreams.of(permit.application()).map_err(ConnectError::from)?;
-    let broken = body.broken();
+    let (broken, lease) = (body.broken(), Arc::clone(body.lease()));
     let safe = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS) && body.is_end_stream();
     let again = safe.then(|| head.clone());
     let request = Request::from_parts(head, body);
@@ -82,7 +90,7 @@ pub(super) async fn proxy(
             Err(Unsent { request: None }) => match again {
                 Some(_) if broken.is_set() => return Err(ProxyError::Body),
                 Some(head) => {
-                    let body = Upload::empty();
+                    let body = Upload::empty(&lease);
                     request = addressed(Request::from_parts(head, body), &upstream, target, permit)?;
                 }
                 None => return Err(no_response(&broken)),
@@ -103,18 +111,19 @@ pub(super) async fn upgrade(
     permit: &Permit,
     target: &str,
     head: Parts,
+    lease: &Arc<Lease>,
 ) -> Result<Response<Incoming>, ProxyError> {
     let upstream = upstreams.of(permit.application()).map_err(ConnectError::from)?;
     if upstream.origin().scheme.is_http2() {
         return Err(ProxyError::NoUpgrade);
     }
-    let request = addressed(Request::from_parts(head, Upload::empty()), &upstream, target, permit)?;
+    let request = addressed(Request::from_parts(head, Upload::empty(lease)), &upstream, target, permit)?;
     let mut line = upstream.connect(permit, registry).await?;
     line.send(request).await.map_err(|_| ProxyError::NoResponse)
 }
 
 fn answered(
-    upstream: &std::sync::Arc<Upstream>,
+    upstream: &Arc<Upstream>,
     line: Line,
     response: Response<Incoming>,
 ) -> Result<Response<Incoming>, ProxyError> {

@@ -13,13 +13,12 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 use crate::policy::Permit;
 
 use super::body::Reply;
-use super::dispatch::{Call, until};
-use super::lasting::withdrawn;
+use super::dispatch::Call;
+use super::lasting::Lease;
 use super::proxy::{self, ProxyError};
 use super::record::Record;
 use super::request::Asked;
@@ -45,27 +44,27 @@ pub(super) fn is_own_origin(headers: &HeaderMap, public_host: &str, permit: &Per
     listed.chain([&own]).any(|allowed| origin.eq_ignore_ascii_case(allowed.as_bytes()))
 }
 
-/// Opens a WebSocket to the origin and carries it until one side or the session ends.
+/// Opens a WebSocket to the origin and carries it until one side ends or the lease is over.
 pub(super) async fn websocket(
     call: Call,
     asked: &Asked,
     mut head: Parts,
     switch: OnUpgrade,
     permit: &Permit,
-    ended: Option<CancellationToken>,
+    lease: Arc<Lease>,
     mut record: Record,
 ) -> Response<Reply> {
     mark(&mut head.headers);
     let target = asked.target();
     let edge = Arc::clone(&call.edge);
-    let opening = proxy::upgrade(&edge.upstreams, &edge.ctx.tunnels, permit, &target, head);
-    let mut response = match until(ended.as_ref(), opening).await {
-        Some(Ok(response)) => response,
-        Some(Err(error)) => return call.failed(&error, record),
-        None => return call.ended(record),
+    let opening = proxy::upgrade(&edge.upstreams, &edge.ctx.tunnels, permit, &target, head, &lease);
+    let mut response = match lease.head(opening).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => return call.failed(&error, record),
+        Err(gone) => return call.gone(gone, record),
     };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return call.relay(response, ended.as_ref(), record);
+        return call.relay(response, lease, record);
     }
     let websocket = response.headers().get(header::UPGRADE);
     if !websocket.is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket")) {
@@ -76,7 +75,6 @@ pub(super) async fn websocket(
     record.begin();
     let peer = Arc::clone(&call.peer);
     let cut = edge.cut.clone();
-    let (context, permit) = (Arc::clone(&edge.ctx), permit.clone());
     edge.tasks.spawn(async move {
         // The place of the connection is taken as long as the WebSocket lives: `peer` holds it.
         let carried = AtomicU64::new(0);
@@ -88,10 +86,11 @@ pub(super) async fn websocket(
             }
         };
         tokio::select! {
-            done = until(ended.as_ref(), carry) => if done.is_none() { record.cut() },
-            () = withdrawn(&context, &permit, peer.address) => record.cut(),
+            () = carry => {}
+            () = lease.over().cancelled() => record.cut(),
             () = cut.cancelled() => {}
         }
+        drop(peer);
         record.count(carried.load(Ordering::Relaxed));
     });
     call.switched(response.headers_mut())

@@ -1,39 +1,33 @@
 //! Local users: a name and a password in the node's own store.
 //!
 //! Known and unknown names answer and time alike: both are looked up, both verify one argon2id hash of the same cost.
-//! Hashing is memory-hard on purpose, so only a few run at a time, off the runtime's threads.
+//! Hashing is memory-hard on purpose, so only a few run at a time, off the runtime's threads; who has a turn of their
+//! own is in [`super::turns`].
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use crate::flow::PersonId;
 use crate::store::Store;
 
 use super::throttle::{Attempt, Throttle};
+use super::turns::{Lane, Turns};
 use super::{Authenticated, LoginError, password};
 
-/// Passwords hashed at the same time.
-const CONCURRENT: usize = 2;
 /// How long an attempt waits for its turn before it is told to come again.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Verifies passwords.
 pub struct LocalLogin {
-    turns: Arc<Semaphore>,
+    turns: Turns,
     throttle: Throttle,
     started: Instant,
 }
 
 impl Default for LocalLogin {
     fn default() -> Self {
-        Self {
-            turns: Arc::new(Semaphore::new(CONCURRENT)),
-            throttle: Throttle::default(),
-            started: Instant::now(),
-        }
+        Self { turns: Turns::default(), throttle: Throttle::default(), started: Instant::now() }
     }
 }
 
@@ -52,7 +46,7 @@ impl LocalLogin {
         if password.len() > password::LIMIT {
             return Err(LoginError::BadCredentials);
         }
-        let turn = tokio::time::timeout(PATIENCE, Arc::clone(&self.turns).acquire_owned())
+        let turn = tokio::time::timeout(PATIENCE, self.turns.wait(Lane::of(attempt)))
             .await
             .map_err(|_| LoginError::Throttled { retry_after: PATIENCE })?
             .map_err(|error| LoginError::Internal(error.to_string()))?;
@@ -89,6 +83,51 @@ mod tests {
     use crate::flow::UnixTime;
     use crate::store::User;
 
+    /// Strangers who guess from everywhere, more than can be hashed, keep nobody out who was here before.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_flood_of_guesses_does_not_keep_known_people_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let user = User {
+            name: "ann".into(),
+            email: "ann@example.com".parse().unwrap(),
+            groups: vec![],
+            password_hash: password::hash("correct horse").unwrap(),
+            created_at: UnixTime(0),
+        };
+        store.add_user(user).await.unwrap();
+        let local = std::sync::Arc::new(LocalLogin::default());
+        // Guesses at her account too, until it is throttled.
+        for number in 0..20 {
+            let address = [198, 51, number, 1].into();
+            let attempt = Attempt { account: "ann", address, known_browser: None, known_network: false };
+            let _ = local.throttle.charge(attempt, Duration::ZERO);
+        }
+        let flood: Vec<_> = (0..=255_u8)
+            .map(|number| {
+                let (local, store) = (std::sync::Arc::clone(&local), store.clone());
+                tokio::spawn(async move {
+                    let account = format!("user{number}");
+                    let address = [203, 0, number, 1].into();
+                    let attempt =
+                        Attempt { account: &account, address, known_browser: None, known_network: false };
+                    local.login(&store, "local", attempt, Zeroizing::new("a guess".into())).await
+                })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let log_in = async |known_browser, known_network| {
+            let address = [192, 0, 2, 1].into();
+            let attempt = Attempt { account: "ann", address, known_browser, known_network };
+            local.login(&store, "local", attempt, Zeroizing::new("correct horse".into())).await
+        };
+        assert!(log_in(Some(b"laptop".as_slice()), false).await.is_ok(), "a known browser");
+        assert!(log_in(None, true).await.is_ok(), "a known network");
+        assert!(flood.iter().any(|guess| !guess.is_finished()), "the flood was over before");
+        assert!(matches!(log_in(None, false).await, Err(LoginError::Throttled { .. })), "a stranger waits");
+        flood.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
     /// Unknown names must not answer faster: the shortest of several times is compared, which load only lengthens.
     #[tokio::test]
     async fn known_and_unknown_users_take_as_long() {
@@ -106,7 +145,12 @@ mod tests {
         let mut shortest = [Duration::MAX; 2];
         for _ in 0..6 {
             for (shortest, account) in shortest.iter_mut().zip(["ann", "nobody"]) {
-                let attempt = Attempt { account, address: [192, 0, 2, 1].into(), known_browser: None };
+                let attempt = Attempt {
+                    account,
+                    address: [192, 0, 2, 1].into(),
+                    known_browser: None,
+                    known_network: false,
+                };
                 let begun = Instant::now();
                 let answer =
                     local.login(&store, "local", attempt, Zeroizing::new("wrong password".into())).await;

@@ -7,6 +7,7 @@ pub mod local;
 pub mod oidc;
 pub mod password;
 pub mod throttle;
+pub mod turns;
 
 use std::time::Duration;
 

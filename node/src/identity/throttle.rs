@@ -2,7 +2,8 @@
 //!
 //! An attempt is charged before the password is looked at and refunded when it was right, so only failures count and
 //! attempts in parallel gain nothing. Buckets refill by themselves: nobody is locked out for good. A browser that has
-//! logged in before pays from a bucket of its own, so strangers who try names cannot keep its owner out.
+//! logged in before pays from a bucket of its own, and so does an account that is tried from a network with a recent
+//! login, so strangers who try names cannot keep their owners out.
 //!
 //! The tables have a fixed number of slots, indexed by a keyed hash: strangers can allocate nothing, and whoever
 //! shares a slot by chance shares its budget.
@@ -27,6 +28,8 @@ pub struct Attempt<'a> {
     pub address: IpAddr,
     /// Identifier of a browser that has proven to know this account's password before.
     pub known_browser: Option<&'a [u8]>,
+    /// Whether somebody has lately logged in from the network of `address`.
+    pub known_network: bool,
 }
 
 /// The buckets of all accounts and networks. Times are since any fixed moment.
@@ -79,7 +82,14 @@ impl Throttle {
         let account = attempt.account.to_ascii_lowercase();
         match attempt.known_browser {
             Some(browser) => (self.key.hash_one((account, browser)), None),
-            None => (self.key.hash_one(account), Some(self.key.hash_one(prefix(attempt.address)))),
+            None => {
+                let network = prefix(attempt.address);
+                let account = match attempt.known_network {
+                    true => self.key.hash_one((account, network)),
+                    false => self.key.hash_one(account),
+                };
+                (account, Some(self.key.hash_one(network)))
+            }
         }
     }
 }
@@ -159,7 +169,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn attempt<'a>(account: &'a str, address: &str) -> Attempt<'a> {
-        Attempt { account, address: address.parse().unwrap(), known_browser: None }
+        Attempt { account, address: address.parse().unwrap(), known_browser: None, known_network: false }
     }
 
     #[test]
@@ -224,6 +234,20 @@ mod tests {
             assert_eq!(throttle.charge(known, Duration::ZERO), Ok(()));
         }
         assert!(throttle.charge(known, Duration::ZERO).is_err());
+    }
+
+    #[test]
+    fn strangers_cannot_keep_a_known_network_out() {
+        let throttle = Throttle::default();
+        for number in 0..200_u8 {
+            let _ = throttle.charge(attempt("ann", &format!("198.51.{number}.1")), Duration::ZERO);
+        }
+        let known = Attempt { known_network: true, ..attempt("ann", "192.0.2.1") };
+        for _ in 0..10 {
+            assert_eq!(throttle.charge(known, Duration::ZERO), Ok(()));
+        }
+        assert!(throttle.charge(known, Duration::ZERO).is_err());
+        assert!(throttle.charge(attempt("ann", "192.0.2.1"), Duration::ZERO).is_err());
     }
 
     proptest! {

@@ -128,6 +128,7 @@ impl Call<'_> {
             account: username,
             address: self.visit.address,
             known_browser: known.as_ref().map(<[u8; 16]>::as_slice),
+            known_network: self.context.recent.contains(self.visit.address, self.now),
         };
         let password = Zeroizing::new(form.one("password").unwrap_or_default().to_owned());
         let login = self.portal.local.login(&self.context.store, &local.name, attempt, password).await;
@@ -228,6 +229,8 @@ impl Call<'_> {
                 return self.failed(&LoginError::Internal(error), &provider, target);
             }
         };
+        let who = live.session.person.to_string();
+        self.context.recent.remember(&who, live.session.address, self.now);
         let (mut response, event) = match target {
             Some(target) => self.hand_over(target, &live, by_form).await,
             None => (

@@ -20,15 +20,16 @@ use crate::clock;
 use crate::config::{Active, Config};
 use crate::context::Context;
 use crate::edge;
-use crate::event::{Action, Event, Events, FileTarget, install_panic_hook, open_log};
+use crate::event::{Action, Event, Events, FileTarget, install_panic_hook, log_before, open_log};
 use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::ops;
 use crate::portal::Portal;
 use crate::privilege;
+use crate::recent::Recent;
 use crate::seal::Seal;
 use crate::session::Sessions;
-use crate::store::Store;
+use crate::store::{SessionFilter, Store};
 use crate::token::Tokens;
 use crate::tunnel;
 use crate::tunnel::wire::Authority;
@@ -139,7 +140,9 @@ fn open_gate(config: &Config) -> anyhow::Result<Option<Gate>> {
 fn prepare_files(config: &Config) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.node.state).with_context(|| config.node.state.display().to_string())?;
     if let Some(FileTarget::Path(path)) = &config.events.file {
-        open_log(path).context("the event log cannot be opened")?;
+        for path in [path.clone(), log_before(path)] {
+            open_log(&path).context("the event log cannot be opened")?;
+        }
     }
     Ok(())
 }
@@ -155,8 +158,8 @@ fn paths(config: &Config, path: &Path) -> privilege::Paths {
         .chain(config.applications.iter().map(|a| a.origin.ca.as_deref().and_then(directory)))
         .flatten();
     let log = match &config.events.file {
-        Some(FileTarget::Path(path)) => Some(path.clone()),
-        Some(FileTarget::Stdout) | None => None,
+        Some(FileTarget::Path(path)) => vec![path.clone(), log_before(path)],
+        Some(FileTarget::Stdout) | None => vec![],
     };
     privilege::Paths {
         read: directory(path).into_iter().chain(named).collect(),
@@ -188,7 +191,12 @@ async fn serve(
     let active = Arc::new(Active::new(config));
     tunnels.configure(&active.policies);
     let (publish, active) = watch::channel(active);
-    let context = Arc::new(Context { active, store, sessions, tokens, seal, events, metrics, tunnels });
+    let recent = Recent::default();
+    for session in sessions.matching(&SessionFilter::All, now).await? {
+        recent.remember(&session.person.to_string(), session.address, session.created_at);
+    }
+    let context =
+        Arc::new(Context { active, store, sessions, tokens, seal, events, metrics, tunnels, recent });
     let service = Arc::new(admin::service::Service {
         store: context.store.clone(),
         sessions: context.sessions.clone(),
@@ -218,12 +226,19 @@ async fn serve(
         registry: Arc::clone(&context.tunnels),
         datagrams,
         gate: control,
+        recent: context.recent.clone(),
     };
     // Later than the edge: what it still serves may need a stream to its origin.
     let tunnel_shutdown = CancellationToken::new();
     let mut tunnel = tokio::spawn(tunnel::node::serve(connectors, sockets.tunnels, tunnel_shutdown.clone()));
-    let mut edge =
-        tokio::spawn(edge::serve(Arc::clone(&context), portal, tls, sockets.browsers, shutdown.clone()));
+    let mut edge = tokio::spawn(edge::serve(
+        Arc::clone(&context),
+        portal,
+        tls,
+        sockets.browsers,
+        shutdown.clone(),
+        edge::Patience::default(),
+    ));
 
     context.events.emit(Event::new(Action::Start, true).detail(env!("CARGO_PKG_VERSION")));
     health.up();
@@ -269,7 +284,10 @@ async fn tend(context: Arc<Context>, shutdown: CancellationToken) {
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            _ = second.tick() => context.sessions.expire(clock::now()),
+            _ = second.tick() => {
+                context.sessions.expire(clock::now());
+                context.recent.expire(clock::now());
+            }
             _ = hour.tick() => match context.tokens.rotate_if_due(clock::now()).await {
                 Ok(true) => {
                     let event = Event::new(Action::Admin, true).detail("keys rotate: a new key is published");

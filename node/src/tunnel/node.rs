@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use crate::clock;
 use crate::event::Events;
 use crate::gate::{Control, DatagramGate};
+use crate::recent::Recent;
 use crate::store::{Store, StoreError};
 
 use super::admission::{Admission, Places};
@@ -53,6 +54,8 @@ pub struct NodeTunnel {
     pub datagrams: Option<DatagramGate>,
     /// Is told who may pass; absent where there is no gate.
     pub gate: Option<Control>,
+    /// Networks to serve first; connectors are remembered there too.
+    pub recent: Recent,
 }
 
 /// Why the node cannot serve tunnels.
@@ -149,7 +152,8 @@ async fn accept(
         };
         let Some(incoming) = incoming else { return };
         let address = incoming.remote_address().ip();
-        match places.admit(address, incoming.remote_address_validated()) {
+        let known = node.recent.contains(address, clock::now());
+        match places.admit(address, incoming.remote_address_validated(), known) {
             Admission::Accept(place) => {
                 peers.spawn(serve_peer(node.clone(), incoming, local, place, shutdown.clone()));
             }

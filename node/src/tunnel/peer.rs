@@ -17,9 +17,9 @@ use tracing::{debug, info, warn};
 use crate::clock;
 use crate::event::{Action, Event};
 use crate::flow::Reason;
+use crate::places::Place;
 use crate::store::{Store, StoreError};
 
-use super::admission::Place;
 use super::control::{self, ControlError, FrameReader};
 use super::identity::KeyHash;
 use super::node::{DRAIN_TIMEOUT, NodeTunnel, PARTING_TIMEOUT};
@@ -78,11 +78,17 @@ pub(super) async fn serve_peer(
         Ok(Ended::Shutdown) | Err(_) => {}
     }
     if let Some(Service { link, since, .. }) = &service {
+        remember(&node, &link.connector, address);
         info!(connector = %link.connector, %address, "a connector is gone");
         log(Event::new(Action::Disconnect, true)
             .connector(link.connector.as_str())
             .duration(since.elapsed()));
     }
+}
+
+/// Where an enrolled connector is, it may come back when strangers flood.
+fn remember(node: &NodeTunnel, connector: &ConnectorName, address: IpAddr) {
+    node.recent.remember(&format!("connector:{}", connector.as_str()), address, clock::now());
 }
 
 const fn reason(refusal: Refusal) -> Reason {
@@ -192,6 +198,7 @@ impl<'a> Peer<'a> {
                         }
                         NodeAction::Register(connector) => match self.register(&connector).await {
                             Ok((registered, of_connector)) => {
+                                remember(self.node, &connector, self.address);
                                 *service = Some(registered);
                                 origins = Some(of_connector);
                                 place.take();

@@ -10,12 +10,13 @@ use std::time::Duration;
 use portcullis::clock;
 use portcullis::config::{Active, Config};
 use portcullis::context::Context;
-use portcullis::edge;
+use portcullis::edge::{self, Patience};
 use portcullis::event::{EventSettings, Events};
 use portcullis::flow::{Facts, Host, PersonId, Session};
 use portcullis::metrics::Metrics;
 use portcullis::policy::{Decision, decide};
 use portcullis::portal::Portal;
+use portcullis::recent::Recent;
 use portcullis::seal::Seal;
 use portcullis::session::{LiveSession, Sessions};
 use portcullis::store::{EventFilter, SessionFilter, Store};
@@ -76,6 +77,11 @@ impl Node {
 
     /// The same with more configuration.
     pub async fn start_with(origin: Origin, more: &str) -> Self {
+        Self::start_patient(origin, more, Patience::default()).await
+    }
+
+    /// The same with other waiting times.
+    pub async fn start_patient(origin: Origin, more: &str, patience: Patience) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let ca = Ca::new("edge tests").unwrap();
@@ -100,7 +106,9 @@ impl Node {
         let active = Arc::new(Active::new(config));
         let tunnels = Arc::new(Registry::default());
         let (publish, active) = watch::channel(active);
-        let context = Arc::new(Context { active, store, sessions, tokens, seal, events, metrics, tunnels });
+        let recent = Recent::default();
+        let context =
+            Arc::new(Context { active, store, sessions, tokens, seal, events, metrics, tunnels, recent });
 
         let listen = |address: SocketAddr| {
             let listener = TcpListener::bind(address).unwrap();
@@ -117,6 +125,7 @@ impl Node {
             tls.clone(),
             vec![listener, dual_stack_listener],
             shutdown.clone(),
+            patience,
         ));
         Self {
             context,

@@ -15,7 +15,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use portcullis::config::Active;
+use portcullis::config::{Active, Config};
 use portcullis::policy::Action;
 
 use crate::node::{Ann, Node, SOON, WIKI, read_to_end, status};
@@ -108,6 +108,132 @@ async fn a_websocket_lives_as_long_as_the_session_of_its_policy() {
     assert!(timeout(SOON, socket.next()).await.unwrap().unwrap().unwrap().is_text());
     let cut = timeout(Duration::from_secs(5), async { while let Some(Ok(_)) = socket.next().await {} }).await;
     assert!(cut.is_ok(), "the WebSocket goes on");
+}
+
+/// Puts policies into force that differ from those before.
+fn reload(node: &Node, change: impl FnOnce(&mut Config)) {
+    let mut config = node.context.active().config.clone();
+    change(&mut config);
+    node.publish.send_replace(Arc::new(Active::new(config)));
+}
+
+fn block_everybody(config: &mut Config) {
+    for policy in &mut config.policies {
+        policy.action = Action::Block;
+    }
+}
+
+fn session_of_policies(seconds: Option<u64>) -> impl FnOnce(&mut Config) {
+    move |config| {
+        for policy in &mut config.policies {
+            policy.session = seconds.map(Duration::from_secs);
+        }
+    }
+}
+
+/// Event streams over both versions of HTTP, read until they are cut; neither may look complete.
+async fn event_streams(
+    node: &Node,
+    ann: &Ann,
+) -> (impl Future<Output = ()> + use<>, impl Future<Output = ()> + use<>) {
+    let mut one = node.connect(WIKI, &[]).await;
+    let request = format!("GET /events HTTP/1.1\r\nHost: {WIKI}\r\nCookie: {}\r\n\r\n", ann.cookies());
+    one.write_all(request.as_bytes()).await.unwrap();
+    assert_eq!(status(&head(&mut one).await), 200);
+    let mut two = http2(node, ann, "/events").await;
+    let one = async move {
+        let text = read_to_end(&mut one).await;
+        assert!(!text.contains("\r\n0\r\n\r\n"), "the stream must not look complete: {text}");
+    };
+    let two = async move {
+        while let Some(frame) = two.body_mut().frame().await {
+            if frame.is_err() {
+                return;
+            }
+        }
+        panic!("the stream ended as if it were complete");
+    };
+    (one, two)
+}
+
+/// One request on an HTTP/2 connection of its own.
+async fn http2(node: &Node, ann: &Ann, path: &str) -> http::Response<hyper::body::Incoming> {
+    let stream = node.connect(WIKI, &["h2"]).await;
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .uri(format!("https://{WIKI}{path}"))
+        .header("cookie", ann.cookies())
+        .body(Empty::<Bytes>::new())
+        .unwrap();
+    sender.send_request(request).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn event_streams_end_when_a_reload_withdraws_what_allowed_them() {
+    let node = Node::start().await;
+    let ann = node.log_in(WIKI).await;
+    let (one, two) = event_streams(&node, &ann).await;
+    let (one, two) = (tokio::spawn(one), tokio::spawn(two));
+    reload(&node, |_| {});
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(
+        !one.is_finished() && !two.is_finished(),
+        "a reload that changes nothing for her disturbs nothing"
+    );
+    reload(&node, block_everybody);
+    timeout(CUT, async { tokio::try_join!(one, two).unwrap() }).await.expect("cut");
+    let events = node.wait_for_events(4).await;
+    let cut = events.iter().filter(|event| event["action"] == "disconnect").map(|event| &event["reason"]);
+    assert_eq!(cut.collect::<Vec<_>>(), ["session_ended", "session_ended"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn event_streams_live_as_long_as_the_session_of_their_policy() {
+    let node = Node::start().await;
+    let ann = node.log_in(WIKI).await;
+    reload(&node, session_of_policies(Some(2)));
+    let (one, two) = event_streams(&node, &ann).await;
+    let started = Instant::now();
+    timeout(SOON, async { tokio::join!(one, two) }).await.expect("cut");
+    let lasted = started.elapsed();
+    assert!(lasted > Duration::from_millis(500) && lasted < Duration::from_millis(3500), "{lasted:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn event_streams_do_not_outlive_the_token_they_were_opened_with() {
+    let node = Node::start().await;
+    reload(&node, session_of_policies(Some(2)));
+    let ann = node.log_in(WIKI).await;
+    reload(&node, session_of_policies(None));
+    let (one, two) = event_streams(&node, &ann).await;
+    timeout(Duration::from_millis(3500), async { tokio::join!(one, two) }).await.expect("cut");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_stops_downloads_that_nobody_reads() {
+    let node = Node::start().await;
+    let ann = node.log_in(WIKI).await;
+    let mut one = node.connect(WIKI, &[]).await;
+    let request =
+        format!("GET /download/1000000000 HTTP/1.1\r\nHost: {WIKI}\r\nCookie: {}\r\n\r\n", ann.cookies());
+    one.write_all(request.as_bytes()).await.unwrap();
+    let two = http2(&node, &ann, "/download/1000000000").await;
+    // Windows and buffers are full by then, and stay so.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(node.origin.open_connections(), 2);
+    reload(&node, block_everybody);
+    let gone = async {
+        while node.origin.open_connections() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(CUT, gone).await.expect("the origin's connections are gone");
+    let events = node.wait_for_events(4).await;
+    let cut = events.iter().filter(|event| event["reason"] == "session_ended").count();
+    assert_eq!(cut, 2, "{events:#?}");
+    drop((one, two));
 }
 
 #[tokio::test(flavor = "multi_thread")]

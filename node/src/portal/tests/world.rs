@@ -113,6 +113,7 @@ impl World {
             events: Events::start(settings, store, Arc::clone(&metrics)).unwrap(),
             metrics,
             tunnels: Arc::default(),
+            recent: crate::recent::Recent::default(),
         });
         Self { portal: Portal::new(Arc::clone(&context)), context, reload, _directory: directory }
     }

@@ -21,6 +21,7 @@ use crate::flow::{
 };
 use crate::metrics::Metrics;
 use crate::policy::{Action, Decision, Permit, Policy, PolicySet, Rule, Selector, decide};
+use crate::recent::Recent;
 use crate::store::Store;
 use crate::tunnel::connector::{self, ConnectorConfig, ConnectorError};
 use crate::tunnel::enrolment::{self, EnrolmentToken};
@@ -190,7 +191,14 @@ fn node(directory: &Path) -> NodeTunnel {
         max_size: 1 << 20,
     };
     let events = Events::start(settings, store.clone(), Arc::new(Metrics::new().unwrap())).unwrap();
-    NodeTunnel { store, events, registry: Arc::new(Registry::default()), datagrams: None, gate: None }
+    NodeTunnel {
+        store,
+        events,
+        registry: Arc::new(Registry::default()),
+        datagrams: None,
+        gate: None,
+        recent: Recent::default(),
+    }
 }
 
 pub(super) fn application(origin: SocketAddr, connector: Option<&str>) -> Application {
