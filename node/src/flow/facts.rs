@@ -47,7 +47,7 @@ pub enum Reason {
     BadBinding,
     /// Wrong user name or password.
     BadCredentials,
-    /// Too many attempts from this network or for this account.
+    /// Too many attempts from this network or for this account, or too many requests of one login at a time.
     Throttled,
     /// The identity provider answered something that does not verify.
     ProviderAnswer,
