@@ -60,7 +60,11 @@ fn status(pin: &Path) -> anyhow::Result<()> {
         return output::line(&format!("the gate is not up (nothing is pinned at {})", pin.display()));
     }
     for interface in &status.interfaces {
-        output::line(&format!("{}: up, {} mode", interface.interface, interface.mode))?;
+        let egress = match interface.egress {
+            Some(hook) => format!("egress by {hook}"),
+            None => "EGRESS PROGRAM MISSING: answers to this host's own datagrams are dropped".to_owned(),
+        };
+        output::line(&format!("{}: up, {} mode, {egress}", interface.interface, interface.mode))?;
     }
     let Some(counters) = status.counters else { return Ok(()) };
     let mut rows: Vec<Vec<String>> = counters

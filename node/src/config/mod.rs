@@ -108,6 +108,7 @@ impl Config {
             served_tcp: ports.clone(),
             served_udp: ports,
             pin: self.gate.pin.clone(),
+            egress: None,
         }
     }
 }

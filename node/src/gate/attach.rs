@@ -5,6 +5,7 @@ use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use super::egress::{self, Egress, EgressHook};
 use super::object::{EGRESS, INGRESS, Identity, Object};
 use super::pin::PinDir;
 use super::sys::{self, Hook};
@@ -16,14 +17,13 @@ pub(super) struct Attached {
     pub(super) interface: String,
     pub(super) mode: XdpMode,
     ingress: OwnedFd,
-    egress: OwnedFd,
+    egress: Egress,
 }
 
 impl Attached {
     /// Whether both programs are still on the interface. Needs no privilege.
     pub(super) fn is_up(&self) -> bool {
-        let on_device = |link: &OwnedFd| sys::link_info(link.as_fd()).is_ok_and(|info| info.ifindex != 0);
-        on_device(&self.ingress) && on_device(&self.egress)
+        is_on_device(&self.ingress) && self.egress.is_up()
     }
 }
 
@@ -32,11 +32,12 @@ pub(super) fn attach_all(
     object: &Object,
     pin: &PinDir,
     devices: &[Device<'_>],
+    egress: Option<EgressHook>,
 ) -> Result<Vec<Attached>, GateError> {
     let mut fresh = Fresh { pin, links: Vec::new() };
     let mut attached = Vec::new();
     for device in devices {
-        attached.push(attach(object, pin, device, &mut fresh)?);
+        attached.push(attach(object, pin, device, egress, &mut fresh)?);
     }
     fresh.links.clear();
     Ok(attached)
@@ -46,17 +47,9 @@ pub(super) fn attach_all(
 pub(super) fn detach(pin: &PinDir, interface: &str) -> Result<bool, GateError> {
     let mut found = false;
     for hook in [Hook::XdpNative, Hook::XdpGeneric, Hook::TcxEgress] {
-        let path = pin.link(interface, hook);
-        if let Some(link) = open_link(&path)? {
-            found = true;
-            // A link whose device is gone has nothing to detach from, and says so.
-            let gone = sys::link_info(link.as_fd()).is_ok_and(|info| info.ifindex == 0);
-            match sys::link_detach(link.as_fd()) {
-                Err(source) if !gone => return Err(GateError::Pin { path, source }),
-                _ => unpin(&path)?,
-            }
-        }
+        found |= detach_link(&pin.link(interface, hook))?;
     }
+    found |= egress::remove_filter(interface)?;
     let directory = pin.interface(interface);
     match std::fs::remove_dir(&directory) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -64,6 +57,22 @@ pub(super) fn detach(pin: &PinDir, interface: &str) -> Result<bool, GateError> {
         }
         _ => Ok(found),
     }
+}
+
+/// Takes a pinned link off its interface; whether there was one.
+pub(super) fn detach_link(path: &Path) -> Result<bool, GateError> {
+    let Some(link) = open_link(path)? else { return Ok(false) };
+    // A link whose device is gone has nothing to detach from, and says so.
+    let gone = sys::link_info(link.as_fd()).is_ok_and(|info| info.ifindex == 0);
+    match sys::link_detach(link.as_fd()) {
+        Err(source) if !gone => Err(GateError::Pin { path: path.to_owned(), source }),
+        _ => unpin(path).map(|()| true),
+    }
+}
+
+/// Whether the link's interface is still there. Needs no privilege.
+pub(super) fn is_on_device(link: &OwnedFd) -> bool {
+    sys::link_info(link.as_fd()).is_ok_and(|info| info.ifindex != 0)
 }
 
 /// Interface that a pinned link is on, and the program behind it; `None` if there is no such link or its
@@ -76,8 +85,8 @@ pub(super) fn inspect(path: &Path) -> Result<Option<sys::LinkInfo>, GateError> {
 }
 
 pub(super) struct Device<'a> {
-    name: &'a str,
-    ifindex: u32,
+    pub(super) name: &'a str,
+    pub(super) ifindex: u32,
 }
 
 impl<'a> Device<'a> {
@@ -119,29 +128,22 @@ fn attach(
     object: &Object,
     pin: &PinDir,
     device: &Device<'_>,
+    egress: Option<EgressHook>,
     fresh: &mut Fresh<'_>,
 ) -> Result<Attached, GateError> {
     let interface = device.name.to_owned();
     let path = pin.interface(device.name);
     std::fs::create_dir_all(&path).map_err(|source| GateError::Pin { path, source })?;
-    let egress = adopt(object, pin, device, Hook::TcxEgress)?;
+    if !is_guarded(pin, device)? {
+        fresh.links.push(interface.clone());
+    }
+    let egress = egress::put(object, pin, device, egress)?;
     let mut ingress = None;
     for mode in [XdpMode::Native, XdpMode::Generic] {
         if let Some(link) = adopt(object, pin, device, mode.hook())? {
             ingress = Some((mode, link));
         }
     }
-    if ingress.is_none() {
-        fresh.links.push(interface.clone());
-    }
-    let egress = match egress {
-        Some(link) => link,
-        None => create(object, pin, device, Hook::TcxEgress).map_err(|source| GateError::Attach {
-            interface: interface.clone(),
-            what: "egress",
-            source,
-        })?,
-    };
     let (mode, ingress) = match ingress {
         Some(adopted) => adopted,
         None => create_ingress(object, pin, device)?,
@@ -149,9 +151,19 @@ fn attach(
     Ok(Attached { interface, mode, ingress, egress })
 }
 
+fn is_guarded(pin: &PinDir, device: &Device<'_>) -> Result<bool, GateError> {
+    for mode in [XdpMode::Native, XdpMode::Generic] {
+        let link = inspect(&pin.link(device.name, mode.hook()))?;
+        if link.is_some_and(|link| link.ifindex == device.ifindex) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Takes over a pinned link: replaces its program unless it runs this one already. `None` if there is no
 /// link, or it was on a device of this name that is gone.
-fn adopt(
+pub(super) fn adopt(
     object: &Object,
     pin: &PinDir,
     device: &Device<'_>,
@@ -203,7 +215,7 @@ fn create_ingress(
     }
 }
 
-fn create(object: &Object, pin: &PinDir, device: &Device<'_>, hook: Hook) -> io::Result<OwnedFd> {
+pub(super) fn create(object: &Object, pin: &PinDir, device: &Device<'_>, hook: Hook) -> io::Result<OwnedFd> {
     let program = object.program(name_of(hook)).map_err(io::Error::other)?;
     let link = sys::link_create(program.fd, device.ifindex, hook)?;
     sys::pin(link.as_fd(), &pin.link(device.name, hook))?;

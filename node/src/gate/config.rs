@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use super::GateError;
+use super::{EgressHook, GateError};
 
 /// What the gate guards, and for whom it opens.
 #[derive(Clone, Debug)]
@@ -20,6 +20,8 @@ pub struct GateConfig {
     pub served_udp: Vec<u16>,
     /// Directory of the pinned links and maps, on a bpffs; one is mounted if it is not.
     pub pin: PathBuf,
+    /// How the program for the way out is attached; `None` for tcx, or clsact where the kernel has no tcx.
+    pub egress: Option<EgressHook>,
 }
 
 /// What drops the packets.

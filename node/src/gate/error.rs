@@ -20,8 +20,20 @@ pub enum GateError {
          (a gate that an earlier node left there without its pins counts too)"
     )]
     OtherProgram { interface: String },
-    #[error("cannot attach the gate's {what} program to `{interface}` (Linux 6.6 or later is needed)")]
+    #[error("cannot attach the gate's {what} program to `{interface}` (Linux 6.1 or later is needed)")]
     Attach { interface: String, what: &'static str, source: io::Error },
+    #[error(
+        "on `{interface}` another egress filter has the gate's place (priority 1, BPF, every protocol): \
+         give it another priority"
+    )]
+    OtherFilter { interface: String },
+    #[error(
+        "`{interface}` has an `ingress` qdisc, where the gate needs `clsact`, which can do the same: \
+         replace it first"
+    )]
+    OtherQdisc { interface: String },
+    #[error("cannot read or remove the gate's egress filter on `{interface}`")]
+    Filter { interface: String, source: io::Error },
     #[error("`{interface}` strips VLAN tags before the gate sees them and cannot be told not to")]
     VlanTags { interface: String, source: Option<io::Error> },
     #[error("cannot use {} for the gate's pins", path.display())]

@@ -5,7 +5,8 @@
 //! 1. makes the pin directory, on a bpffs;
 //! 2. loads the programs with the pinned maps of the same layout version, or with new ones;
 //! 3. writes ports and administrators' prefixes into the maps: nothing is judged by an empty list;
-//! 4. attaches by a link on each interface, or replaces the program of the link that is pinned there;
+//! 4. attaches by a link on each interface, or replaces the program of the link that is pinned there (on the
+//!    way out, where the kernel has no such link, by a filter);
 //! 5. pins the links. From here on the kernel needs no daemon: a `kill -9` changes nothing.
 //!
 //! With [`Dataplane::Userspace`] nftables drops instead, and the node's UDP sockets ask [`DatagramGate`].
@@ -17,11 +18,13 @@
 mod attach;
 mod config;
 mod control;
+mod egress;
 mod error;
 mod events;
 mod kernel;
 mod maps;
 mod memory;
+mod netlink;
 mod object;
 mod pin;
 mod status;
@@ -34,6 +37,7 @@ use std::sync::Arc;
 
 pub use config::{AdminProtocol, AdminRule, Dataplane, GateConfig};
 pub use control::{Control, PeerAddress};
+pub use egress::EgressHook;
 pub use error::GateError;
 pub use events::{AsyncEvents, Ends, Events, SampledDrop};
 pub use maps::Counters;
@@ -121,7 +125,7 @@ impl Gate {
         pin.prepare()?;
         let object = Object::load(&pin)?;
         maps::configure(&pin, config)?;
-        let attached = attach::attach_all(&object, &pin, &devices)?;
+        let attached = attach::attach_all(&object, &pin, &devices, config.egress)?;
         for interface in pin.interfaces()? {
             if !config.interfaces.contains(&interface) && attach::detach(&pin, &interface)? {
                 tracing::warn!(%interface, "the gate is off: the interface is no longer configured");

@@ -4,8 +4,7 @@ use std::path::Path;
 use super::maps::{Counters, Counting};
 use super::object::Identity;
 use super::pin::PinDir;
-use super::sys::Hook;
-use super::{GateError, XdpMode, attach, userspace};
+use super::{EgressHook, GateError, XdpMode, attach, egress, userspace};
 
 /// The gate as the kernel has it, whether a daemon runs or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +23,8 @@ pub struct InterfaceStatus {
     pub mode: XdpMode,
     /// The kernel's digest of the program.
     pub tag: Option<u64>,
-    /// Whether answers to this host's own datagrams are noted.
-    pub egress: bool,
+    /// How answers to this host's own datagrams are noted; `None` if they are not.
+    pub egress: Option<EgressHook>,
 }
 
 impl Status {
@@ -51,7 +50,7 @@ pub fn status(pin: &Path) -> Result<Status, GateError> {
                     ifindex: link.ifindex,
                     mode,
                     tag: Identity::of_id(link.program_id)?.map(|identity| identity.tag),
-                    egress: attach::inspect(&pin.link(&interface, Hook::TcxEgress))?.is_some(),
+                    egress: egress::inspect(&pin, &interface)?,
                 });
             }
         }
@@ -71,7 +70,10 @@ impl fmt::Display for Status {
             if let Some(tag) = tag {
                 write!(f, ", program {tag:016x}")?;
             }
-            writeln!(f, "{}", if *egress { "" } else { ", EGRESS PROGRAM MISSING" })?;
+            match egress {
+                Some(hook) => writeln!(f, ", egress by {hook}")?,
+                None => writeln!(f, ", EGRESS PROGRAM MISSING")?,
+            }
         }
         if let Some(counters) = &self.counters {
             for (verdict, packets) in counters.packets.iter().filter(|(_, packets)| *packets > 0) {

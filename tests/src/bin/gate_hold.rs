@@ -1,13 +1,13 @@
 //! Puts the gate up and stays: the process that tests kill, restart and strip of its privileges.
 //!
-//! `gate_hold PIN [--userspace] [--drop-capabilities] [--interface NAME]… [--admin RULE]… [--tcp PORT]…
+//! `gate_hold PIN [--userspace] [--clsact] [--drop-capabilities] [--interface NAME]… [--admin RULE]… [--tcp PORT]…
 //! [--udp PORT]…` prints `up` and the mode of each interface. Then each line on standard input is answered
 //! with one line: whether the gate is still up, the counters that are not zero, and the sampled drops since the last one.
 
 use std::io::BufRead;
 
 use anyhow::{Context, Result, bail};
-use portcullis::gate::{Dataplane, Gate, GateConfig};
+use portcullis::gate::{Dataplane, EgressHook, Gate, GateConfig};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 fn main() -> Result<()> {
@@ -19,12 +19,14 @@ fn main() -> Result<()> {
         served_tcp: Vec::new(),
         served_udp: Vec::new(),
         pin: arguments.next().context("no pin directory")?.into(),
+        egress: None,
     };
     let mut drop_capabilities = false;
     while let Some(option) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{option} needs a value"));
         match option.as_str() {
             "--userspace" => config.dataplane = Dataplane::Userspace,
+            "--clsact" => config.egress = Some(EgressHook::Clsact),
             "--drop-capabilities" => drop_capabilities = true,
             "--interface" => config.interfaces.push(value()?),
             "--admin" => config.admin.push(value()?.parse().map_err(anyhow::Error::msg)?),

@@ -48,6 +48,7 @@ impl Lab {
             served_tcp: vec![443],
             served_udp: vec![443],
             pin: self.pin.path.clone(),
+            egress: None,
         }
     }
 

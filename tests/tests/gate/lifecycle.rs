@@ -38,7 +38,7 @@ impl Holder {
     }
 
     /// The counters, and the events since the last time.
-    fn ask(&mut self) -> String {
+    pub fn ask(&mut self) -> String {
         self.stdin.write_all(b"\n").unwrap();
         self.line()
     }
