@@ -25,6 +25,24 @@ pub struct LocalLogin {
     started: Instant,
 }
 
+/// The account that a password was right for, as it was then.
+///
+/// A hash takes long enough for an administrator to remove the user or change the password meanwhile. They write
+/// the store first and then revoke the sessions that exist, so whoever asks [`Proven::holds`] after its session
+/// exists is either told of the change here, or seen by the revocation.
+pub struct Proven {
+    name: String,
+    password_hash: String,
+}
+
+impl Proven {
+    /// Whether the account is still there, with the same password.
+    pub async fn holds(&self, store: &Store) -> Result<bool, LoginError> {
+        let user = store.user(&self.name).await.map_err(|error| LoginError::Internal(error.to_string()))?;
+        Ok(user.is_some_and(|user| user.password_hash == self.password_hash))
+    }
+}
+
 impl Default for LocalLogin {
     fn default() -> Self {
         Self { turns: Turns::default(), throttle: Throttle::default(), started: Instant::now() }
@@ -32,14 +50,15 @@ impl Default for LocalLogin {
 }
 
 impl LocalLogin {
-    /// Authenticates `attempt.account` of provider `provider` by `password`.
+    /// Authenticates `attempt.account` of provider `provider` by `password`. The proof is to be asked once more when
+    /// the session exists.
     pub async fn login(
         &self,
         store: &Store,
         provider: &str,
         attempt: Attempt<'_>,
         password: Zeroizing<String>,
-    ) -> Result<Authenticated, LoginError> {
+    ) -> Result<(Authenticated, Proven), LoginError> {
         self.throttle
             .charge(attempt, self.started.elapsed())
             .map_err(|retry_after| LoginError::Throttled { retry_after })?;
@@ -64,13 +83,15 @@ impl LocalLogin {
         match user {
             Some(user) if matches => {
                 self.throttle.refund(attempt);
-                Ok(Authenticated {
+                let proven = Proven { name: user.name.clone(), password_hash: user.password_hash };
+                let person = Authenticated {
                     person: PersonId { provider: provider.to_owned(), subject: user.name.clone() },
                     email: Some(user.email),
                     display_name: user.name,
                     groups: user.groups,
                     amr: vec!["pwd".to_owned()],
-                })
+                };
+                Ok((person, proven))
             }
             _ => Err(LoginError::BadCredentials),
         }
@@ -155,7 +176,7 @@ mod tests {
                 let answer =
                     local.login(&store, "local", attempt, Zeroizing::new("wrong password".into())).await;
                 *shortest = begun.elapsed().min(*shortest);
-                assert_eq!(answer, Err(LoginError::BadCredentials));
+                assert_eq!(answer.err(), Some(LoginError::BadCredentials));
             }
         }
         let [known, unknown] = shortest.map(|time| time.as_secs_f64());

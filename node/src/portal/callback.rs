@@ -95,7 +95,7 @@ impl Call<'_> {
                 .any(|name| query.has(name) && query.one(name).is_none()),
         };
         let mut response = match self.authenticate(attempt, answer).await {
-            Ok(person) => self.complete(person, target.as_ref(), false).await,
+            Ok(person) => self.complete(person, target.as_ref(), None).await,
             Err(error) => self.failed(&error, &provider, target.as_ref()),
         };
         set_cookies(&mut response, [SetCookie::clear(&cookie, "/")]);

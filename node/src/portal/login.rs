@@ -11,6 +11,7 @@ use crate::config::ProviderKind;
 use crate::cookie::{self, SetCookie};
 use crate::event::{Action, Event};
 use crate::flow::{Reason, Session, UnixTime};
+use crate::identity::local::Proven;
 use crate::identity::throttle::Attempt;
 use crate::identity::{Authenticated, LoginError};
 use crate::store::SessionFilter;
@@ -132,8 +133,8 @@ impl Call<'_> {
         };
         let password = Zeroizing::new(form.one("password").unwrap_or_default().to_owned());
         let login = self.portal.local.login(&self.context.store, &local.name, attempt, password).await;
-        let person = match login {
-            Ok(person) => person,
+        let (person, proven) = match login {
+            Ok(proven) => proven,
             Err(error) => {
                 let (status, problem) = match &error {
                     LoginError::BadCredentials => {
@@ -175,7 +176,7 @@ impl Call<'_> {
             }
             Err(error) => return self.failed(&LoginError::Internal(error.to_string()), &local.name, target),
         }
-        let mut response = self.complete(person, target, true).await;
+        let mut response = self.complete(person, target, Some(&proven)).await;
         set_cookies(&mut response, self.remember_browser(username, known));
         response
     }
@@ -193,11 +194,12 @@ impl Call<'_> {
     }
 
     /// A person has proven who they are: a new session, the global cookies, and on to where they wanted to go.
+    /// `proven` is the account of a local user, who came by the form.
     pub(super) async fn complete(
         &self,
         authenticated: Authenticated,
         target: Option<&Target>,
-        by_form: bool,
+        proven: Option<&Proven>,
     ) -> Response<Bytes> {
         let provider = authenticated.person.provider.clone();
         // One browser holds one session: the one it replaces must not live on where no logout would find it.
@@ -229,10 +231,25 @@ impl Call<'_> {
                 return self.failed(&LoginError::Internal(error), &provider, target);
             }
         };
+        if let Some(proven) = proven {
+            let refusal = match proven.holds(&self.context.store).await {
+                Ok(true) => None,
+                Ok(false) => Some(LoginError::BadCredentials),
+                Err(error) => Some(error),
+            };
+            if let Some(mut refusal) = refusal {
+                // Nobody has its cookie, but the list of sessions must not show it.
+                let ended = self.context.sessions.revoke(&SessionFilter::Id(live.session.id), self.now).await;
+                if let Err(error) = ended {
+                    refusal = LoginError::Internal(error.to_string());
+                }
+                return self.failed(&refusal, &provider, target);
+            }
+        }
         let who = live.session.person.to_string();
         self.context.recent.remember(&who, live.session.address, self.now);
         let (mut response, event) = match target {
-            Some(target) => self.hand_over(target, &live, by_form).await,
+            Some(target) => self.hand_over(target, &live, proven.is_some()).await,
             None => (
                 page::redirect(StatusCode::SEE_OTHER, "/"),
                 self.event(Action::Login, true).session(&live.session),

@@ -87,6 +87,19 @@ impl Store {
         .await
     }
 
+    /// Spends an enrolment token of a connector that needs none; tokens of other connectors stay.
+    pub async fn spend_enrolment(&self, token_hash: [u8; 32], connector: &str) -> Result<(), StoreError> {
+        let connector = connector.to_owned();
+        self.run(move |store| {
+            store.execute(
+                "DELETE FROM enrolment WHERE token_hash = ?1 AND connector = ?2",
+                params![token_hash, connector],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
     /// The connector that holds the key, unless revoked.
     pub async fn connector_by_key(&self, key: [u8; 32]) -> Result<Option<Connector>, StoreError> {
         self.run(move |store| {

@@ -196,6 +196,7 @@ impl<'a> Peer<'a> {
                         NodeAction::Redeem(secret) => {
                             next = Some(NodeInput::Redeemed(self.redeem(&secret).await));
                         }
+                        NodeAction::Spend(secret, connector) => self.spend(&secret, &connector).await,
                         NodeAction::Register(connector) => match self.register(&connector).await {
                             Ok((registered, of_connector)) => {
                                 remember(self.node, &connector, self.address);
@@ -241,6 +242,14 @@ impl<'a> Peer<'a> {
         // The connector's former key is void: so are its connections.
         self.node.registry.disconnect(&connector.name);
         connector.name.parse().ok()
+    }
+
+    /// Spends a token that its connector did not need. The connection does not depend on it: where the store fails,
+    /// the token stays good until it expires, and the log says so.
+    async fn spend(&self, secret: &EnrolmentSecret, connector: &ConnectorName) {
+        if let Err(error) = self.node.store.spend_enrolment(secret.hash(), connector.as_str()).await {
+            warn!(%error, %connector, "an enrolment token that was not needed could not be spent");
+        }
     }
 
     /// Puts the connection into service, unless there is no room or its key was revoked meanwhile.

@@ -1,6 +1,14 @@
 //! Local users: the form, what it refuses, what it answers.
 
+use std::time::Duration;
+
+use argon2::password_hash::PasswordHasher as _;
+use argon2::{Algorithm, Argon2, Params, Version};
 use http::{Method, StatusCode, header};
+
+use crate::clock;
+use crate::identity::password;
+use crate::store::SessionFilter;
 
 use super::world::{AUTH, Browser, PASSWORD, WIKI, World};
 
@@ -25,6 +33,42 @@ async fn the_right_password_reaches_the_application() {
     }
     assert!(ann.holds(&world, &format!("https://{WIKI}/page")));
     assert_eq!(world.events().await, ["login true - ann@example.com"]);
+}
+
+/// The password is checked so slowly here that the change falls between the check's beginning and its end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_that_a_removal_or_a_new_password_overtakes_makes_no_session() {
+    for remove in [true, false] {
+        let world = World::new().await;
+        world.context.store.set_password("ann", slow_hash(PASSWORD)).await.unwrap();
+        let (mut ann, wiki) = (Browser::default(), format!("https://{WIKI}/"));
+        let login = ann.log_in(&world, &wiki, "ann", PASSWORD);
+        let change = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let store = &world.context.store;
+            let changed = if remove {
+                store.remove_user("ann").await
+            } else {
+                store.set_password("ann", password::hash("another password").unwrap()).await
+            };
+            assert!(changed.unwrap());
+            let everyone = SessionFilter::User("local:ann".to_owned());
+            assert!(world.context.sessions.revoke(&everyone, clock::now()).await.unwrap().is_empty());
+        };
+        let (page, ()) = tokio::join!(login, change);
+        assert_eq!(page.status(), StatusCode::UNAUTHORIZED, "removed: {remove}");
+        assert!(!page.cookie_names().contains(&"CF_Authorization"));
+        assert!(!ann.holds(&world, &wiki));
+        let live = world.context.sessions.matching(&SessionFilter::All, clock::now()).await.unwrap();
+        assert!(live.is_empty(), "removed: {remove}: {live:?}");
+    }
+}
+
+/// Takes some seconds to verify in a debug build.
+fn slow_hash(password: &str) -> String {
+    let parameters = Params::new(19 * 1024, 60, 1, None).unwrap();
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, parameters);
+    argon2.hash_password_with_salt(password.as_bytes(), &[7; 16]).unwrap().to_string()
 }
 
 #[tokio::test]

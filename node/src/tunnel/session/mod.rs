@@ -85,6 +85,7 @@ mod tests {
                         self.log.push(format!("redeem {}", answer.is_some()));
                         self.node(NodeInput::Redeemed(answer));
                     }
+                    NodeAction::Spend(_, name) => self.log.push(format!("spend {name}")),
                     other => self.log.push(format!("node {other:?}")),
                 }
             }
@@ -177,7 +178,11 @@ mod tests {
         pair.settle();
         assert_eq!(
             pair.take_log(),
-            [r#"node Register(ConnectorName("hq"))"#, r#"connector Welcome(ConnectorName("hq"))"#]
+            [
+                "spend hq",
+                r#"node Register(ConnectorName("hq"))"#,
+                r#"connector Welcome(ConnectorName("hq"))"#
+            ]
         );
     }
 

@@ -32,6 +32,8 @@ pub(in super::super) enum NodeAction {
     Send(NodeFrame),
     /// Redeem the token for the peer's key, then hand in [`NodeInput::Redeemed`].
     Redeem(EnrolmentSecret),
+    /// Nobody is to use this token of the connector's any more. Others' tokens stay good.
+    Spend(EnrolmentSecret, ConnectorName),
     /// From now on the connection serves this connector.
     Register(ConnectorName),
     /// Whether new streams should prefer other connections.
@@ -115,9 +117,13 @@ impl NodeSession {
                 Some(name) => self.welcome(name, now),
                 None => self.refuse(Refusal::UnknownKey),
             },
-            // A known key that enrols lost the answer the first time: it spends no token twice.
+            // A known key that enrols lost the answer the first time, or was given a token it does not need.
             (State::Opening { until }, ConnectorFrame::Enrol(secret)) => match self.known.clone() {
-                Some(name) => self.welcome(name, now),
+                Some(name) => {
+                    let mut actions = vec![NodeAction::Spend(secret, name.clone())];
+                    actions.extend(self.welcome(name, now));
+                    actions
+                }
                 None => {
                     self.state = State::Redeeming { until: *until };
                     vec![NodeAction::Redeem(secret)]

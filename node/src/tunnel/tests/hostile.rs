@@ -169,6 +169,29 @@ async fn a_certificate_without_its_key_is_refused() {
     lab.logged("\"bad_request\"", 1).await;
 }
 
+/// A token whose holder has a good key already must not wait for whoever finds it.
+#[tokio::test]
+async fn a_token_that_its_connector_did_not_need_is_spent_and_anothers_is_not() {
+    let lab = Lab::start().await;
+    let key = enrolled_key(&lab).await;
+    let spare = lab.token("hq").await.secret;
+    let foreign = lab.token("office").await.secret;
+    for secret in [&spare, &foreign] {
+        let connection = peer(&lab, &key).await;
+        let (mut send, mut reader) = control(&connection).await;
+        control::send(&mut send, &ConnectorFrame::Enrol(secret.clone())).await.unwrap();
+        let welcome = soon(reader.next::<NodeFrame>()).await.unwrap();
+        assert!(matches!(&welcome, Some(NodeFrame::Welcome { connector }) if connector.as_str() == "hq"));
+    }
+    let mut redeemed = Vec::new();
+    for secret in [spare, foreign] {
+        let stranger = *new_key().hash().as_bytes();
+        let connector = lab.node.store.enrol_connector(secret.hash(), stranger, clock::now()).await.unwrap();
+        redeemed.push(connector.map(|connector| connector.name));
+    }
+    assert_eq!(redeemed, [None, Some("office".to_owned())]);
+}
+
 #[tokio::test]
 async fn an_unknown_key_gets_no_further_than_its_first_frame() {
     let lab = Lab::start().await;
