@@ -59,8 +59,8 @@ fn the_filter_is_seen_after_every_capability_is_gone() {
 fn detach_removes_the_filter_and_no_other() {
     let lab = Lab::new();
     tc(&lab, &["qdisc", "add", "dev", "eth0", "clsact"]);
-    let (same_priority, other_priority) = (attach_other(&lab), "10");
-    add_other(&lab, other_priority, "all");
+    let _same_priority = attach_other(&lab);
+    add_other(&lab, "10", "all", "1");
     let others = filters(&lab);
     let mut holder = Holder::start(&lab, &["--clsact"]);
     holder.kill();
@@ -69,19 +69,21 @@ fn detach_removes_the_filter_and_no_other() {
     assert_eq!(filters(&lab), others);
     assert_eq!(lab.detach(), Vec::<String>::new());
     assert!(!lab.status().is_up());
-    drop(same_priority);
 }
 
 #[test]
 fn a_place_that_others_have_is_left_to_them() {
-    let lab = Lab::new();
-    tc(&lab, &["qdisc", "add", "dev", "eth0", "clsact"]);
-    add_other(&lab, "1", "ip");
-    let others = filters(&lab);
-    let error = lab.open(&config(&lab)).err().unwrap();
-    assert!(matches!(error, GateError::OtherFilter { .. }), "{error:?}");
-    assert_eq!(filters(&lab), others);
-    assert!(!lab.status().is_up(), "a start that fails guards nothing");
+    for (protocol, handle) in [("ip", "1"), ("all", "0x67617465")] {
+        let lab = Lab::new();
+        tc(&lab, &["qdisc", "add", "dev", "eth0", "clsact"]);
+        add_other(&lab, "1", protocol, handle);
+        let others = filters(&lab);
+        let error = lab.open(&config(&lab)).err().unwrap();
+        assert!(matches!(error, GateError::OtherFilter { .. }), "{error:?}");
+        assert!(!lab.status().is_up(), "a start that fails guards nothing");
+        lab.detach();
+        assert_eq!(filters(&lab), others);
+    }
 }
 
 /// A filter for the way out, on the older qdisc, would run on the way in.
@@ -129,10 +131,10 @@ fn tc(lab: &Lab, arguments: &[&str]) -> String {
 }
 
 /// A filter of somebody else's that matches nothing.
-fn add_other(lab: &Lab, priority: &str, protocol: &str) {
+fn add_other(lab: &Lab, priority: &str, protocol: &str, handle: &str) {
     let program = ["bpf", "bytecode", "1,6 0 0 0"];
     let place = ["filter", "add", "dev", "eth0", "egress", "priority", priority, "protocol", protocol];
-    tc(lab, &[&place[..], &program[..]].concat());
+    tc(lab, &[&place[..], &["handle", handle], &program[..]].concat());
 }
 
 /// A BPF filter of somebody else's at our priority, and of the same name.
