@@ -1,6 +1,8 @@
 //! Where the egress program sits: on a pinned tcx link or, on kernels without those (before Linux 6.6), in a
 //! BPF filter on the interface's clsact qdisc.
 //!
+//! The program answers `TCX_NEXT`, which is the `TC_ACT_UNSPEC` of filters: whoever is next decides.
+//!
 //! A filter belongs to the interface and to no process, so it needs no pin. It is known by its priority,
 //! its handle and its name; others' filters are neither changed nor removed, whatever theirs are. The qdisc
 //! is left behind on [`remove`]: it does not say who made it, and empty it does nothing.

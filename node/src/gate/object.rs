@@ -14,7 +14,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 
 /// Name of the XDP program in [`OBJECT`].
 pub const INGRESS: &str = "portcullis_in";
-/// Name of the tcx egress program in [`OBJECT`].
+/// Name of the program for the way out in [`OBJECT`].
 pub const EGRESS: &str = "portcullis_out";
 
 /// The programs, verified and in the kernel, attached to nothing yet.

@@ -3,7 +3,7 @@
 //! ```text
 //! <pin>/maps_2/COUNTERS …        maps of layout version 2
 //! <pin>/links/eth0/native        the XDP link (or `generic`)
-//! <pin>/links/eth0/egress        the tcx link
+//! <pin>/links/eth0/egress        the tcx link (on kernels without tcx there is none)
 //! ```
 //! A bpffs takes no dot in a name; `%` and `.` of an interface's name are written `%25` and `%2e`.
 
