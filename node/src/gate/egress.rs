@@ -5,7 +5,7 @@
 //!
 //! A filter belongs to the interface and to no process, so it needs no pin. It is known by its priority,
 //! its handle and its name; others' filters are neither changed nor removed, whatever theirs are. The qdisc
-//! is left behind on [`remove`]: it does not say who made it, and empty it does nothing.
+//! is left behind by [`remove_filter`]: it does not say who made it, and empty it does nothing.
 
 use std::fmt;
 use std::io;
