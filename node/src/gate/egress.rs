@@ -4,7 +4,7 @@
 //! The program answers `TCX_NEXT`, which is the `TC_ACT_UNSPEC` of filters: whoever is next decides.
 //!
 //! A filter belongs to the interface and to no process, so it needs no pin. It is known by its priority,
-//! its handle and its name; others' filters are neither changed nor removed, whatever theirs are. The qdisc
+//! its handle and its name; others' filters are neither changed nor removed. The qdisc
 //! is left behind by [`remove_filter`]: it does not say who made it, and empty it does nothing.
 
 use std::fmt;
