@@ -23,6 +23,7 @@ pub mod node;
 mod peer;
 mod pipe;
 mod registry;
+pub mod relay;
 mod session;
 mod socket;
 mod standing;

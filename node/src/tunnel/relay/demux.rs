@@ -1,0 +1,364 @@
+//! The node's UDP socket, shared: binds to the machine, relay flows onward, the rest to QUIC.
+//!
+//! ```text
+//! datagram ── exactly a Bind or Answer? ──▶ the bind queue (bounded; full = lost, as on any network)
+//!          ── a tuple of the table? ──────▶ judged, sent on, never seen by QUIC
+//!          ── the fixed bit set? ─────────▶ QUIC
+//!          ── else ───────────────────────▶ dropped
+//! ```
+//!
+//! Binds come before flows: an end that binds again from the tuple at which it already is must reach the node and not its
+//! peer. A buffer may hold many datagrams of one tuple (GRO); they are sorted one by one and relayed as few batches (GSO).
+
+use std::fmt;
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, UdpPoller};
+use tokio::sync::mpsc;
+
+use super::node::{Action, Removed};
+use super::tuple::{Leg, Pair, SessionRef, Tuple};
+use super::userspace::{Passage, Refused, Table, Usage};
+use super::wire::{REQUEST_LEN, is_request};
+
+/// Binds and answers that wait for the machine.
+const BIND_QUEUE: usize = 1024;
+
+/// The fixed bit of QUIC (RFC 9000 §17.2, §17.3.1), which is never greased here.
+const FIXED_BIT: u8 = 0x40;
+
+/// A Bind or an Answer, by its size and first byte, and where it came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BindDatagram {
+    pub tuple: Tuple,
+    pub bytes: [u8; REQUEST_LEN],
+}
+
+/// The userspace relay of all the node's UDP sockets.
+pub struct Relay {
+    table: RwLock<Table>,
+    sockets: RwLock<Vec<(SocketAddr, Arc<dyn AsyncUdpSocket>)>>,
+    binds: mpsc::Sender<BindDatagram>,
+    clock: fn() -> Duration,
+    losses: [AtomicU64; 3],
+}
+
+/// Datagrams that went nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Losses {
+    /// Of a known tuple, whose session is cut or expired.
+    pub refused: u64,
+    /// Because the socket to leave by was full, or missing.
+    pub congested: u64,
+    /// Because too many binds waited.
+    pub binds: u64,
+}
+
+const REFUSED: usize = 0;
+const CONGESTED: usize = 1;
+const BINDS: usize = 2;
+
+impl Relay {
+    /// A relay whose table is empty, and the queue from which one loop feeds [`super::Binds`]. `clock` is the monotonic
+    /// clock by which sessions expire.
+    pub fn new(clock: fn() -> Duration) -> (Arc<Self>, mpsc::Receiver<BindDatagram>) {
+        let (binds, queue) = mpsc::channel(BIND_QUEUE);
+        let relay = Self {
+            table: RwLock::default(),
+            sockets: RwLock::default(),
+            binds,
+            clock,
+            losses: Default::default(),
+        };
+        (Arc::new(relay), queue)
+    }
+
+    /// Sends a datagram from the tuple's local to its remote side: a challenge.
+    ///
+    /// # Errors
+    /// When no socket has that local side, or it cannot send now. As with any datagram, success says little.
+    pub fn send(&self, to: Tuple, datagram: &[u8]) -> io::Result<()> {
+        self.transmit(to, datagram, datagram.len(), None)
+    }
+
+    /// Performs what the machine decided for a session that is carried here, except [`Action::Ready`], which is for a
+    /// control connection. False: it could not be done; the session has to be removed.
+    #[must_use]
+    pub fn perform(&self, action: &Action) -> bool {
+        match action {
+            // A challenge that is lost is asked for again.
+            Action::Send { to, datagram } => self.send(*to, datagram).is_ok() || self.lose(CONGESTED, 1),
+            Action::Install(pair) => self.install(pair),
+            Action::ReplaceLeg { leg, old, pair } => {
+                let now_at = match leg {
+                    Leg::Client => pair.client,
+                    Leg::Connector => pair.connector,
+                };
+                let done = self.install(pair);
+                if *old != now_at {
+                    self.table.write().unwrap_or_else(PoisonError::into_inner).remove(pair.session, *old);
+                }
+                done
+            }
+            Action::Ready { .. } => true,
+        }
+    }
+
+    /// Cuts a session: none of its packets passes once this has returned. What each end had sent: client, connector.
+    pub fn remove(&self, removed: &Removed) -> Option<[Usage; 2]> {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let usage = table.close(removed.session);
+        for input in &removed.inputs {
+            table.remove(removed.session, *input);
+        }
+        usage
+    }
+
+    /// Cuts every session of a person that was granted under another epoch.
+    pub fn set_epoch(&self, identity: u32, epoch: u32) {
+        self.table.write().unwrap_or_else(PoisonError::into_inner).set_epoch(identity, epoch);
+    }
+
+    /// What each end has sent: client, connector.
+    pub fn usage(&self, session: SessionRef) -> Option<[Usage; 2]> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).usage(session)
+    }
+
+    pub fn losses(&self) -> Losses {
+        let [refused, congested, binds] = self.losses.each_ref().map(|count| count.load(Ordering::Relaxed));
+        Losses { refused, congested, binds }
+    }
+
+    fn install(&self, pair: &Pair) -> bool {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.open(pair.session, pair.terms);
+        pair.grants().into_iter().all(|grant| table.install(grant))
+    }
+
+    fn judge(&self, input: Tuple) -> Result<Passage, Refused> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).judge((self.clock)(), input)
+    }
+
+    fn bind(&self, tuple: Tuple, datagram: &[u8]) {
+        let Ok(bytes) = datagram.try_into() else { return };
+        if self.binds.try_send(BindDatagram { tuple, bytes }).is_err() {
+            self.lose(BINDS, 1);
+        }
+    }
+
+    /// Sends datagrams on, all but the last of `stride` bytes.
+    fn forward(&self, passage: &Passage, datagrams: &[u8], stride: usize, ecn: Option<EcnCodepoint>) {
+        let packets = datagrams.len().div_ceil(stride) as u64;
+        match self.transmit(passage.output(), datagrams, stride, ecn) {
+            Ok(()) => passage.count(packets, datagrams.len() as u64),
+            Err(_) => {
+                self.lose(CONGESTED, packets);
+            }
+        }
+    }
+
+    fn transmit(
+        &self,
+        to: Tuple,
+        datagrams: &[u8],
+        stride: usize,
+        ecn: Option<EcnCodepoint>,
+    ) -> io::Result<()> {
+        let sockets = self.sockets.read().unwrap_or_else(PoisonError::into_inner);
+        let (bound, socket) = leaving_by(&sockets, to.local()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let destination = match (bound, to.remote()) {
+            (SocketAddr::V6(_), SocketAddr::V4(remote)) => {
+                SocketAddr::new(remote.ip().to_ipv6_mapped().into(), remote.port())
+            }
+            (_, remote) => remote,
+        };
+        let batch = stride.saturating_mul(socket.max_transmit_segments().max(1)).max(1);
+        for contents in datagrams.chunks(batch) {
+            let segment_size = (contents.len() > stride).then_some(stride);
+            let src_ip = Some(to.local().ip());
+            socket.try_send(&Transmit { destination, ecn, contents, segment_size, src_ip })?;
+        }
+        Ok(())
+    }
+
+    fn lose(&self, what: usize, packets: u64) -> bool {
+        if let Some(count) = self.losses.get(what) {
+            count.fetch_add(packets, Ordering::Relaxed);
+        }
+        true
+    }
+}
+
+/// The socket bound to `local`, or to every address of its port.
+fn leaving_by(
+    sockets: &[(SocketAddr, Arc<dyn AsyncUdpSocket>)],
+    local: SocketAddr,
+) -> Option<&(SocketAddr, Arc<dyn AsyncUdpSocket>)> {
+    let exact = sockets.iter().find(|(bound, _)| *bound == local);
+    exact.or_else(|| {
+        let on_port = || {
+            sockets.iter().filter(|(bound, _)| bound.port() == local.port() && bound.ip().is_unspecified())
+        };
+        // An IPv6 socket may serve IPv4 too; an IPv4 socket never serves IPv6.
+        on_port()
+            .find(|(bound, _)| bound.is_ipv4() == local.is_ipv4())
+            .or_else(|| on_port().find(|(bound, _)| bound.is_ipv6()))
+    })
+}
+
+/// A socket of the node's, from which QUIC gets only what is QUIC's.
+pub struct DemuxSocket {
+    socket: Arc<dyn AsyncUdpSocket>,
+    relay: Arc<Relay>,
+    local: SocketAddr,
+}
+
+impl DemuxSocket {
+    /// Shares `socket` with `relay`, which may send by it from now on.
+    ///
+    /// # Errors
+    /// When the socket does not know its own address.
+    pub fn new(socket: Arc<dyn AsyncUdpSocket>, relay: Arc<Relay>) -> io::Result<Self> {
+        let local = socket.local_addr()?;
+        relay
+            .sockets
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((SocketAddr::new(local.ip().to_canonical(), local.port()), Arc::clone(&socket)));
+        Ok(Self { socket, relay, local })
+    }
+
+    /// Takes out of a buffer what is not QUIC's, and closes the gaps.
+    fn sort(&self, buffer: &mut [u8], meta: &mut RecvMeta) {
+        let filled = meta.len.min(buffer.len());
+        let stride = meta.stride.clamp(1, filled.max(1));
+        let local: IpAddr = meta.dst_ip.unwrap_or_else(|| self.local.ip());
+        let tuple = Tuple::new(SocketAddr::new(local, self.local.port()), meta.addr);
+        let judged = self.relay.judge(tuple);
+        let mut for_quic = 0;
+        let mut onward: Range<usize> = 0..0;
+        let mut start = 0;
+        while start < filled {
+            let datagram = start..(start + stride).min(filled);
+            start = datagram.end;
+            match self.owner(buffer.get(datagram.clone()).unwrap_or_default(), &judged) {
+                Owner::Binds => {
+                    self.relay.bind(tuple, buffer.get(datagram).unwrap_or_default());
+                }
+                Owner::Flow if onward.end == datagram.start => onward.end = datagram.end,
+                Owner::Flow => {
+                    self.flush(&judged, buffer, onward, stride, meta.ecn);
+                    onward = datagram;
+                }
+                Owner::Quic => {
+                    let length = datagram.len();
+                    if datagram.start != for_quic {
+                        buffer.copy_within(datagram, for_quic);
+                    }
+                    for_quic += length;
+                }
+                Owner::Nobody => {}
+                Owner::Refused => {
+                    self.relay.lose(REFUSED, 1);
+                }
+            }
+        }
+        self.flush(&judged, buffer, onward, stride, meta.ecn);
+        // Of no length, a buffer is passed over by the endpoint.
+        meta.len = for_quic;
+    }
+
+    fn owner(&self, datagram: &[u8], judged: &Result<Passage, Refused>) -> Owner {
+        if is_request(datagram) {
+            return Owner::Binds;
+        }
+        match judged {
+            Ok(_) => Owner::Flow,
+            Err(Refused::NoFlow) if datagram.first().is_some_and(|first| first & FIXED_BIT != 0) => {
+                Owner::Quic
+            }
+            Err(Refused::NoFlow) => Owner::Nobody,
+            Err(Refused::Generation | Refused::Epoch | Refused::Expired | Refused::Reflection) => {
+                Owner::Refused
+            }
+        }
+    }
+
+    fn flush(
+        &self,
+        judged: &Result<Passage, Refused>,
+        buffer: &[u8],
+        onward: Range<usize>,
+        stride: usize,
+        ecn: Option<EcnCodepoint>,
+    ) {
+        let (Ok(passage), Some(datagrams)) = (judged, buffer.get(onward)) else { return };
+        if !datagrams.is_empty() {
+            self.relay.forward(passage, datagrams, stride, ecn);
+        }
+    }
+}
+
+/// Whose a datagram is.
+enum Owner {
+    Binds,
+    Flow,
+    Quic,
+    /// Neither QUIC nor a request, and of no flow.
+    Nobody,
+    /// Of a flow whose session is no more.
+    Refused,
+}
+
+impl AsyncUdpSocket for DemuxSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Arc::clone(&self.socket).create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.socket.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let received = std::task::ready!(self.socket.poll_recv(cx, bufs, meta))?;
+        for (buffer, meta) in bufs.iter_mut().zip(meta.iter_mut()).take(received) {
+            self.sort(buffer, meta);
+        }
+        Poll::Ready(Ok(received))
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.socket.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.socket.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.socket.may_fragment()
+    }
+}
+
+impl fmt::Debug for DemuxSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DemuxSocket").field("local", &self.local).finish_non_exhaustive()
+    }
+}

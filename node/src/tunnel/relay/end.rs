@@ -1,0 +1,263 @@
+//! An end's half of binding, client or connector: one leg of one session, from its own UDP port.
+//!
+//! 1. It sends a Bind, and again with a higher counter until it hears that the leg is ready; for a while, then it gives up.
+//! 2. It answers every challenge that the node made for it, and repeats the last answer with each new Bind.
+//! 3. `Ready` comes over the control connection. No end-to-end packet leaves before that ([`End::may_send`]).
+//! 4. Silence while something is awaited, or a new local address, starts again at 1. During silence packets still go
+//!    out, since the old leg may be good; after a change of address they cannot.
+//!
+//! A false challenge cannot be opened without the key, and an answer to one that was carried elsewhere is of no use
+//! anywhere but at the address it names. What an end believes too late costs it a retry.
+
+use std::time::Duration;
+
+use super::node::CHALLENGE_LIFETIME;
+use super::tuple::{Leg, SessionRef};
+use super::wire::{BindKey, Challenge, REQUEST_LEN, Ticket, seal_answer, seal_bind};
+
+/// Between the first two Binds, and, doubled each time, between later ones.
+pub(super) const FIRST_RETRY: Duration = Duration::from_millis(250);
+const MAX_RETRY: Duration = Duration::from_millis(500);
+
+/// A leg that is not ready by then will not be.
+pub(super) const GIVE_UP: Duration = Duration::from_secs(30);
+
+/// The shortest silence that counts, and the longest: when binding again has brought nothing, silence means less.
+const MIN_SILENCE: Duration = Duration::from_secs(1);
+const MAX_SILENCE: Duration = Duration::from_secs(15);
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndInput<'a> {
+    /// From the node's address: something for which [`super::wire::is_challenge`] holds.
+    Challenge(&'a [u8]),
+    /// The control connection says that bind number `counter` is in force.
+    Ready { counter: u64 },
+    /// An end-to-end packet left that should be answered, while this is its probe timeout (RFC 9002 §6.2.1).
+    Sent { pto: Duration },
+    /// An end-to-end packet arrived.
+    Heard,
+    /// Packets now leave from another local address.
+    AddressChanged,
+    /// [`End::deadline`] has passed.
+    Timer,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndOutput {
+    /// Send this to the node's relay address.
+    Send([u8; REQUEST_LEN]),
+    /// End-to-end packets may go now.
+    Ready,
+    /// The node was not reached, or would not have this leg. Nothing more is tried until the address changes.
+    GaveUp,
+}
+
+/// An end's half of binding.
+pub struct End {
+    key: BindKey,
+    ticket: Ticket,
+    session: SessionRef,
+    leg: Leg,
+    /// Of the last Bind sent.
+    counter: u64,
+    state: State,
+    silence: Silence,
+}
+
+enum State {
+    Binding(Round),
+    Ready,
+    GivenUp,
+}
+
+struct Round {
+    /// A `ready` for an earlier one is old news.
+    first_counter: u64,
+    began: Duration,
+    retry_at: Duration,
+    retry: Duration,
+    challenge: Option<(Challenge, Duration)>,
+    /// The leg was ready before, and may still be.
+    was_ready: bool,
+    /// Something came through it since the round began. That does not end the round, since an address translator may
+    /// have moved one direction only; but it is no reason to give the leg up.
+    heard: bool,
+}
+
+#[derive(Default)]
+struct Silence {
+    /// Since when something is awaited, and how long a probe takes.
+    awaiting: Option<(Duration, Duration)>,
+    /// Rounds since something was heard.
+    rounds: u32,
+}
+
+impl End {
+    /// A leg, and its first Bind, which may go out before the node knows the session. `counter` is the highest that was
+    /// ever used under this key, 0 for none.
+    pub fn start(
+        key: BindKey,
+        ticket: Ticket,
+        session: SessionRef,
+        leg: Leg,
+        counter: u64,
+        now: Duration,
+    ) -> (Self, EndOutput) {
+        let round = Round::new(counter, now, false);
+        let mut end = Self {
+            key,
+            ticket,
+            session,
+            leg,
+            counter,
+            state: State::Binding(round),
+            silence: Silence::default(),
+        };
+        let bind = end.bind();
+        (end, bind)
+    }
+
+    /// Whether end-to-end packets may leave.
+    pub const fn may_send(&self) -> bool {
+        match &self.state {
+            State::Ready => true,
+            State::Binding(round) => round.was_ready,
+            State::GivenUp => false,
+        }
+    }
+
+    /// Whether the leg is in force and nothing speaks against it.
+    pub const fn is_ready(&self) -> bool {
+        matches!(self.state, State::Ready)
+    }
+
+    /// The number of the last Bind.
+    pub const fn counter(&self) -> u64 {
+        self.counter
+    }
+
+    /// A new ticket, when the old one is about to end.
+    pub const fn set_ticket(&mut self, ticket: Ticket) {
+        self.ticket = ticket;
+    }
+
+    /// When to hand in [`EndInput::Timer`].
+    pub fn deadline(&self) -> Option<Duration> {
+        match &self.state {
+            State::Binding(round) => Some(round.retry_at),
+            State::Ready => self.silence.deadline(),
+            State::GivenUp => None,
+        }
+    }
+
+    pub fn handle(&mut self, input: EndInput<'_>, now: Duration) -> Vec<EndOutput> {
+        match input {
+            EndInput::Challenge(datagram) => self.challenge(datagram, now),
+            EndInput::Ready { counter } => self.ready(counter),
+            EndInput::Sent { pto } => {
+                self.silence.awaiting.get_or_insert((now, pto));
+                Vec::new()
+            }
+            EndInput::Heard => {
+                self.heard();
+                Vec::new()
+            }
+            EndInput::AddressChanged => self.again(now, false),
+            EndInput::Timer => self.timer(now),
+        }
+    }
+
+    fn challenge(&mut self, datagram: &[u8], now: Duration) -> Vec<EndOutput> {
+        let State::Binding(round) = &mut self.state else { return Vec::new() };
+        let Some(challenge) = Challenge::open(datagram, &self.key, self.session, self.leg) else {
+            return Vec::new();
+        };
+        round.challenge = Some((challenge, now));
+        vec![self.answer(&challenge)]
+    }
+
+    fn ready(&mut self, counter: u64) -> Vec<EndOutput> {
+        match &self.state {
+            State::Binding(round) if counter >= round.first_counter => {
+                self.state = State::Ready;
+                self.silence.awaiting = None;
+                vec![EndOutput::Ready]
+            }
+            State::Binding(_) | State::Ready | State::GivenUp => Vec::new(),
+        }
+    }
+
+    fn heard(&mut self) {
+        self.silence = Silence::default();
+        if let State::Binding(round) = &mut self.state {
+            round.heard = true;
+        }
+    }
+
+    fn timer(&mut self, now: Duration) -> Vec<EndOutput> {
+        match &mut self.state {
+            State::Binding(round) if round.retry_at <= now => {
+                if now >= round.began.saturating_add(GIVE_UP) {
+                    if round.was_ready && round.heard {
+                        self.state = State::Ready;
+                        return Vec::new();
+                    }
+                    self.state = State::GivenUp;
+                    return vec![EndOutput::GaveUp];
+                }
+                round.retry = round.retry.saturating_mul(2).min(MAX_RETRY);
+                round.retry_at = now.saturating_add(round.retry);
+                let fresh = round.challenge.filter(|(_, at)| now < at.saturating_add(CHALLENGE_LIFETIME));
+                let answer = fresh.map(|(challenge, _)| self.answer(&challenge));
+                let bind = self.bind();
+                answer.into_iter().chain([bind]).collect()
+            }
+            State::Ready if self.silence.deadline().is_some_and(|at| at <= now) => {
+                self.silence.rounds = self.silence.rounds.saturating_add(1);
+                self.again(now, true)
+            }
+            State::Binding(_) | State::Ready | State::GivenUp => Vec::new(),
+        }
+    }
+
+    fn again(&mut self, now: Duration, was_ready: bool) -> Vec<EndOutput> {
+        self.state = State::Binding(Round::new(self.counter, now, was_ready));
+        self.silence.awaiting = None;
+        vec![self.bind()]
+    }
+
+    fn bind(&mut self) -> EndOutput {
+        self.counter = self.counter.saturating_add(1);
+        EndOutput::Send(seal_bind(&self.key, self.session, self.leg, &self.ticket, self.counter))
+    }
+
+    fn answer(&self, challenge: &Challenge) -> EndOutput {
+        EndOutput::Send(seal_answer(&self.key, self.session, self.leg, &self.ticket, challenge))
+    }
+}
+
+impl Round {
+    const fn new(counter: u64, now: Duration, was_ready: bool) -> Self {
+        Self {
+            first_counter: counter.saturating_add(1),
+            began: now,
+            retry_at: now.saturating_add(FIRST_RETRY),
+            retry: FIRST_RETRY,
+            challenge: None,
+            was_ready,
+            heard: false,
+        }
+    }
+}
+
+impl Silence {
+    /// max(3 PTO, 1 s) after what is awaited was sent; longer with each round that brought nothing.
+    fn deadline(&self) -> Option<Duration> {
+        let (since, pto) = self.awaiting?;
+        let silence = pto.saturating_mul(3).max(MIN_SILENCE);
+        let patience = silence.saturating_mul(1 << self.rounds.min(4)).min(MAX_SILENCE.max(silence));
+        Some(since.saturating_add(patience))
+    }
+}

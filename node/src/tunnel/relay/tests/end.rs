@@ -1,0 +1,171 @@
+//! When an end sends what.
+
+use super::super::end::{End, EndInput, EndOutput, FIRST_RETRY, GIVE_UP};
+use super::super::wire::{Challenge, Proven, Request};
+use super::*;
+
+const OBSERVED: &str = "192.0.2.10:5000";
+
+fn start(counter: u64) -> (End, EndOutput) {
+    let LegSecret { key, ticket } = secret(SESSION, Leg::Client);
+    End::start(key, ticket, SESSION, Leg::Client, counter, ms(0))
+}
+
+fn proven(output: &EndOutput) -> Proven {
+    let EndOutput::Send(datagram) = output else { panic!("{output:?}") };
+    let request = Request::parse(datagram).unwrap();
+    request.prove(&secret(SESSION, Leg::Client).key, SESSION.generation, address(OBSERVED)).unwrap()
+}
+
+fn challenge(nonce: u8) -> Vec<u8> {
+    let key = secret(SESSION, Leg::Client).key;
+    Challenge { observed: address(OBSERVED), nonce: [nonce; 8] }.seal(&key, SESSION, Leg::Client).to_vec()
+}
+
+fn ready_end() -> End {
+    let (mut end, _) = start(0);
+    assert_eq!(end.handle(EndInput::Ready { counter: 1 }, ms(10)), [EndOutput::Ready]);
+    end
+}
+
+#[test]
+fn nothing_end_to_end_leaves_before_ready() {
+    let (mut end, first) = start(41);
+    assert_eq!(proven(&first), Proven::Bind { counter: 42 });
+    assert!(!end.may_send());
+    let answered = end.handle(EndInput::Challenge(&challenge(1)), ms(20));
+    assert_eq!(answered.iter().map(proven).collect::<Vec<_>>(), [Proven::Answer { nonce: [1; 8] }]);
+    assert!(!end.may_send(), "an answer is not yet a leg");
+    assert_eq!(end.handle(EndInput::Ready { counter: 41 }, ms(30)), [], "of an earlier round");
+    assert!(!end.may_send());
+    assert_eq!(end.handle(EndInput::Ready { counter: 42 }, ms(40)), [EndOutput::Ready]);
+    assert!(end.may_send() && end.is_ready());
+    assert_eq!(end.handle(EndInput::Ready { counter: 42 }, ms(41)), []);
+}
+
+#[test]
+fn a_forged_challenge_is_not_answered() {
+    let (mut end, _) = start(0);
+    for at in 0..challenge(1).len() {
+        let mut forged = challenge(1);
+        forged[at] ^= 1;
+        assert_eq!(end.handle(EndInput::Challenge(&forged), ms(1)), []);
+    }
+    let theirs = Challenge { observed: address(OBSERVED), nonce: [1; 8] };
+    for (session, leg) in [(OTHER, Leg::Client), (SESSION, Leg::Connector)] {
+        let theirs = theirs.seal(&secret(session, leg).key, session, leg);
+        assert_eq!(end.handle(EndInput::Challenge(&theirs), ms(1)), []);
+    }
+}
+
+#[test]
+fn it_tries_again_with_higher_counters_and_gives_up() {
+    let (mut end, _) = start(0);
+    let (mut counter, mut sent, mut last) = (1, 0, ms(0));
+    loop {
+        let at = end.deadline().unwrap();
+        assert!(at > last && at - last <= ms(500), "{at:?} after {last:?}");
+        assert!(end.handle(EndInput::Timer, at - ms(1)).is_empty(), "not before its time");
+        last = at;
+        match end.handle(EndInput::Timer, at)[..] {
+            [bind @ EndOutput::Send(_)] => {
+                let Proven::Bind { counter: next } = proven(&bind) else { panic!("{bind:?}") };
+                assert_eq!(next, counter + 1);
+                counter = next;
+                sent += 1;
+            }
+            [EndOutput::GaveUp] => break,
+            ref other => panic!("{other:?}"),
+        }
+    }
+    assert!(last >= GIVE_UP && last <= GIVE_UP + ms(500) && sent > 50, "{sent} in {last:?}");
+    assert_eq!(end.deadline(), None);
+    assert_eq!(end.handle(EndInput::Ready { counter }, last), []);
+    assert!(!end.may_send());
+    // A new network is a new chance.
+    assert_eq!(
+        end.handle(EndInput::AddressChanged, last).iter().map(proven).collect::<Vec<_>>(),
+        [Proven::Bind { counter: counter + 1 }]
+    );
+}
+
+#[test]
+fn the_last_answer_goes_out_again_while_it_may_count() {
+    let (mut end, _) = start(0);
+    end.handle(EndInput::Challenge(&challenge(1)), ms(20));
+    end.handle(EndInput::Challenge(&challenge(2)), ms(30));
+    let again = end.handle(EndInput::Timer, FIRST_RETRY);
+    assert_eq!(
+        again.iter().map(proven).collect::<Vec<_>>(),
+        [Proven::Answer { nonce: [2; 8] }, Proven::Bind { counter: 2 }]
+    );
+    let late = end.handle(EndInput::Timer, ms(30) + super::super::node::CHALLENGE_LIFETIME);
+    assert_eq!(late.iter().map(proven).collect::<Vec<_>>(), [Proven::Bind { counter: 3 }]);
+}
+
+#[test]
+fn silence_counts_only_while_something_is_awaited() {
+    let mut end = ready_end();
+    assert_eq!(end.deadline(), None);
+    end.handle(EndInput::Sent { pto: ms(100) }, ms(1000));
+    end.handle(EndInput::Sent { pto: ms(100) }, ms(1900));
+    assert_eq!(end.deadline(), Some(ms(2000)), "one second at least, from the first");
+    end.handle(EndInput::Heard, ms(1950));
+    assert_eq!(end.deadline(), None);
+    end.handle(EndInput::Sent { pto: ms(500) }, ms(3000));
+    assert_eq!(end.deadline(), Some(ms(4500)), "three probe timeouts");
+    assert_eq!(end.handle(EndInput::Timer, ms(4499)), []);
+    let bind = end.handle(EndInput::Timer, ms(4500));
+    assert_eq!(bind.iter().map(proven).collect::<Vec<_>>(), [Proven::Bind { counter: 2 }]);
+    assert!(end.may_send(), "the old leg may be good");
+    assert_eq!(end.handle(EndInput::Ready { counter: 1 }, ms(4510)), [], "old news");
+    assert_eq!(end.handle(EndInput::Ready { counter: 2 }, ms(4600)), [EndOutput::Ready]);
+}
+
+#[test]
+fn rounds_that_bring_nothing_come_ever_later() {
+    let mut end = ready_end();
+    let (mut now, mut gaps) = (ms(1000), Vec::new());
+    for _ in 0..6 {
+        end.handle(EndInput::Sent { pto: ms(100) }, now);
+        let due = end.deadline().unwrap();
+        gaps.push((due - now).as_secs());
+        end.handle(EndInput::Timer, due);
+        end.handle(EndInput::Ready { counter: end.counter() }, due);
+        now = due;
+    }
+    assert_eq!(gaps, [1, 2, 4, 8, 15, 15]);
+    end.handle(EndInput::Heard, now);
+    end.handle(EndInput::Sent { pto: ms(100) }, now);
+    assert_eq!(end.deadline(), Some(now + ms(1000)));
+}
+
+#[test]
+fn a_leg_that_still_carries_is_not_given_up() {
+    for heard in [true, false] {
+        let mut end = ready_end();
+        end.handle(EndInput::Sent { pto: ms(100) }, ms(1000));
+        let began = end.deadline().unwrap();
+        end.handle(EndInput::Timer, began);
+        if heard {
+            end.handle(EndInput::Heard, began + ms(10));
+            assert!(!end.is_ready(), "hearing proves one direction only");
+        }
+        let mut last = Vec::new();
+        while let Some(at) = end.deadline().filter(|at| *at <= began + GIVE_UP + ms(1000)) {
+            last = end.handle(EndInput::Timer, at);
+        }
+        assert_eq!((end.may_send(), end.is_ready()), (heard, heard));
+        assert_eq!(last.contains(&EndOutput::GaveUp), !heard);
+    }
+}
+
+#[test]
+fn after_a_change_of_address_nothing_leaves_until_the_new_one_is_ready() {
+    let mut end = ready_end();
+    let bind = end.handle(EndInput::AddressChanged, ms(100));
+    assert_eq!(bind.iter().map(proven).collect::<Vec<_>>(), [Proven::Bind { counter: 2 }]);
+    assert!(!end.may_send());
+    assert_eq!(end.handle(EndInput::Ready { counter: 2 }, ms(150)), [EndOutput::Ready]);
+    assert!(end.may_send());
+}
