@@ -1,10 +1,19 @@
-//! The one place that reads the wall clock and the system's random source for the daemon lane.
+//! The one place that reads the clocks and the system's random source for the daemon lane.
+
+use std::time::Duration;
 
 use crate::flow::{RayId, SessionId, UnixTime};
 
 /// Now, by the wall clock.
 pub fn now() -> UnixTime {
     UnixTime(time::OffsetDateTime::now_utc().unix_timestamp())
+}
+
+/// Now, by the monotonic clock: the time that the kernel's programs read with `bpf_ktime_get_ns`.
+pub fn monotonic() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // Neither part of this clock is ever negative.
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 /// `N` random bytes from the system.

@@ -1,8 +1,12 @@
 //! Bytes from strangers: frames and enrolment tokens. As tests these run for a moment on random input; as fuzz targets
 //! (`cargo bolero test fuzz::<name>`) for as long as one likes.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use portcullis::tunnel::enrolment::EnrolmentToken;
+use portcullis::tunnel::relay::wire::{BindKey, Challenge, REQUEST_LEN, Request, is_challenge, is_request};
+use portcullis::tunnel::relay::{Binds, Leg, LegSecret, Own, SessionRef, Terms, Tuple};
 use portcullis::tunnel::wire::{
     ConnectorFrame, Decoded, Frame, NodeFrame, OpenReply, OpenRequest, decode, encode,
 };
@@ -46,5 +50,37 @@ fn tokens() {
             let again = token.expose().expect("a token that was parsed has a text");
             assert!(EnrolmentToken::parse(&again).as_ref() == Ok(&token));
         }
+    });
+}
+
+/// Any datagram at all: nobody without the key is answered, nor does anything come to be.
+#[test]
+fn binds() {
+    let session = SessionRef { index: 0, generation: 1 };
+    let terms = Terms { identity: 0, epoch: 0, expires: Duration::from_secs(60) };
+    let tuple = Tuple::new(([198, 51, 100, 1], 443).into(), ([192, 0, 2, 1], 5000).into());
+    bolero::check!().for_each(|datagram: &[u8]| {
+        let mut node = Binds::new(Own::default());
+        node.register(session, terms).expect("index 0 is free");
+        let secret = || LegSecret { key: BindKey::from_bytes([7; 32]), ticket: [0; 16] };
+        node.expect(session, Leg::Client, secret()).expect("it is registered");
+        // The same with an honest head, so that the fuzz gets as far as the tag.
+        let mut honest = datagram.to_vec();
+        honest.resize(REQUEST_LEN, 0);
+        honest[0] |= 1;
+        honest[0] &= 3;
+        honest[1..22].fill(0);
+        for datagram in [datagram, &honest] {
+            assert!(!(is_request(datagram) && is_challenge(datagram)));
+            assert_eq!(Request::parse(datagram).is_some(), is_request(datagram) && datagram[21] < 2);
+            let actions =
+                node.on_datagram(Duration::ZERO, tuple, datagram, || unreachable!("nothing to ask"));
+            assert!(actions.is_empty());
+            assert!(Challenge::open(datagram, &secret().key, session, Leg::Client).is_none());
+        }
+        assert!(
+            node.pair(session).is_none()
+                && node.remove(session).is_some_and(|removed| removed.inputs.is_empty())
+        );
     });
 }

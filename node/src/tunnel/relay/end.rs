@@ -54,6 +54,17 @@ pub enum EndOutput {
     GaveUp,
 }
 
+/// How far a leg is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LegState {
+    /// Not in force, or in doubt.
+    Binding,
+    /// In force, and nothing speaks against it.
+    Ready,
+    /// The node was not reached in time.
+    GaveUp,
+}
+
 /// An end's half of binding.
 pub struct End {
     key: BindKey,
@@ -128,9 +139,12 @@ impl End {
         }
     }
 
-    /// Whether the leg is in force and nothing speaks against it.
-    pub const fn is_ready(&self) -> bool {
-        matches!(self.state, State::Ready)
+    pub const fn state(&self) -> LegState {
+        match &self.state {
+            State::Binding(_) => LegState::Binding,
+            State::Ready => LegState::Ready,
+            State::GivenUp => LegState::GaveUp,
+        }
     }
 
     /// The number of the last Bind.

@@ -1,10 +1,11 @@
 //! An end's UDP socket: its leg is bound and kept bound under the end-to-end QUIC connection that runs over it.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,27 +14,16 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::end::{End, EndInput, EndOutput};
+use super::end::{End, EndInput, EndOutput, LegState};
 use super::wire::is_challenge;
 
 /// Before a connection has measured its path (RFC 9002 §6.2.2 begins with 333 ms of round trip, three times over).
 const INITIAL_PTO: Duration = Duration::from_millis(999);
 
-/// How far a leg is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LegState {
-    /// Not in force, or in doubt.
-    Binding,
-    Ready,
-    /// The node was not reached in time.
-    GaveUp,
-}
-
-/// A socket that sends nothing end to end before its leg is ready, and binds again when it falls silent.
-///
-/// The relay looks like one peer, the node: a quinn endpoint on this socket dials, or is dialled by, the node's address.
-pub struct LegSocket {
-    socket: Arc<dyn AsyncUdpSocket>,
+/// One leg of one session, from its own UDP port, kept bound for as long as [`Self::run`] runs.
+pub struct BoundLeg {
+    /// Where packets leave from now.
+    socket: RwLock<Arc<dyn AsyncUdpSocket>>,
     node: SocketAddr,
     began: Instant,
     inner: Mutex<Inner>,
@@ -46,29 +36,37 @@ struct Inner {
     pto: Duration,
 }
 
-impl LegSocket {
-    /// Starts to bind: `start` gets the time, and says what [`End::start`] said. [`Self::run`] keeps it going.
-    pub fn new(
+impl BoundLeg {
+    /// Starts to bind from `socket` to the node's relay address: `start` gets the time, and says what [`End::start`] said.
+    /// Challenges are heard only while a quinn endpoint reads from the second part.
+    pub fn start(
         socket: Arc<dyn AsyncUdpSocket>,
         node: SocketAddr,
         start: impl FnOnce(Duration) -> (End, EndOutput),
-    ) -> Arc<Self> {
+    ) -> (Arc<Self>, LegSocket) {
         let (end, first) = start(Duration::ZERO);
-        let leg = Self {
-            socket,
-            node,
+        let leg = Arc::new(Self {
+            socket: RwLock::new(Arc::clone(&socket)),
+            node: SocketAddr::new(node.ip().to_canonical(), node.port()),
             began: Instant::now(),
             inner: Mutex::new(Inner { end, pto: INITIAL_PTO }),
             state: watch::Sender::new(LegState::Binding),
             timer_moved: Notify::new(),
-        };
+        });
         leg.perform(&[first]);
-        Arc::new(leg)
+        (Arc::clone(&leg), LegSocket { socket, leg })
     }
 
-    /// Binds, and binds again, until the leg is given up or this future is dropped.
-    pub async fn run(self: Arc<Self>) {
-        while *self.state.borrow() != LegState::GaveUp {
+    /// Goes on from another socket, as after a change of network: for [`quinn::Endpoint::rebind_abstract`].
+    pub fn move_to(self: &Arc<Self>, socket: Arc<dyn AsyncUdpSocket>) -> LegSocket {
+        *self.socket.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&socket);
+        self.handle(EndInput::AddressChanged);
+        LegSocket { socket, leg: Arc::clone(self) }
+    }
+
+    /// Binds, and binds again, until this future is dropped.
+    pub async fn run(self: Arc<Self>) -> Infallible {
+        loop {
             let deadline = self.inner().end.deadline().map(|at| self.began + at);
             let timer = async {
                 match deadline {
@@ -86,11 +84,6 @@ impl LegSocket {
     /// The control connection says that bind number `counter` is in force.
     pub fn ready(&self, counter: u64) {
         self.handle(EndInput::Ready { counter });
-    }
-
-    /// Packets now leave from another local address.
-    pub fn address_changed(&self) {
-        self.handle(EndInput::AddressChanged);
     }
 
     /// The connection's probe timeout, from which it follows how long a silence counts.
@@ -115,20 +108,20 @@ impl LegSocket {
         let before = inner.end.deadline();
         let outputs = inner.end.handle(input, now);
         let moved = inner.end.deadline() != before;
-        let ready = inner.end.is_ready();
+        let state = inner.end.state();
         drop(inner);
         self.perform(&outputs);
-        if ready {
-            self.enter(LegState::Ready);
-        } else if *self.state.borrow() == LegState::Ready {
-            self.enter(LegState::Binding);
-        }
+        self.state.send_if_modified(|current| std::mem::replace(current, state) != state);
         if moved {
             self.timer_moved.notify_one();
         }
     }
 
     fn perform(&self, outputs: &[EndOutput]) {
+        if outputs.is_empty() {
+            return;
+        }
+        let socket = Arc::clone(&self.socket.read().unwrap_or_else(PoisonError::into_inner));
         for output in outputs {
             match output {
                 EndOutput::Send(datagram) => {
@@ -140,21 +133,24 @@ impl LegSocket {
                         src_ip: None,
                     };
                     // What cannot be sent is lost, and sent again.
-                    let _ = self.socket.try_send(&transmit);
+                    let _ = socket.try_send(&transmit);
                 }
-                EndOutput::Ready => self.enter(LegState::Ready),
-                EndOutput::GaveUp => self.enter(LegState::GaveUp),
+                EndOutput::Ready | EndOutput::GaveUp => {}
             }
         }
-    }
-
-    fn enter(&self, state: LegState) {
-        self.state.send_if_modified(|current| std::mem::replace(current, state) != state);
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A socket that sends nothing end to end before its leg is ready, and keeps challenges from QUIC.
+///
+/// The relay looks like one peer, the node: a quinn endpoint on this socket dials, or is dialled by, the node's address.
+pub struct LegSocket {
+    socket: Arc<dyn AsyncUdpSocket>,
+    leg: Arc<BoundLeg>,
 }
 
 impl AsyncUdpSocket for LegSocket {
@@ -163,7 +159,7 @@ impl AsyncUdpSocket for LegSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let inner = self.inner();
+        let inner = self.leg.inner();
         let (may_send, pto) = (inner.end.may_send(), inner.pto);
         drop(inner);
         if !may_send {
@@ -171,7 +167,7 @@ impl AsyncUdpSocket for LegSocket {
             return Ok(());
         }
         self.socket.try_send(transmit)?;
-        self.handle(EndInput::Sent { pto });
+        self.leg.handle(EndInput::Sent { pto });
         Ok(())
     }
 
@@ -183,8 +179,7 @@ impl AsyncUdpSocket for LegSocket {
     ) -> Poll<io::Result<usize>> {
         let received = std::task::ready!(self.socket.poll_recv(cx, bufs, meta))?;
         for (buffer, meta) in bufs.iter_mut().zip(meta.iter_mut()).take(received) {
-            let remote = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
-            let from_node = remote.ip() == self.node.ip().to_canonical() && remote.port() == self.node.port();
+            let from_node = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port()) == self.leg.node;
             let filled = meta.len.min(buffer.len());
             if !from_node {
                 meta.len = 0;
@@ -194,14 +189,14 @@ impl AsyncUdpSocket for LegSocket {
             let mut heard = false;
             for datagram in datagrams.chunks(meta.stride.max(1)) {
                 if is_challenge(datagram) {
-                    self.handle(EndInput::Challenge(datagram));
+                    self.leg.handle(EndInput::Challenge(datagram));
                 } else {
                     heard = true;
                 }
             }
             // QUIC has no use for a challenge: its fixed bit is clear.
             if heard {
-                self.handle(EndInput::Heard);
+                self.leg.handle(EndInput::Heard);
             } else {
                 meta.len = 0;
             }
@@ -228,6 +223,6 @@ impl AsyncUdpSocket for LegSocket {
 
 impl fmt::Debug for LegSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LegSocket").field("node", &self.node).finish_non_exhaustive()
+        f.debug_struct("LegSocket").field("node", &self.leg.node).finish_non_exhaustive()
     }
 }

@@ -29,8 +29,8 @@ mod userspace;
 pub mod wire;
 
 pub use demux::{BindDatagram, DemuxSocket, Losses, Relay};
-pub use end::{End, EndInput, EndOutput};
-pub use leg::{LegSocket, LegState};
+pub use end::{End, EndInput, EndOutput, LegState};
+pub use leg::{BoundLeg, LegSocket};
 pub use node::{Action, Binds, LegSecret, Own, RegisterError, Removed};
 pub use tuple::{Grant, Leg, MAX_SESSIONS, Pair, SessionRef, Terms, Tuple};
 pub use userspace::{Passage, Refused, Table, Usage};

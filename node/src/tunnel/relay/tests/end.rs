@@ -1,6 +1,6 @@
 //! When an end sends what.
 
-use super::super::end::{End, EndInput, EndOutput, FIRST_RETRY, GIVE_UP};
+use super::super::end::{End, EndInput, EndOutput, FIRST_RETRY, GIVE_UP, LegState};
 use super::super::wire::{Challenge, Proven, Request};
 use super::*;
 
@@ -39,7 +39,7 @@ fn nothing_end_to_end_leaves_before_ready() {
     assert_eq!(end.handle(EndInput::Ready { counter: 41 }, ms(30)), [], "of an earlier round");
     assert!(!end.may_send());
     assert_eq!(end.handle(EndInput::Ready { counter: 42 }, ms(40)), [EndOutput::Ready]);
-    assert!(end.may_send() && end.is_ready());
+    assert!(end.may_send() && end.state() == LegState::Ready);
     assert_eq!(end.handle(EndInput::Ready { counter: 42 }, ms(41)), []);
 }
 
@@ -149,13 +149,14 @@ fn a_leg_that_still_carries_is_not_given_up() {
         end.handle(EndInput::Timer, began);
         if heard {
             end.handle(EndInput::Heard, began + ms(10));
-            assert!(!end.is_ready(), "hearing proves one direction only");
+            assert_eq!(end.state(), LegState::Binding, "hearing proves one direction only");
         }
         let mut last = Vec::new();
         while let Some(at) = end.deadline().filter(|at| *at <= began + GIVE_UP + ms(1000)) {
             last = end.handle(EndInput::Timer, at);
         }
-        assert_eq!((end.may_send(), end.is_ready()), (heard, heard));
+        assert_eq!(end.may_send(), heard);
+        assert_eq!(end.state(), if heard { LegState::Ready } else { LegState::GaveUp });
         assert_eq!(last.contains(&EndOutput::GaveUp), !heard);
     }
 }

@@ -1,8 +1,10 @@
 //! The machines under every hand, the table rule by rule, a simulated network, and real sockets.
 
+mod demux;
 mod end;
 mod node;
 mod simulation;
+mod sockets;
 mod table;
 
 use std::net::SocketAddr;
