@@ -11,6 +11,7 @@
 //! | [`third_party`] | JavaScript programs that are not ours |
 //! | [`demo`] | the steps of `cargo xtask demo` |
 //! | [`portcullis`] | the binary under test: node, connector, admin commands |
+//! | [`relay`] | a node that only binds and relays, and ends as processes |
 //! | [`realm`] | a node with login, users, applications and identity providers, on loopback |
 //! | [`idp`] | a real OpenID provider that cheats on demand |
 //! | [`web`] | a browser made of curl |
@@ -27,5 +28,6 @@ pub mod portcullis;
 pub mod ports;
 pub mod process;
 pub mod realm;
+pub mod relay;
 pub mod third_party;
 pub mod web;

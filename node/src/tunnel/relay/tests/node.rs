@@ -130,6 +130,7 @@ fn a_bind_from_a_victims_address_is_one_short_datagram_to_the_victim() {
 #[test]
 fn a_challenge_is_for_one_local_side_too() {
     let mut binds = node();
+    establish(&mut binds, SESSION, Leg::Connector, 1, CONNECTOR);
     binds.on_datagram(ms(0), from(CLIENT), &bind(SESSION, Leg::Client, 1), || [1; 8]);
     let elsewhere = Tuple::new(address("198.51.100.2:443"), address(CLIENT));
     let done = binds.on_datagram(ms(1), elsewhere, &answer(SESSION, Leg::Client, CLIENT, [1; 8]), || [0; 8]);
@@ -140,6 +141,7 @@ fn a_challenge_is_for_one_local_side_too() {
 fn a_challenge_ends_in_time_and_a_retry_does_not_prolong_it() {
     let late = CHALLENGE_LIFETIME;
     let mut binds = node();
+    establish(&mut binds, SESSION, Leg::Connector, 1, CONNECTOR);
     binds.on_datagram(ms(0), from(CLIENT), &bind(SESSION, Leg::Client, 1), || [1; 8]);
     let retry = binds.on_datagram(late - ms(1), from(CLIENT), &bind(SESSION, Leg::Client, 2), || [2; 8]);
     let [Action::Send { datagram, .. }] = retry[..] else { panic!("{retry:?}") };
@@ -153,8 +155,9 @@ fn a_challenge_ends_in_time_and_a_retry_does_not_prolong_it() {
     // The next one asks anew, and a moment before its end still counts.
     assert_eq!(binds.on_datagram(late, from(CLIENT), &bind(SESSION, Leg::Client, 3), || [3; 8]).len(), 1);
     let just = late + CHALLENGE_LIFETIME - ms(1);
-    binds.on_datagram(just, from(CLIENT), &answer(SESSION, Leg::Client, CLIENT, [3; 8]), || [0; 8]);
-    assert_eq!(binds.remove(SESSION).unwrap().inputs, [from(CLIENT)]);
+    let done =
+        binds.on_datagram(just, from(CLIENT), &answer(SESSION, Leg::Client, CLIENT, [3; 8]), || [0; 8]);
+    assert_eq!(done[0], Action::Install(pair(CLIENT, CONNECTOR)));
 }
 
 #[test]
@@ -222,6 +225,7 @@ fn nothing_leads_back_to_the_node_or_to_no_single_host() {
 #[test]
 fn an_address_that_becomes_the_nodes_own_cannot_answer() {
     let mut binds = node();
+    establish(&mut binds, SESSION, Leg::Connector, 1, CONNECTOR);
     let at = "192.0.2.77:443";
     binds.on_datagram(ms(0), from(at), &bind(SESSION, Leg::Client, 1), || [1; 8]);
     let mut grown = own();
