@@ -109,9 +109,10 @@ impl BoundLeg {
         let outputs = inner.end.handle(input, now);
         let moved = inner.end.deadline() != before;
         let state = inner.end.state();
+        // While the machine is held, or what another input makes of it could be overwritten by older news.
+        self.state.send_if_modified(|current| std::mem::replace(current, state) != state);
         drop(inner);
         self.perform(&outputs);
-        self.state.send_if_modified(|current| std::mem::replace(current, state) != state);
         if moved {
             self.timer_moved.notify_one();
         }
