@@ -25,7 +25,7 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::sync::mpsc;
 
 use super::node::{Action, Removed};
-use super::tuple::{Leg, Pair, SessionRef, Tuple};
+use super::tuple::{Pair, SessionRef, Tuple};
 use super::userspace::{Passage, Refused, Table, Usage};
 use super::wire::{REQUEST_LEN, is_request};
 
@@ -97,15 +97,9 @@ impl Relay {
             // A challenge that is lost is asked for again.
             Action::Send { to, datagram } => self.send(*to, datagram).is_ok() || self.lose(CONGESTED, 1),
             Action::Install(pair) => self.install(pair),
-            Action::ReplaceLeg { leg, old, pair } => {
-                let now_at = match leg {
-                    Leg::Client => pair.client,
-                    Leg::Connector => pair.connector,
-                };
+            Action::ReplaceLeg { old, pair, .. } => {
                 let done = self.install(pair);
-                if *old != now_at {
-                    self.table.write().unwrap_or_else(PoisonError::into_inner).remove(pair.session, *old);
-                }
+                self.table.write().unwrap_or_else(PoisonError::into_inner).remove(pair.session, *old);
                 done
             }
             Action::Ready { .. } => true,

@@ -33,7 +33,7 @@ pub enum EndInput<'a> {
     Challenge(&'a [u8]),
     /// The control connection says that bind number `counter` is in force.
     Ready { counter: u64 },
-    /// An end-to-end packet left that should be answered, while this is its probe timeout (RFC 9002 §6.2.1).
+    /// An end-to-end packet left, while this is the connection's probe timeout (RFC 9002 §6.2.1).
     Sent { pto: Duration },
     /// An end-to-end packet arrived.
     Heard,
@@ -99,10 +99,17 @@ struct Round {
 
 #[derive(Default)]
 struct Silence {
-    /// Since when something is awaited, and how long a probe takes.
-    awaiting: Option<(Duration, Duration)>,
+    sent: Option<Unanswered>,
     /// Rounds since something was heard.
     rounds: u32,
+}
+
+/// Packets that left since something was last heard. One alone may be an acknowledgement, which nobody answers; what
+/// should be answered is sent again after a probe timeout.
+struct Unanswered {
+    first: Duration,
+    pto: Duration,
+    again: Option<Duration>,
 }
 
 impl End {
@@ -171,7 +178,7 @@ impl End {
             EndInput::Challenge(datagram) => self.challenge(datagram, now),
             EndInput::Ready { counter } => self.ready(counter),
             EndInput::Sent { pto } => {
-                self.silence.awaiting.get_or_insert((now, pto));
+                self.silence.sent(now, pto);
                 Vec::new()
             }
             EndInput::Heard => {
@@ -196,7 +203,7 @@ impl End {
         match &self.state {
             State::Binding(round) if counter >= round.first_counter => {
                 self.state = State::Ready;
-                self.silence.awaiting = None;
+                self.silence.sent = None;
                 vec![EndOutput::Ready]
             }
             State::Binding(_) | State::Ready | State::GivenUp => Vec::new(),
@@ -238,7 +245,7 @@ impl End {
 
     fn again(&mut self, now: Duration, was_ready: bool) -> Vec<EndOutput> {
         self.state = State::Binding(Round::new(self.counter, now, was_ready));
-        self.silence.awaiting = None;
+        self.silence.sent = None;
         vec![self.bind()]
     }
 
@@ -267,11 +274,29 @@ impl Round {
 }
 
 impl Silence {
-    /// max(3 PTO, 1 s) after what is awaited was sent; longer with each round that brought nothing.
+    fn sent(&mut self, now: Duration, pto: Duration) {
+        let patience = self.patience(pto);
+        match &mut self.sent {
+            Some(sent) if sent.again.is_some() => {}
+            Some(sent) if now <= sent.first.saturating_add(patience) => {
+                if now >= sent.first.saturating_add(sent.pto / 2) {
+                    sent.again = Some(now);
+                }
+            }
+            _ => self.sent = Some(Unanswered { first: now, pto, again: None }),
+        }
+    }
+
+    /// After [`Self::patience`], but not before the repeated packet had its time too.
     fn deadline(&self) -> Option<Duration> {
-        let (since, pto) = self.awaiting?;
+        let sent = self.sent.as_ref()?;
+        let repeated = sent.again?.saturating_add(sent.pto);
+        Some(sent.first.saturating_add(self.patience(sent.pto)).max(repeated))
+    }
+
+    /// max(3 PTO, 1 s); longer with each round that brought nothing.
+    fn patience(&self, pto: Duration) -> Duration {
         let silence = pto.saturating_mul(3).max(MIN_SILENCE);
-        let patience = silence.saturating_mul(1 << self.rounds.min(4)).min(MAX_SILENCE.max(silence));
-        Some(since.saturating_add(patience))
+        silence.saturating_mul(1 << self.rounds.min(4)).min(MAX_SILENCE.max(silence))
     }
 }

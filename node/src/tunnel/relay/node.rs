@@ -279,7 +279,8 @@ impl LegState {
     }
 
     /// One address at a time is asked to prove itself, the latest. A retry from there gets the same nonce, so that the
-    /// answer to a challenge that was thought lost still counts; it does not prolong it.
+    /// answer to a challenge that was thought lost still counts; it does not prolong it. No other address ever gets that
+    /// nonce, or its owner could answer for this one.
     fn challenge(
         &mut self,
         now: Duration,

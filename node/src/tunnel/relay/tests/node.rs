@@ -128,6 +128,28 @@ fn a_bind_from_a_victims_address_is_one_short_datagram_to_the_victim() {
 }
 
 #[test]
+fn a_nonce_that_one_address_heard_opens_no_other() {
+    let mut binds = node();
+    establish(&mut binds, SESSION, Leg::Connector, 1, CONNECTOR);
+    let (victim, cheat) = ("192.0.2.200:53", "192.0.2.66:666");
+    let key = secret(SESSION, Leg::Client).key;
+    let mut nonces = Vec::new();
+    for (counter, at) in [(1, victim), (2, cheat), (3, victim)] {
+        let fresh = [u8::try_from(counter).unwrap(); 8];
+        let sent = binds.on_datagram(ms(0), from(at), &bind(SESSION, Leg::Client, counter), || fresh);
+        let [Action::Send { to, datagram }] = sent[..] else { panic!("{sent:?}") };
+        let asked = Challenge::open(&datagram, &key, SESSION, Leg::Client).unwrap();
+        assert_eq!((to, asked.observed), (from(at), address(at)));
+        nonces.push(asked.nonce);
+    }
+    assert_eq!(nonces, [[1; 8], [2; 8], [3; 8]]);
+    // The cheat heard the second one only.
+    silent(&mut binds, ms(1), victim, &answer(SESSION, Leg::Client, victim, nonces[1]));
+    silent(&mut binds, ms(1), cheat, &answer(SESSION, Leg::Client, cheat, nonces[1]));
+    assert_eq!(binds.pair(SESSION), None);
+}
+
+#[test]
 fn a_challenge_is_for_one_local_side_too() {
     let mut binds = node();
     establish(&mut binds, SESSION, Leg::Connector, 1, CONNECTOR);
