@@ -1,4 +1,4 @@
-use crate::{ConnectionId, DropReason, Frame, Knock};
+use crate::{ConnectionId, DropReason, Frame, Knock, Span};
 
 /// What a datagram to the tunnel's port is, by its first bytes. Only its first packet is looked at: the
 /// endpoint judges what is coalesced behind it.
@@ -30,9 +30,11 @@ const VERSION_1: u32 = 1;
 /// First byte, identifier, a packet number of four bytes and a tag of sixteen: what the removal of header
 /// protection needs (RFC 9001 §5.4.2).
 const SHORTEST_QUIC: usize = 1 + ConnectionId::SIZE + 4 + 16;
-/// Datagrams of the bind protocol are of exact lengths within these.
-const SHORTEST_BIND: usize = 1 + ConnectionId::SIZE;
-const LONGEST_BIND: usize = 128;
+/// Bytes of a relay bind, and of its answer.
+pub const BIND_DATAGRAM: usize = 46;
+/// First bytes of the two.
+const BIND: u8 = 1;
+const ANSWER: u8 = 3;
 
 /// Reads the front of a datagram of `length` bytes at `at`.
 ///
@@ -50,27 +52,35 @@ pub(crate) fn datagram<F: Frame + ?Sized>(
     length: usize,
 ) -> Result<Datagram, DropReason> {
     const MALFORMED: DropReason = DropReason::TunnelForm;
-    if length < SHORTEST_BIND {
+    if length < SHORTEST_QUIC {
         return Err(MALFORMED);
     }
     // The verifier takes no check of a single byte at a variable place; a long header has six to begin with.
     let head: [u8; 6] = frame.read(at).ok_or(DropReason::Truncated)?;
     match head[0] >> 6 {
-        0b01 => {
-            if length < SHORTEST_QUIC {
-                return Err(MALFORMED);
-            }
-            Ok(Datagram::Quic(identifier(frame, at + 1)?))
-        }
+        0b01 => Ok(Datagram::Quic(identifier(frame, at + 1)?)),
         0b11 => long_header(frame, at, length, head),
-        0b00 => {
-            if length > LONGEST_BIND {
-                return Err(MALFORMED);
-            }
+        0b00 if length == BIND_DATAGRAM && is_bind_kind(head[0]) => {
             Ok(Datagram::Bind(identifier(frame, at + 1)?))
         }
         _ => Err(MALFORMED),
     }
+}
+
+/// Whether the datagram is a bind or an answer by its length and first byte. On the tuple of a relayed flow, where
+/// all else goes on to the other end, these two are for the node: an end binds again from where it already is.
+#[inline(always)]
+pub(crate) fn is_bind<F: Frame + ?Sized>(frame: &F, payload: Span) -> bool {
+    if usize::from(payload.length) != BIND_DATAGRAM {
+        return false;
+    }
+    let head: Option<[u8; 2]> = frame.read(usize::from(payload.at));
+    head.is_some_and(|[kind, _]| is_bind_kind(kind))
+}
+
+#[inline(always)]
+const fn is_bind_kind(first: u8) -> bool {
+    first == BIND || first == ANSWER
 }
 
 /// First byte, version, length of the destination connection ID, and that ID (RFC 9000 §17.2). Of the four
@@ -143,10 +153,19 @@ mod tests {
         };
         assert_eq!(read(&short(0x40, 37)), Ok(Datagram::Quic(id)));
         assert_eq!(read(&short(0x40, 36)), Err(DropReason::TunnelForm));
-        assert_eq!(read(&short(0x00, 17)), Ok(Datagram::Bind(id)));
-        assert_eq!(read(&short(0x00, 16)), Err(DropReason::TunnelForm));
-        assert_eq!(read(&short(0x3f, 128)), Ok(Datagram::Bind(id)));
-        assert_eq!(read(&short(0x3f, 129)), Err(DropReason::TunnelForm));
+        for (first, length, expected) in [
+            (1, 46, Ok(Datagram::Bind(id))),
+            (3, 46, Ok(Datagram::Bind(id))),
+            (1, 45, Err(DropReason::TunnelForm)),
+            (1, 47, Err(DropReason::TunnelForm)),
+            (0, 46, Err(DropReason::TunnelForm)),
+            (2, 46, Err(DropReason::TunnelForm)),
+            (0x3f, 46, Err(DropReason::TunnelForm)),
+        ] {
+            assert_eq!(read(&short(first, length)), expected, "{first} {length}");
+            let span = Span { at: 0, length: u16::try_from(length).unwrap() };
+            assert_eq!(is_bind(short(first, length).as_slice(), span), expected.is_ok());
+        }
         assert_eq!(read(&short(0x80, 1_200)), Err(DropReason::TunnelForm));
         assert_eq!(read(&[]), Err(DropReason::TunnelForm));
 

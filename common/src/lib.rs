@@ -29,7 +29,7 @@ mod verdict;
 pub use address::Address;
 pub use admit::{Admission, Lookup, Outcome, TcpSocket, admit, process, tracks_reply};
 pub use cid::ConnectionId;
-pub use datagram::INITIAL_DATAGRAM;
+pub use datagram::{BIND_DATAGRAM, INITIAL_DATAGRAM};
 pub use knock::{DeviceKeys, KNOCK_EPOCH_NS, Knock, KnockKeys};
 pub use packet::{
     Ack, Family, Flow, Frame, IcmpMeta, IpMeta, PacketMeta, Quote, Span, TcpFlags, Transport, parse,

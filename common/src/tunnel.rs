@@ -2,7 +2,7 @@
 //! one.
 
 use crate::admit::{Admission, Lookup, pays_for_network};
-use crate::datagram::{Datagram, InitialId, datagram};
+use crate::datagram::{Datagram, InitialId, datagram, is_bind};
 use crate::layout::{FlowEntry, HostFlowKey};
 use crate::{ConnectionId, DropReason, Flow, Frame, Knock, PassReason, RateClass, Span, Verdict};
 
@@ -17,7 +17,9 @@ pub(crate) fn admit<F: Frame + ?Sized, L: Lookup>(
     lookup: &L,
     now: u64,
 ) -> Admission<L::Entry> {
-    if let Some(entry) = lookup.flow(flow) {
+    if !is_bind(frame, payload)
+        && let Some(entry) = lookup.flow(flow)
+    {
         return match authorised(&entry, lookup, now) {
             Ok(()) => Admission::Relay(entry, payload),
             Err(reason) => Admission::Settled(Verdict::Drop(reason)),

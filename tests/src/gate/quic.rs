@@ -1,6 +1,6 @@
 //! Datagrams to the tunnel's port, as far as the gate reads them (RFC 9000 §17).
 
-use portcullis_common::{ConnectionId, INITIAL_DATAGRAM};
+use portcullis_common::{BIND_DATAGRAM, ConnectionId, INITIAL_DATAGRAM};
 
 /// A packet with a short header.
 pub fn short(id: [u8; ConnectionId::SIZE], length: usize) -> Vec<u8> {
@@ -29,6 +29,6 @@ pub fn long(kind: u8, version: u32, destination: &[u8], length: usize) -> Vec<u8
 pub fn bind(ticket: [u8; ConnectionId::SIZE]) -> Vec<u8> {
     let mut datagram = vec![0x01];
     datagram.extend(ticket);
-    datagram.resize(46, 7);
+    datagram.resize(BIND_DATAGRAM, 7);
     datagram
 }

@@ -55,7 +55,7 @@ pub fn cases(name: &str, path: &Path, model: &Model, exhausted: bool) -> Vec<Cas
                 case(what, path.udp(port, 443, &data), Verdict::Drop(reason))
             }),
         );
-        cases.extend(relayed(name, path));
+        cases.extend(relayed(name, path, model.id(6)));
     }
     cases
 }
@@ -81,7 +81,7 @@ fn refused<'a>(_: &Path, model: &'a Model) -> impl Iterator<Item = (&'a str, u16
 }
 
 /// Ports 0 to 15 of the model's far ends: session by the low two bits, next hop by the others.
-fn relayed(name: &str, path: &Path) -> Vec<Case> {
+fn relayed(name: &str, path: &Path, ticket: [u8; 16]) -> Vec<Case> {
     let transmit = Verdict::Relay(RelayReason::Transmit);
     let frame = |port, limit, bytes: usize, sum: bool| {
         let mut datagram = packet::udp(port, 443, &vec![0x5a; bytes]);
@@ -95,6 +95,11 @@ fn relayed(name: &str, path: &Path) -> Vec<Case> {
     let case = |what: &str, frame, expected| case(&format!("{name} {what}"), frame, expected);
     vec![
         case("relayed", frame(0, 64, 33, true), transmit),
+        case(
+            "bind from where an end already is",
+            path.udp(0, 443, &quic::bind(ticket)),
+            Verdict::Pass(P::RelayBind),
+        ),
         case("relayed with a tag put on", frame(4, 64, 33, true), transmit),
         case("relayed by another interface", frame(8, 64, 33, true), Verdict::Relay(RelayReason::Redirect)),
         case("relayed without a checksum", frame(0, 64, 33, false), no_sum),
