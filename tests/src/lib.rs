@@ -5,6 +5,7 @@
 //! | [`netns`] | network namespaces with links, addresses and firewalls, removed on drop |
 //! | [`process`] | child processes killed on drop, their output kept, readiness waits |
 //! | [`ports`] | ports on loopback that no other test of this machine gets |
+//! | [`bench`] | the measurements of `cargo xtask bench` |
 //! | [`ca`] | a certificate authority made on the spot |
 //! | [`origin`] | an HTTP origin that records every request it sees |
 //! | [`gate`] | packets by hand, the XDP program run on them, a model of its maps |
@@ -18,6 +19,7 @@
 //!
 //! Nothing here skips: a tool or capability that is missing is an error that names it.
 
+pub mod bench;
 pub mod ca;
 pub mod demo;
 pub mod gate;

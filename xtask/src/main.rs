@@ -5,6 +5,7 @@
 //! | `setup` | installs what this machine lacks (Debian 12, as root or with sudo) |
 //! | `demo` | set-up, build, and the lab that shows every promise with its control |
 //! | `test` | set-up and every test, real kernel included |
+//! | `bench` | measures beside bare programs and peers; a command, never a timed test |
 //! | `check` | formatting, clippy, rustdoc, cargo deny, purity of the modules that must not act |
 //! | `ci` | `check`, then `test` |
 
@@ -13,6 +14,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod check;
 mod demo;
 mod setup;
@@ -38,6 +40,13 @@ enum Command {
     },
     /// Run every test; arguments go to `cargo nextest run`
     Test {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Measure something beside its peers: `bench gate`
+    Bench {
+        what: bench::Subject,
+        /// Arguments of the measurement: --check, --runs N, --json FILE, --svg FILE
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -67,6 +76,10 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Test { args } => {
             setup::run(setup::Scope::Test)?;
             test::run(&args)?;
+        }
+        Command::Bench { what, args } => {
+            setup::run(setup::Scope::Bench)?;
+            return bench::run(what, &args);
         }
         Command::Check => {
             setup::run(setup::Scope::Check)?;

@@ -38,10 +38,15 @@ const TEST: &[Tool] = &[
     tool(&["tcpdump", "--version"], "tcpdump"),
 ];
 
+/// What the gate is measured against. (`xdp-filter` has no command that succeeds without an interface.)
+const BENCH: &[Tool] =
+    &[tool(&["which", "xdp-filter"], "xdp-tools"), tool(&["turnserver", "--version"], "coturn")];
+
 pub fn tools(scope: Scope) -> Vec<&'static Tool> {
     let parts: &[&[Tool]] = match scope {
         Scope::Check => &[BUILD],
         Scope::Demo => &[BUILD, LAB],
+        Scope::Bench => &[BUILD, LAB, BENCH],
         Scope::Test | Scope::All => &[BUILD, LAB, TEST],
     };
     parts.iter().copied().flatten().collect()

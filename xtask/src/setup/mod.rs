@@ -21,6 +21,8 @@ pub enum Scope {
     Demo,
     Test,
     Check,
+    /// Peers to measure against; not part of [`Scope::All`].
+    Bench,
     All,
 }
 
@@ -32,10 +34,10 @@ pub fn run(scope: Scope) -> Result<()> {
     apt::install(apt::tools(scope))?;
     let toolchain = bpf::setup()?;
     bpf::mount_bpffs()?;
-    if scope != Scope::Demo {
+    if !matches!(scope, Scope::Demo | Scope::Bench) {
         cargo_tools::setup(scope)?;
     }
-    if scope != Scope::Check {
+    if !matches!(scope, Scope::Check | Scope::Bench) {
         npm::setup().context("npm packages of the tests")?;
     }
     eprintln!("setup: complete; eBPF is built by {toolchain}");

@@ -1,0 +1,53 @@
+//! `cargo xtask bench gate`: the gate beside bare programs and its peers, in one run. See `docs/benchmarks.md`.
+//!
+//! | module | gives |
+//! |---|---|
+//! | [`drop`], [`size`] | the figures |
+//! | [`contender`], [`measure`] | something that is given packets; interleaved runs of several |
+//! | [`lab`], [`generator`], [`traffic`] | where, by whom and which packets are sent |
+//! | [`gate`] | the gate as it is measured |
+//! | [`program`], [`asm`], [`sys`] | the bench's own XDP programs |
+//! | [`figure`], [`report`] | a figure against its target; the table, JSON |
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+mod asm;
+mod contender;
+mod drop;
+mod figure;
+mod gate;
+mod generator;
+mod lab;
+mod measure;
+mod program;
+mod report;
+mod size;
+mod sys;
+mod traffic;
+
+pub use report::Report;
+
+/// How to measure.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Rounds of each group, of which the median counts.
+    pub runs: usize,
+    /// Length of one run of one contender.
+    pub length: Duration,
+    /// The CPU that carries the packets.
+    pub cpu: usize,
+}
+
+/// Measures everything. `say` is told what comes next.
+pub fn run(options: &Options, say: &dyn Fn(&str)) -> Result<Report> {
+    let mut report = Report::new(options);
+    say("unauthorised packets");
+    report.figures.extend(drop::figures(options)?);
+    say("nanoseconds of the program alone");
+    report.nanoseconds = drop::nanoseconds(options)?;
+    say("size and load time");
+    report.figures.extend(size::figures(options)?);
+    Ok(report)
+}

@@ -1,0 +1,117 @@
+//! What was measured, as a table and as JSON.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use super::Options;
+use super::figure::Figure;
+
+pub struct Report {
+    options: Options,
+    pub figures: Vec<Figure>,
+    /// Nanoseconds of a program by itself, by name.
+    pub nanoseconds: Vec<(String, f64)>,
+}
+
+impl Report {
+    pub(super) fn new(options: &Options) -> Self {
+        Self { options: options.clone(), figures: Vec::new(), nanoseconds: Vec::new() }
+    }
+
+    /// Whether every figure reaches its target.
+    pub fn is_met(&self) -> bool {
+        self.figures.iter().all(Figure::is_met)
+    }
+
+    pub fn table(&self) -> String {
+        let mut rows =
+            vec![["figure", "against", "measured", "target", "", "packets/s (M)"].map(str::to_owned)];
+        for figure in &self.figures {
+            rows.push([
+                figure.what.clone(),
+                figure.against.clone().unwrap_or_default(),
+                figure.value(),
+                figure.target.to_string(),
+                if figure.is_met() { "✔" } else { "✘" }.to_owned(),
+                match (figure.rates, &figure.note) {
+                    (Some((own, peer)), _) => format!("{:.3} : {:.3}", own / 1e6, peer / 1e6),
+                    (None, note) => note.clone().unwrap_or_default(),
+                },
+            ]);
+        }
+        let mut text = self.method();
+        text.push('\n');
+        text += &align(&rows);
+        text += "\nnanoseconds of the program alone (BPF_PROG_TEST_RUN, the harness included)\n";
+        for (name, ns) in &self.nanoseconds {
+            let _ = writeln!(text, "  {name:<20} {ns:>6.0}");
+        }
+        text
+    }
+
+    pub fn json(&self) -> Value {
+        json!({
+            "method": {
+                "runs": self.options.runs,
+                "run_seconds": self.options.length.as_secs_f64(),
+                "cpu": self.options.cpu,
+                "kernel": kernel(),
+                "processor": processor(),
+                "load_average": load_average(),
+            },
+            "met": self.is_met(),
+            "figures": self.figures.iter().map(|figure| json!({
+                "figure": figure.what,
+                "against": figure.against,
+                "value": figure.value,
+                "unit": figure.unit.name(),
+                "target": figure.target.to_string(),
+                "met": figure.is_met(),
+                "packets_per_second": figure.rates.map(|(own, peer)| json!({ "subject": own, "peer": peer })),
+                "note": figure.note,
+            })).collect::<Vec<_>>(),
+            "nanoseconds": self.nanoseconds.iter().map(|(name, ns)| json!({ "program": name, "ns": ns })).collect::<Vec<_>>(),
+        })
+    }
+
+    fn method(&self) -> String {
+        let Options { runs, length, cpu } = &self.options;
+        format!(
+            "{} · Linux {} · load {}\n\
+             median of {runs} interleaved runs of {} ms; generator, veth, contender and counter share CPU {cpu}\n",
+            processor(),
+            kernel(),
+            load_average(),
+            length.as_millis(),
+        )
+    }
+}
+
+fn align(rows: &[[String; 6]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<_> = (0..6).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<_> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}", width = *width)).collect();
+        text += cells.join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+fn kernel() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+fn processor() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    model.map_or("unknown processor", |(_, name)| name).to_owned()
+}
+
+fn load_average() -> String {
+    let average = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    average.split(' ').take(3).collect::<Vec<_>>().join(" ")
+}

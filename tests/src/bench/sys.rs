@@ -1,0 +1,173 @@
+//! The `bpf(2)` commands that the bench makes by itself: aya loads programs from objects only, and runs no live frames.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use anyhow::{Context, Result, bail};
+
+// `enum bpf_cmd`, `bpf_map_type`, `bpf_prog_type` and `bpf_attach_type` of include/uapi/linux/bpf.h.
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_PROG_TYPE_XDP: u32 = 6;
+const BPF_XDP: u32 = 37;
+
+/// An array map with one value, which a program addresses directly.
+pub fn array_of_one(value: &[u8]) -> Result<OwnedFd> {
+    #[repr(C)]
+    struct Create {
+        map_type: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+    }
+    let value_size = u32::try_from(value.len())?;
+    let mut create = Create { map_type: BPF_MAP_TYPE_ARRAY, key_size: 4, value_size, max_entries: 1 };
+    let map = owned(bpf(BPF_MAP_CREATE, &mut create).context("making an array map")?)?;
+    #[repr(C)]
+    struct Update {
+        map_fd: u32,
+        pad: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let key = 0u32;
+    let mut update = Update {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        pad: 0,
+        key: (&raw const key).expose_provenance() as u64,
+        value: value.as_ptr().expose_provenance() as u64,
+        flags: 0,
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &mut update).context("filling an array map")?;
+    Ok(map)
+}
+
+/// Loads an XDP program; an error carries the verifier's log.
+pub fn load_xdp(instructions: &[u64]) -> Result<OwnedFd> {
+    #[repr(C)]
+    struct Load {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log_buf: u64,
+        kern_version: u32,
+        prog_flags: u32,
+        prog_name: [u8; 16],
+        prog_ifindex: u32,
+        expected_attach_type: u32,
+    }
+    let license = CString::from(c"Apache-2.0");
+    let mut log = vec![0u8; 1 << 20];
+    let mut load = Load {
+        prog_type: BPF_PROG_TYPE_XDP,
+        insn_cnt: u32::try_from(instructions.len())?,
+        insns: instructions.as_ptr().expose_provenance() as u64,
+        license: license.as_ptr().expose_provenance() as u64,
+        log_level: 1,
+        log_size: u32::try_from(log.len())?,
+        log_buf: log.as_mut_ptr().expose_provenance() as u64,
+        kern_version: 0,
+        prog_flags: 0,
+        prog_name: *b"pc_bench\0\0\0\0\0\0\0\0",
+        prog_ifindex: 0,
+        expected_attach_type: BPF_XDP,
+    };
+    match bpf(BPF_PROG_LOAD, &mut load) {
+        Ok(fd) => owned(fd),
+        Err(error) => {
+            let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+            bail!("loading a program of the bench: {error}\n{}", String::from_utf8_lossy(&log[..end]))
+        }
+    }
+}
+
+/// Attaches in the driver; closing the link detaches.
+pub fn attach_xdp(program: BorrowedFd<'_>, ifindex: u32) -> Result<OwnedFd> {
+    const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+    #[repr(C)]
+    struct Create {
+        prog_fd: u32,
+        target_ifindex: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+    let mut create = Create {
+        prog_fd: program.as_raw_fd().cast_unsigned(),
+        target_ifindex: ifindex,
+        attach_type: BPF_XDP,
+        flags: XDP_FLAGS_DRV_MODE,
+    };
+    owned(bpf(BPF_LINK_CREATE, &mut create).context("attaching a program of the bench")?)
+}
+
+/// Runs a program on a frame `repeat` times, and says how many nanoseconds a run took. The program's changes to the frame stay in it
+/// from run to run.
+pub fn time_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> Result<u32> {
+    let mut attr = TestRun::of(program, frame, repeat)?;
+    bpf(BPF_PROG_TEST_RUN, &mut attr).context("running a program on a frame")?;
+    Ok(attr.duration)
+}
+
+/// Sends `count` frames through the kernel: `program` is run on each and its verdict obeyed. Frames are recycled, so the program has
+/// to write every byte that is to be right. Devices are those of the calling thread's network namespace.
+pub fn run_live(program: BorrowedFd<'_>, frame: &[u8], count: u32) -> Result<()> {
+    const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
+    let mut attr = TestRun::of(program, frame, count)?;
+    attr.flags = BPF_F_TEST_XDP_LIVE_FRAMES;
+    bpf(BPF_PROG_TEST_RUN, &mut attr).context("sending live frames").map(drop)
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    pad: u32,
+}
+
+impl TestRun {
+    fn of(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> Result<Self> {
+        Ok(Self {
+            prog_fd: program.as_raw_fd().cast_unsigned(),
+            data_size_in: u32::try_from(frame.len())?,
+            data_in: frame.as_ptr().expose_provenance() as u64,
+            repeat,
+            ..Self::default()
+        })
+    }
+}
+
+fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<libc::c_long> {
+    // SAFETY: `attr` is the prefix of `union bpf_attr` that the command reads, of the size given; pointers in
+    // it are to memory of the callers that outlives the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<A>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn owned(fd: libc::c_long) -> Result<OwnedFd> {
+    let fd = i32::try_from(fd)?;
+    // SAFETY: the kernel has just made this descriptor for the caller.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -1,0 +1,85 @@
+//! `cargo xtask bench gate`: see `portcullis_tests::bench`. Exit status 0: measured, and with `--check` every target reached; 1: one was
+//! missed; 2: it could not be measured.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use portcullis_tests::bench::{self, Options};
+use portcullis_tests::netns;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask bench gate",
+    about = "Measures the gate beside bare XDP programs and its peers"
+)]
+struct Args {
+    /// Exit with 1 when a target is missed
+    #[arg(long)]
+    check: bool,
+    /// Rounds, of which the median counts
+    #[arg(long, default_value_t = 7)]
+    runs: usize,
+    /// Length of one run of one contender, in milliseconds
+    #[arg(long, default_value_t = 400, value_name = "MS")]
+    length: u64,
+    /// The CPU that carries the packets; the last one by default
+    #[arg(long)]
+    cpu: Option<usize>,
+    /// Write the figures as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    clean_up_on_signals();
+    match run(&Args::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether the exit status is to be a success.
+fn run(args: &Args) -> Result<bool> {
+    ensure!(args.runs > 0 && args.length > 0, "nothing to measure");
+    let cpus = std::thread::available_parallelism()?.get();
+    let cpu = args.cpu.unwrap_or(cpus - 1);
+    ensure!(cpu < cpus, "there is no CPU {cpu}");
+    // What else runs here takes the CPU away less often. It needs root, as the lab does.
+    rustix::process::nice(-20).context("taking priority needs root")?;
+    let options = Options { runs: args.runs, length: Duration::from_millis(args.length), cpu };
+    let report = bench::run(&options, &|what| eprintln!("  · {what}"))?;
+    print!("{}", report.table());
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&report.json())? + "\n";
+        std::fs::write(path, text).with_context(|| path.display().to_string())?;
+    }
+    Ok(!args.check || report.is_met())
+}
+
+/// Drop does not run after a signal, so a thread takes the namespaces down.
+fn clean_up_on_signals() {
+    std::thread::spawn(|| {
+        use tokio::signal::unix::{SignalKind, signal};
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+        runtime.block_on(async {
+            let (Ok(mut interrupt), Ok(mut terminate)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            else {
+                return;
+            };
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            netns::remove_own();
+            std::process::exit(130);
+        });
+    });
+}
