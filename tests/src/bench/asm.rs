@@ -100,6 +100,12 @@ impl Program {
         self
     }
 
+    /// Ends a program that goes to no label.
+    pub fn end(self) -> Vec<u64> {
+        debug_assert!(self.jumps.is_empty());
+        self.instructions
+    }
+
     /// Ends with the label, where the program returns `value`.
     pub fn finish(mut self, value: i32) -> Vec<u64> {
         let label = self.instructions.len();

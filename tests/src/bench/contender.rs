@@ -2,21 +2,20 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
+use super::Options;
 use super::generator::Generator;
 use super::lab::{Lab, Port};
 use super::traffic::Traffic;
 
 pub struct Contender {
     pub name: &'static str,
+    /// Whatever has to live as long; it goes before the namespaces that it is in.
+    _keep: Box<dyn Send>,
     lab: Lab,
     generator: Generator,
     count: CountAt,
-    /// The load at which it does best, packets a second; `None` is all that one CPU can offer.
-    rate: Option<f64>,
-    /// Whatever has to live as long.
-    _keep: Box<dyn Send>,
 }
 
 /// Which packets count.
@@ -39,35 +38,39 @@ impl Contender {
         cpu: usize,
         keep: impl Send + 'static,
     ) -> Result<Self> {
-        let generator = Generator::new(&lab, traffic, cpu)?;
-        Ok(Self { name, lab, generator, count, rate: None, _keep: Box::new(keep) })
+        let generator = Generator::new(&lab, traffic, cpu, 1)?;
+        Ok(Self { name, _keep: Box::new(keep), lab, generator, count })
     }
 
     /// Packets a second over a run of about this length.
     pub fn measure(&self, length: Duration) -> Result<f64> {
-        self.measure_at(length, self.rate).with_context(|| format!("measuring {}", self.name))
+        self.measure_with(&self.generator, length).with_context(|| format!("measuring {}", self.name))
     }
 
     /// Offers less and less than all, and keeps to the load at which most got through: a program in userspace that is flooded spends
     /// its time on what it cannot take.
-    pub fn find_best_load(&mut self, length: Duration, rates: &[f64]) -> Result<()> {
-        let mut best = self.measure_at(length, None)?;
-        for rate in rates {
-            let got = self.measure_at(length, Some(*rate))?;
-            if got > best {
-                (best, self.rate) = (got, Some(*rate));
+    pub fn find_best_load(&mut self, traffic: &Traffic, options: &Options, shares: &[u32]) -> Result<()> {
+        let mut best = 0.0;
+        for one_in in shares {
+            let generator = Generator::new(&self.lab, traffic, options.cpu, *one_in)?;
+            // Once to learn how many packets make a run.
+            self.measure_with(&generator, options.length).ok();
+            let rate = self.measure_with(&generator, options.length).unwrap_or(0.0);
+            if rate > best {
+                (best, self.generator) = (rate, generator);
             }
         }
+        ensure!(best > 0.0, "nothing got through {} at any load", self.name);
         Ok(())
     }
 
-    fn measure_at(&self, length: Duration, rate: Option<f64>) -> Result<f64> {
+    fn measure_with(&self, generator: &Generator, length: Duration) -> Result<f64> {
         let port = self.port()?;
         let before = port.packets()?;
-        let sent = self.generator.send(length, rate)?;
+        let elapsed = generator.send(length)?;
         let packets = port.packets()? - before;
-        anyhow::ensure!(packets > 0, "none of {} packets got through", sent.packets);
-        Ok(packets as f64 / sent.elapsed.as_secs_f64())
+        ensure!(packets > 0, "nothing got through");
+        Ok(packets as f64 / elapsed.as_secs_f64())
     }
 
     fn port(&self) -> Result<Port<'_>> {

@@ -1,6 +1,7 @@
-//! Sends traffic into `g0` as fast as one CPU can, or at a given rate.
+//! Sends traffic into `g0` as fast as one CPU can, or a share of that.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -12,50 +13,40 @@ use super::sys;
 use super::traffic::Traffic;
 use crate::netns::Netns;
 
-/// Frames that one system call sends when nothing holds it back; some 20 ms.
-const CHUNK: u32 = 1 << 16;
-/// The same for a paced run: the kernel's own batch, so that no queue sees more at once.
-const PACED_CHUNK: u32 = 64;
+/// Frames of a first run, before the rate is known.
+const FIRST: u32 = 1 << 16;
+const MOST: f64 = (1u32 << 28) as f64;
 
 pub struct Generator {
     program: OwnedFd,
     netns: Netns,
     frame: Vec<u8>,
     cpu: usize,
-}
-
-/// What a run offered.
-pub struct Sent {
-    pub packets: u64,
-    pub elapsed: Duration,
+    /// Frames that a run sends. A run is one system call: each ends with a wait for other CPUs, which would otherwise come
+    /// more often the faster the contender is.
+    count: AtomicU32,
 }
 
 impl Generator {
-    /// It runs on `cpu`, and so does what the veth driver does with its frames.
-    pub fn new(lab: &Lab, traffic: &Traffic, cpu: usize) -> Result<Self> {
-        let program = program::generator(traffic, ifindex(&lab.generator, "g0")?)?;
+    /// It runs on `cpu`, and so does what the veth driver does with its frames. Of `one_in` frames that the kernel prepares, one
+    /// at random is sent: a power of two, by which it offers less.
+    pub fn new(lab: &Lab, traffic: &Traffic, cpu: usize, one_in: u32) -> Result<Self> {
+        let program = program::generator(traffic, ifindex(&lab.generator, "g0")?, one_in)?;
         let frame = vec![0; traffic.frame_length()];
-        Ok(Self { program, netns: lab.generator.clone(), frame, cpu })
+        Ok(Self { program, netns: lab.generator.clone(), frame, cpu, count: AtomicU32::new(FIRST) })
     }
 
-    /// Sends for about as long as said; `rate` is in packets a second.
-    pub fn send(&self, length: Duration, rate: Option<f64>) -> Result<Sent> {
+    /// Sends for about as long as the run before should have taken; returns how long it took.
+    pub fn send(&self, length: Duration) -> Result<Duration> {
         self.netns.enter(|| {
             pin(self.cpu)?;
+            let count = self.count.load(Ordering::Relaxed);
             let started = Instant::now();
-            let mut packets = 0u64;
-            while started.elapsed() < length {
-                let chunk = if rate.is_some() { PACED_CHUNK } else { CHUNK };
-                sys::run_live(self.program.as_fd(), &self.frame, chunk)?;
-                packets += u64::from(chunk);
-                if let Some(rate) = rate {
-                    let due = Duration::from_secs_f64(packets as f64 / rate);
-                    while started.elapsed() < due {
-                        std::hint::spin_loop();
-                    }
-                }
-            }
-            Ok(Sent { packets, elapsed: started.elapsed() })
+            sys::run_live(self.program.as_fd(), &self.frame, count)?;
+            let elapsed = started.elapsed();
+            let next = f64::from(count) * length.as_secs_f64() / elapsed.as_secs_f64();
+            self.count.store(next.clamp(f64::from(FIRST), MOST) as u32, Ordering::Relaxed);
+            Ok(elapsed)
         })?
     }
 }

@@ -31,8 +31,9 @@ pub fn rounds(contenders: &[Contender], options: &Options) -> Result<Vec<Samples
         .map(|contender| Samples { name: contender.name.to_owned(), rates: Vec::new() })
         .collect();
     for contender in contenders {
-        // Caches, and tables that fill on first use.
-        contender.measure(options.length / 4)?;
+        // Caches, tables that fill on first use, and how many packets make a run.
+        contender.measure(options.length)?;
+        contender.measure(options.length)?;
     }
     for round in 0..options.runs {
         for turn in 0..contenders.len() {

@@ -2,12 +2,13 @@
 //!
 //! | module | gives |
 //! |---|---|
-//! | [`drop`], [`size`] | the figures |
+//! | [`drop`], [`forward`], [`size`] | the figures |
+//! | [`relay`], [`userspace`], [`coturn`] | the relay as it is measured, and two of its peers |
 //! | [`contender`], [`measure`] | something that is given packets; interleaved runs of several |
 //! | [`lab`], [`generator`], [`traffic`] | where, by whom and which packets are sent |
 //! | [`gate`] | the gate as it is measured |
 //! | [`program`], [`asm`], [`sys`] | the bench's own XDP programs |
-//! | [`figure`], [`report`] | a figure against its target; the table, JSON |
+//! | [`figure`], [`report`], [`plot`] | a figure against its target; the table, JSON, SVG |
 
 use std::time::Duration;
 
@@ -15,17 +16,22 @@ use anyhow::Result;
 
 mod asm;
 mod contender;
+mod coturn;
 mod drop;
 mod figure;
+mod forward;
 mod gate;
 mod generator;
 mod lab;
 mod measure;
+mod plot;
 mod program;
+mod relay;
 mod report;
 mod size;
 mod sys;
 mod traffic;
+mod userspace;
 
 pub use report::Report;
 
@@ -45,9 +51,22 @@ pub fn run(options: &Options, say: &dyn Fn(&str)) -> Result<Report> {
     let mut report = Report::new(options);
     say("unauthorised packets");
     report.figures.extend(drop::figures(options)?);
+    say("forwarding");
+    report.figures.extend(forward::figures(options)?);
     say("nanoseconds of the program alone");
     report.nanoseconds = drop::nanoseconds(options)?;
     say("size and load time");
     report.figures.extend(size::figures(options)?);
+    say("packets/s by number of flows");
+    report.curves = forward::curves(options)?;
     Ok(report)
+}
+
+/// A CPU that does not carry the packets, for a program in userspace; with only one it is that one.
+fn other_cpu(cpu: usize) -> usize {
+    if cpu > 0 {
+        cpu - 1
+    } else {
+        std::thread::available_parallelism().map_or(0, |cpus| 1.min(cpus.get() - 1))
+    }
 }

@@ -26,25 +26,28 @@ pub fn bare_tx() -> Result<OwnedFd> {
 
 /// Sends every packet out of another interface, as it is.
 pub fn bare_redirect(ifindex: u32) -> Result<OwnedFd> {
-    sys::load_xdp(&redirect(Program::default(), ifindex)?.finish(XDP_DROP))
+    sys::load_xdp(&redirect(Program::default(), ifindex)?.end())
 }
 
 /// Writes a packet of `traffic` over whatever the frame holds, and sends it out of an interface.
 ///
-/// 1. Choose a template and a port at random, where there is a choice.
-/// 2. Copy the template. Frames are recycled, and carry the changes of whoever had them before.
-/// 3. Set the port; correct the UDP checksum for it (RFC 1624, equation 3).
-/// 4. Redirect.
-pub fn generator(traffic: &Traffic, ifindex: u32) -> Result<OwnedFd> {
+/// 1. Of `one_in` frames, a power of two, drop all but one at random: that is how it offers less than it can.
+/// 2. Choose a template and a port at random, where there is a choice.
+/// 3. Copy the template. Frames are recycled, and carry the changes of whoever had them before.
+/// 4. Set the port; correct the UDP checksum for it (RFC 1624, equation 3).
+/// 5. Redirect.
+pub fn generator(traffic: &Traffic, ifindex: u32, one_in: u32) -> Result<OwnedFd> {
     let length = traffic.frame_length();
-    ensure!(length.is_multiple_of(8) && traffic.templates().len().is_power_of_two());
+    ensure!(
+        one_in.is_power_of_two() && length.is_multiple_of(8) && traffic.templates().len().is_power_of_two()
+    );
     let mut templates = Vec::new();
     for template in traffic.templates() {
         ensure!(template.len() == length, "templates of a run have one length");
         templates.extend(template);
     }
     let map = sys::array_of_one(&templates)?;
-    let random = traffic.templates().len() > 1 || traffic.ports().is_some();
+    let random = traffic.templates().len() > 1 || traffic.ports().is_some() || one_in > 1;
     let length = i16::try_from(length)?;
 
     let mut program = Program::default()
@@ -55,6 +58,14 @@ pub fn generator(traffic: &Traffic, ifindex: u32) -> Result<OwnedFd> {
         .leave_if_above(R6, R8);
     if random {
         program = program.call(GET_PRANDOM_U32).alu(Alu::Mov, R9, R0);
+    }
+    if one_in > 1 {
+        // The top bits: the others choose.
+        program = program
+            .alu(Alu::Mov, R1, R9)
+            .alu_imm(Alu::ShiftRight, R1, i32::try_from(32 - one_in.ilog2())?)
+            .alu_imm(Alu::Mov, R2, 0)
+            .leave_if_above(R1, R2);
     }
     program = program.map_value(R2, map.as_fd());
     if traffic.templates().len() > 1 {

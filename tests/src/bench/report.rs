@@ -1,22 +1,27 @@
 //! What was measured, as a table and as JSON.
 
 use std::fmt::Write;
+use std::path::Path;
 
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::Options;
 use super::figure::Figure;
+use super::forward::Curve;
+use super::plot;
 
 pub struct Report {
     options: Options,
     pub figures: Vec<Figure>,
     /// Nanoseconds of a program by itself, by name.
     pub nanoseconds: Vec<(String, f64)>,
+    pub curves: Vec<Curve>,
 }
 
 impl Report {
     pub(super) fn new(options: &Options) -> Self {
-        Self { options: options.clone(), figures: Vec::new(), nanoseconds: Vec::new() }
+        Self { options: options.clone(), figures: Vec::new(), nanoseconds: Vec::new(), curves: Vec::new() }
     }
 
     /// Whether every figure reaches its target.
@@ -50,6 +55,11 @@ impl Report {
         text
     }
 
+    /// Draws packets a second against the number of flows.
+    pub fn write_svg(&self, path: &Path) -> Result<()> {
+        plot::write(path, &self.curves)
+    }
+
     pub fn json(&self) -> Value {
         json!({
             "method": {
@@ -72,6 +82,10 @@ impl Report {
                 "note": figure.note,
             })).collect::<Vec<_>>(),
             "nanoseconds": self.nanoseconds.iter().map(|(name, ns)| json!({ "program": name, "ns": ns })).collect::<Vec<_>>(),
+            "curves": self.curves.iter().map(|curve| json!({
+                "contender": curve.name,
+                "points": curve.points.iter().map(|(flows, rate)| json!({ "flows": flows, "packets_per_second": rate })).collect::<Vec<_>>(),
+            })).collect::<Vec<_>>(),
         })
     }
 

@@ -136,7 +136,7 @@ pub fn sources(count: u32) -> impl Iterator<Item = SocketAddr> {
 fn udp_frame(from: SocketAddr, to: SocketAddr, data: &[u8]) -> Vec<u8> {
     let path = Path { remote: from.ip(), local: to.ip() };
     let mut datagram = packet::udp(from.port(), to.port(), data);
-    let sum = path.transport_checksum(UDP, &datagram);
+    let sum = path.checksum(UDP, &datagram);
     datagram[6..8].copy_from_slice(&sum);
     path.frame(UDP, &datagram)
 }

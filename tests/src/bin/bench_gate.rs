@@ -31,6 +31,9 @@ struct Args {
     /// Write the figures as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw packets a second against the number of flows
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -59,6 +62,9 @@ fn run(args: &Args) -> Result<bool> {
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&report.json())? + "\n";
         std::fs::write(path, text).with_context(|| path.display().to_string())?;
+    }
+    if let Some(path) = &args.svg {
+        report.write_svg(path)?;
     }
     Ok(!args.check || report.is_met())
 }
