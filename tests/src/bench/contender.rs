@@ -18,6 +18,9 @@ pub struct Contender {
     count: CountAt,
 }
 
+/// Packets that a link may carry of its own accord: neighbour discovery, an answer of the kernel.
+const OTHERS: u64 = 64;
+
 /// Which packets count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CountAt {
@@ -67,10 +70,12 @@ impl Contender {
     fn measure_with(&self, generator: &Generator, length: Duration) -> Result<f64> {
         let port = self.port()?;
         let before = port.packets()?;
-        let elapsed = generator.send(length)?;
+        let sent = generator.send(length)?;
         let packets = port.packets()? - before;
         ensure!(packets > 0, "nothing got through");
-        Ok(packets as f64 / elapsed.as_secs_f64())
+        let most = u64::from(sent.frames) + OTHERS;
+        ensure!(packets <= most, "{packets} packets counted of {} sent", sent.frames);
+        Ok(packets as f64 / sent.elapsed.as_secs_f64())
     }
 
     fn port(&self) -> Result<Port<'_>> {

@@ -72,10 +72,11 @@ impl Figure {
 
     /// A figure that this gate does not have yet: it counts as missed.
     pub fn unmeasured(what: &str, against: Option<&Samples>, unit: Unit, target: Target, why: &str) -> Self {
+        let rate = against.map(|peer| format!("; the peer does {:.3}", peer.median() / 1e6));
         Self {
             against: against.map(|peer| peer.name.clone()),
             value: None,
-            note: Some(why.to_owned()),
+            note: Some(format!("{why}{}", rate.unwrap_or_default())),
             ..Self::new(what, f64::NAN, unit, target)
         }
     }

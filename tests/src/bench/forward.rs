@@ -28,6 +28,7 @@ pub struct Curve {
 pub fn figures(options: &Options) -> Result<Vec<Figure>> {
     let mut figures = one_flow(options)?;
     figures.extend(many_flows(options)?);
+    figures.extend(relay::figures(options)?);
     Ok(figures)
 }
 
@@ -85,7 +86,7 @@ fn ratio(what: &str, relay: &[Samples], peer: &Samples, bound: f64) -> Figure {
     let target = Target::AtLeast(bound);
     match relay.iter().find(|samples| samples.name == same) {
         Some(relay) => Figure::ratio(what, relay, peer, target),
-        None => Figure::unmeasured(what, Some(peer), Unit::Ratio, target, "this gate relays nothing"),
+        None => Figure::unmeasured(what, Some(peer), Unit::Ratio, target, relay::ABSENT),
     }
 }
 

@@ -27,6 +27,13 @@ pub struct Generator {
     count: AtomicU32,
 }
 
+/// What a run took.
+pub struct Sent {
+    /// Frames that the kernel prepared, sent or not.
+    pub frames: u32,
+    pub elapsed: Duration,
+}
+
 impl Generator {
     /// It runs on `cpu`, and so does what the veth driver does with its frames. Of `one_in` frames that the kernel prepares, one
     /// at random is sent: a power of two, by which it offers less.
@@ -36,8 +43,8 @@ impl Generator {
         Ok(Self { program, netns: lab.generator.clone(), frame, cpu, count: AtomicU32::new(FIRST) })
     }
 
-    /// Sends for about as long as the run before should have taken; returns how long it took.
-    pub fn send(&self, length: Duration) -> Result<Duration> {
+    /// Sends for about as long as said, as far as the run before tells; the first run is short.
+    pub fn send(&self, length: Duration) -> Result<Sent> {
         self.netns.enter(|| {
             pin(self.cpu)?;
             let count = self.count.load(Ordering::Relaxed);
@@ -46,7 +53,7 @@ impl Generator {
             let elapsed = started.elapsed();
             let next = f64::from(count) * length.as_secs_f64() / elapsed.as_secs_f64();
             self.count.store(next.clamp(f64::from(FIRST), MOST) as u32, Ordering::Relaxed);
-            Ok(elapsed)
+            Ok(Sent { frames: count, elapsed })
         })?
     }
 }
