@@ -12,6 +12,7 @@ use super::lab::{Lab, TUNNEL_PORT};
 pub fn open(lab: &Lab) -> Result<(Gate, Duration)> {
     let config = GateConfig {
         dataplane: Dataplane::Xdp,
+        egress: None,
         interfaces: vec!["in0".into()],
         admin: vec!["192.0.2.0/24:22".parse().map_err(anyhow::Error::msg)?],
         served_tcp: vec![443],

@@ -38,7 +38,8 @@ fn kill_nine_leaves_the_filter_and_a_restart_takes_it_over() {
 
     let _gate = lab.open(&config(&lab)).unwrap();
     assert_eq!(filters(&lab), before, "the same program on the same maps is not replaced");
-    std::fs::remove_dir_all(lab.pin.path.join(format!("maps_{}", portcullis_common::layout::VERSION))).unwrap();
+    std::fs::remove_dir_all(lab.pin.path.join(format!("maps_{}", portcullis_common::layout::VERSION)))
+        .unwrap();
     let _gate = lab.open(&config(&lab)).unwrap();
     let after = filters(&lab);
     assert_ne!(after, before, "on other maps it is another program");
