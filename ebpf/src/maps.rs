@@ -82,6 +82,9 @@ pub(crate) fn sample(ctx: &XdpContext, verdict: u32, now: u64) {
 
 #[inline(always)]
 pub(crate) fn note_host_flow(key: &HostFlowKey, now: u64) {
+    if let Some(port) = key.udp_port() {
+        note_host_port(port);
+    }
     if let Some(at) = HOSTFLOW.get_ptr_mut(key) {
         // SAFETY: the pointer is to a live value of the map; the write is one aligned word.
         unsafe {
@@ -91,6 +94,18 @@ pub(crate) fn note_host_flow(key: &HostFlowKey, now: u64) {
         }
     } else if HOSTFLOW.insert(key, now, u64::from(BPF_ANY)).is_err() {
         lose(Loss::HostFlows);
+    }
+}
+
+#[inline(always)]
+fn note_host_port(port: u16) {
+    let Some(word) = PORTS.get_ptr_mut(PortSet::HostUdp.slot(port)) else { return };
+    let bit = PortSet::bit(port);
+    // SAFETY: the pointer is to a live, aligned word of the map.
+    unsafe {
+        if *word & bit == 0 {
+            atomic_or(word, bit);
+        }
     }
 }
 
@@ -189,6 +204,17 @@ impl LiveEntry {
 unsafe fn atomic_add(word: *mut u64, by: u64) {
     // SAFETY: the caller's promise.
     unsafe { asm!("lock *(u64 *)({word} + 0) += {by}", word = in(reg) word, by = in(reg) by) };
+}
+
+/// As [`atomic_add`], with `BPF_OR`.
+///
+/// # Safety
+///
+/// As there.
+#[inline(always)]
+unsafe fn atomic_or(word: *mut u64, bits: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("lock *(u64 *)({word} + 0) |= {bits}", word = in(reg) word, bits = in(reg) bits) };
 }
 
 #[inline(always)]

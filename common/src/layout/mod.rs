@@ -20,7 +20,7 @@
 //! | `EVENTS` | ring buffer | [`Event`] |
 //! | `LOSS` | per-CPU array | [`Loss`] → count |
 //!
-//! Only `HOSTFLOW` is inserted into by the kernel, and only for packets that this host sends; in flow entries
+//! Only `HOSTFLOW` is inserted into by the kernel, and one set of `PORTS` with it, for packets that this host sends; in flow entries
 //! it adds to the counts. Everything else is written by the daemon. Values are whole 64-bit words, which the
 //! kernel copies one by one: a reader may see an old word beside a new one, never half a word.
 
@@ -138,12 +138,18 @@ pub enum PortSet {
     ServedUdp,
     /// UDP ports that some administrator's prefix is listed with.
     AdminUdp,
+    /// TCP ports that some administrator's prefix is listed with.
+    AdminTcp,
+    /// UDP ports that this host has sent from. The egress program sets them, and nothing clears them: they only spare
+    /// `HOSTFLOW` the question about a port that cannot be in it.
+    HostUdp,
 }
 
 impl PortSet {
-    pub const ALL: [Self; 3] = [Self::ServedTcp, Self::ServedUdp, Self::AdminUdp];
+    pub const ALL: [Self; 5] =
+        [Self::ServedTcp, Self::ServedUdp, Self::AdminUdp, Self::AdminTcp, Self::HostUdp];
     /// Entries of `PORTS`.
-    pub const SLOTS: u32 = 3 * Self::WORDS;
+    pub const SLOTS: u32 = 5 * Self::WORDS;
     const WORDS: u32 = 65_536 / 64;
 
     /// Index into `PORTS` of the word that holds `port`.
@@ -204,6 +210,12 @@ impl HostFlowKey {
             protocol: IPPROTO_UDP,
             zero: [0; 3],
         }
+    }
+
+    /// This host's port of a UDP flow; `None` for echo.
+    #[inline(always)]
+    pub const fn udp_port(&self) -> Option<u16> {
+        if self.protocol == IPPROTO_UDP { Some(self.local_port) } else { None }
     }
 
     #[inline(always)]

@@ -90,16 +90,20 @@ where
 fn write_ports(pin: &PinDir, config: &GateConfig) -> Result<(), GateError> {
     const NAME: &str = "PORTS";
     let mut bitmaps = vec![0u64; PortSet::SLOTS as usize];
-    let admin_udp = config.admin.iter().filter(|rule| rule.protocol == AdminProtocol::Udp);
+    let admin = config.admin.iter().map(|rule| match rule.protocol {
+        AdminProtocol::Udp => (PortSet::AdminUdp, rule.port),
+        AdminProtocol::Tcp => (PortSet::AdminTcp, rule.port),
+    });
     let opened = config.served_tcp.iter().map(|port| (PortSet::ServedTcp, *port));
     let opened = opened.chain(config.served_udp.iter().map(|port| (PortSet::ServedUdp, *port)));
-    for (set, port) in opened.chain(admin_udp.map(|rule| (PortSet::AdminUdp, rule.port))) {
+    for (set, port) in opened.chain(admin) {
         if let Some(word) = bitmaps.get_mut(set.slot(port) as usize) {
             *word |= PortSet::bit(port);
         }
     }
     let mut ports: Array<MapData, u64> = open(pin, NAME)?;
-    for (slot, word) in (0..).zip(bitmaps) {
+    // The last set is the kernel's.
+    for (slot, word) in (0..PortSet::HostUdp.slot(0)).zip(bitmaps) {
         ports.set(slot, word, 0).map_err(|error| GateError::map(NAME, error))?;
     }
     Ok(())

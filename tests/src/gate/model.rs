@@ -192,7 +192,14 @@ impl Lookup for Model {
     }
 
     fn in_port_set(&self, set: PortSet, port: u16) -> bool {
-        self.ports.contains(&(set as u32, port))
+        let admin = |protocol| self.admin.iter().any(|rule| rule.protocol == protocol && rule.port == port);
+        match set {
+            PortSet::AdminTcp => admin(AdminProtocol::Tcp),
+            PortSet::HostUdp => self.host_flows.keys().any(|key| key.udp_port() == Some(port)),
+            PortSet::ServedTcp | PortSet::ServedUdp | PortSet::AdminUdp => {
+                self.ports.contains(&(set as u32, port))
+            }
+        }
     }
 
     fn is_admin(&self, protocol: u8, port: u16, remote: Address) -> bool {
