@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use portcullis::clock;
+use portcullis::tunnel::LayeredSocket;
 use portcullis::tunnel::relay::wire::BindKey;
 use portcullis::tunnel::relay::{
-    Action, Binds, DemuxSocket, Leg, LegSecret, Own, Relay, Removed, SessionRef, Terms,
+    Action, Binds, Demux, Leg, LegSecret, Own, Relay, Removed, SessionRef, Terms,
 };
 use quinn::udp::RecvMeta;
 use quinn::{AsyncUdpSocket, Runtime as _, TokioRuntime};
@@ -65,7 +66,7 @@ impl RelayNode {
         std::thread::Builder::new().name("relay node".to_owned()).spawn(move || {
             let serve = async {
                 let socket = TokioRuntime.wrap_udp_socket(socket).expect("a bound socket can be wrapped");
-                let socket = DemuxSocket::new(socket, Arc::clone(&relay)).expect("it knows its address");
+                let socket = Demux::share(socket, Arc::clone(&relay)).expect("it knows its address");
                 loop {
                     tokio::select! {
                         () = receive(&socket) => {}
@@ -155,7 +156,7 @@ fn tell_ready(ends: &Ends, session: SessionRef, leg: Leg, counter: u64) {
     }
 }
 
-async fn receive(socket: &DemuxSocket) {
+async fn receive(socket: &LayeredSocket<Demux>) {
     let mut buffers: Vec<Vec<u8>> = (0..8).map(|_| vec![0; 65_536]).collect();
     let mut meta = [RecvMeta::default(); 8];
     let mut slices: Vec<IoSliceMut<'_>> = buffers.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect();

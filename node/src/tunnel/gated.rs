@@ -1,72 +1,34 @@
 //! The gate on the node's own UDP socket, for when no XDP program judges packets before they get here.
 
 use std::fmt;
-use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use quinn::udp::{RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, UdpPoller};
+use quinn::udp::RecvMeta;
 
 use crate::gate::DatagramGate;
 
-/// A socket that hands on only datagrams which the gate passes. What it drops gets no answer.
-pub(super) struct GatedSocket {
-    socket: Arc<dyn AsyncUdpSocket>,
+use super::layered::Layer;
+
+/// Hands on only datagrams which the gate passes. What it drops gets no answer.
+pub(super) struct Gated {
     gate: DatagramGate,
     local: SocketAddr,
 }
 
-impl GatedSocket {
-    pub(super) fn new(socket: Arc<dyn AsyncUdpSocket>, gate: DatagramGate) -> io::Result<Self> {
-        let local = socket.local_addr()?;
-        Ok(Self { socket, gate, local })
+impl Gated {
+    /// `local` is the socket's own address.
+    pub(super) fn new(gate: DatagramGate, local: SocketAddr) -> Self {
+        Self { gate, local }
     }
 }
 
-impl AsyncUdpSocket for GatedSocket {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Arc::clone(&self.socket).create_io_poller()
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.socket.try_send(transmit)
-    }
-
-    fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        let received = std::task::ready!(self.socket.poll_recv(cx, bufs, meta))?;
-        for (datagrams, buffer) in meta.iter_mut().zip(bufs.iter_mut()).take(received) {
-            let remote = SocketAddr::new(datagrams.addr.ip().to_canonical(), datagrams.addr.port());
-            let to = datagrams.dst_ip.unwrap_or(self.local.ip()).to_canonical();
-            let local = SocketAddr::new(to, self.local.port());
-            let passes = |datagram: &[u8]| self.gate.admit(remote, local, datagram).is_pass();
-            // Of no length, it is passed over by the endpoint.
-            datagrams.len = keep(buffer, datagrams.len, datagrams.stride, passes);
-        }
-        Poll::Ready(Ok(received))
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
-    }
-
-    fn max_transmit_segments(&self) -> usize {
-        self.socket.max_transmit_segments()
-    }
-
-    fn max_receive_segments(&self) -> usize {
-        self.socket.max_receive_segments()
-    }
-
-    fn may_fragment(&self) -> bool {
-        self.socket.may_fragment()
+impl Layer for Gated {
+    fn received(&self, buffer: &mut [u8], meta: &mut RecvMeta) {
+        let remote = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
+        let to = meta.dst_ip.unwrap_or(self.local.ip()).to_canonical();
+        let local = SocketAddr::new(to, self.local.port());
+        let passes = |datagram: &[u8]| self.gate.admit(remote, local, datagram).is_pass();
+        meta.len = keep(buffer, meta.len, meta.stride, passes);
     }
 }
 
@@ -87,9 +49,9 @@ fn keep(buffer: &mut [u8], length: usize, stride: usize, mut passes: impl FnMut(
     kept
 }
 
-impl fmt::Debug for GatedSocket {
+impl fmt::Debug for Gated {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GatedSocket").field("local", &self.local).finish_non_exhaustive()
+        f.debug_struct("Gated").field("local", &self.local).finish_non_exhaustive()
     }
 }
 

@@ -19,6 +19,7 @@ pub mod enrolment;
 mod gated;
 mod identity;
 mod ids;
+mod layered;
 pub mod node;
 mod peer;
 mod pipe;
@@ -35,6 +36,7 @@ pub mod wire;
 
 pub use identity::{KeyHash, TunnelKey, TunnelKeyError};
 pub use ids::{Mint, MintError};
+pub use layered::{Layer, LayeredSocket};
 pub use registry::{ConnectorStatus, OpenError, Registry};
 pub use socket::{Capped, size_buffers};
 pub use stream::TunnelStream;

@@ -22,9 +22,10 @@ use quinn::{
 
 use crate::gate::DatagramGate;
 
-use super::gated::GatedSocket;
+use super::gated::Gated;
 use super::identity::{AnyKey, KeyHash, PinnedNode, TunnelKey};
 use super::ids::Mint;
+use super::layered::LayeredSocket;
 use super::wire::ALPN;
 
 /// Origin connections that one tunnel connection carries at once.
@@ -106,7 +107,8 @@ pub(super) fn node_endpoint(
     let runtime = Arc::new(TokioRuntime);
     let mut socket = runtime.wrap_udp_socket(socket)?;
     if let Some(gate) = gate {
-        socket = Arc::new(GatedSocket::new(socket, gate.clone())?);
+        let gated = Gated::new(gate.clone(), socket.local_addr()?);
+        socket = Arc::new(LayeredSocket::new(socket, gated));
     }
     Ok(Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)?)
 }

@@ -11,19 +11,18 @@
 //! peer. A buffer may hold many datagrams of one tuple (GRO); they are sorted one by one and relayed as few batches (GSO).
 
 use std::fmt;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
+use quinn::AsyncUdpSocket;
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::sync::mpsc;
 
+use super::super::layered::{Layer, LayeredSocket};
 use super::node::{Action, Removed};
 use super::tuple::{Pair, SessionRef, Tuple};
 use super::userspace::{Passage, Refused, Table, Usage};
@@ -208,26 +207,25 @@ fn leaving_by(
     })
 }
 
-/// A socket of the node's, from which QUIC gets only what is QUIC's.
-pub struct DemuxSocket {
-    socket: Arc<dyn AsyncUdpSocket>,
+/// Between a socket of the node's and QUIC, which gets only what is its own.
+pub struct Demux {
     relay: Arc<Relay>,
     local: SocketAddr,
 }
 
-impl DemuxSocket {
+impl Demux {
     /// Shares `socket` with `relay`, which may send by it from now on.
     ///
     /// # Errors
     /// When the socket does not know its own address.
-    pub fn new(socket: Arc<dyn AsyncUdpSocket>, relay: Arc<Relay>) -> io::Result<Self> {
+    pub fn share(socket: Arc<dyn AsyncUdpSocket>, relay: Arc<Relay>) -> io::Result<LayeredSocket<Self>> {
         let local = socket.local_addr()?;
         relay
             .sockets
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .push((SocketAddr::new(local.ip().to_canonical(), local.port()), Arc::clone(&socket)));
-        Ok(Self { socket, relay, local })
+        Ok(LayeredSocket::new(socket, Self { relay, local }))
     }
 
     /// Takes out of a buffer what is not QUIC's, and closes the gaps.
@@ -312,47 +310,14 @@ enum Owner {
     Refused,
 }
 
-impl AsyncUdpSocket for DemuxSocket {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Arc::clone(&self.socket).create_io_poller()
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.socket.try_send(transmit)
-    }
-
-    fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        let received = std::task::ready!(self.socket.poll_recv(cx, bufs, meta))?;
-        for (buffer, meta) in bufs.iter_mut().zip(meta.iter_mut()).take(received) {
-            self.sort(buffer, meta);
-        }
-        Poll::Ready(Ok(received))
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
-    }
-
-    fn max_transmit_segments(&self) -> usize {
-        self.socket.max_transmit_segments()
-    }
-
-    fn max_receive_segments(&self) -> usize {
-        self.socket.max_receive_segments()
-    }
-
-    fn may_fragment(&self) -> bool {
-        self.socket.may_fragment()
+impl Layer for Demux {
+    fn received(&self, buffer: &mut [u8], meta: &mut RecvMeta) {
+        self.sort(buffer, meta);
     }
 }
 
-impl fmt::Debug for DemuxSocket {
+impl fmt::Debug for Demux {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DemuxSocket").field("local", &self.local).finish_non_exhaustive()
+        f.debug_struct("Demux").field("local", &self.local).finish_non_exhaustive()
     }
 }

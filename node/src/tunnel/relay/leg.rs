@@ -2,18 +2,16 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
+use quinn::AsyncUdpSocket;
 use quinn::udp::{RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::super::layered::{Layer, LayeredSocket};
 use super::end::{End, EndInput, EndOutput, LegState};
 use super::wire::is_challenge;
 
@@ -43,7 +41,7 @@ impl BoundLeg {
         socket: Arc<dyn AsyncUdpSocket>,
         node: SocketAddr,
         start: impl FnOnce(Duration) -> (End, EndOutput),
-    ) -> (Arc<Self>, LegSocket) {
+    ) -> (Arc<Self>, LayeredSocket<LegLayer>) {
         let (end, first) = start(Duration::ZERO);
         let leg = Arc::new(Self {
             socket: RwLock::new(Arc::clone(&socket)),
@@ -54,14 +52,14 @@ impl BoundLeg {
             timer_moved: Notify::new(),
         });
         leg.perform(&[first]);
-        (Arc::clone(&leg), LegSocket { socket, leg })
+        (Arc::clone(&leg), LayeredSocket::new(socket, LegLayer { leg }))
     }
 
     /// Goes on from another socket, as after a change of network: for [`quinn::Endpoint::rebind_abstract`].
-    pub fn move_to(self: &Arc<Self>, socket: Arc<dyn AsyncUdpSocket>) -> LegSocket {
+    pub fn move_to(self: &Arc<Self>, socket: Arc<dyn AsyncUdpSocket>) -> LayeredSocket<LegLayer> {
         *self.socket.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&socket);
         self.handle(EndInput::AddressChanged);
-        LegSocket { socket, leg: Arc::clone(self) }
+        LayeredSocket::new(socket, LegLayer { leg: Arc::clone(self) })
     }
 
     /// Binds, and binds again, until this future is dropped.
@@ -149,81 +147,47 @@ impl BoundLeg {
 /// A socket that sends nothing end to end before its leg is ready, and keeps challenges from QUIC.
 ///
 /// The relay looks like one peer, the node: a quinn endpoint on this socket dials, or is dialled by, the node's address.
-pub struct LegSocket {
-    socket: Arc<dyn AsyncUdpSocket>,
+pub struct LegLayer {
     leg: Arc<BoundLeg>,
 }
 
-impl AsyncUdpSocket for LegSocket {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Arc::clone(&self.socket).create_io_poller()
+impl Layer for LegLayer {
+    fn may_send(&self) -> bool {
+        self.leg.inner().end.may_send()
     }
 
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let inner = self.leg.inner();
-        let (may_send, pto) = (inner.end.may_send(), inner.pto);
-        drop(inner);
-        if !may_send {
-            // As if lost: QUIC sends it again.
-            return Ok(());
-        }
-        self.socket.try_send(transmit)?;
+    fn sent(&self) {
+        let pto = self.leg.inner().pto;
         self.leg.handle(EndInput::Sent { pto });
-        Ok(())
     }
 
-    fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        let received = std::task::ready!(self.socket.poll_recv(cx, bufs, meta))?;
-        for (buffer, meta) in bufs.iter_mut().zip(meta.iter_mut()).take(received) {
-            let from_node = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port()) == self.leg.node;
-            let filled = meta.len.min(buffer.len());
-            if !from_node {
-                meta.len = 0;
-                continue;
-            }
-            let datagrams = buffer.get(..filled).unwrap_or_default();
-            let mut heard = false;
-            for datagram in datagrams.chunks(meta.stride.max(1)) {
-                if is_challenge(datagram) {
-                    self.leg.handle(EndInput::Challenge(datagram));
-                } else {
-                    heard = true;
-                }
-            }
-            // QUIC has no use for a challenge: its fixed bit is clear.
-            if heard {
-                self.leg.handle(EndInput::Heard);
+    fn received(&self, buffer: &mut [u8], meta: &mut RecvMeta) {
+        let from_node = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port()) == self.leg.node;
+        let filled = meta.len.min(buffer.len());
+        if !from_node {
+            meta.len = 0;
+            return;
+        }
+        let datagrams = buffer.get(..filled).unwrap_or_default();
+        let mut heard = false;
+        for datagram in datagrams.chunks(meta.stride.max(1)) {
+            if is_challenge(datagram) {
+                self.leg.handle(EndInput::Challenge(datagram));
             } else {
-                meta.len = 0;
+                heard = true;
             }
         }
-        Poll::Ready(Ok(received))
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
-    }
-
-    fn max_transmit_segments(&self) -> usize {
-        self.socket.max_transmit_segments()
-    }
-
-    fn max_receive_segments(&self) -> usize {
-        self.socket.max_receive_segments()
-    }
-
-    fn may_fragment(&self) -> bool {
-        self.socket.may_fragment()
+        // QUIC has no use for a challenge: its fixed bit is clear.
+        if heard {
+            self.leg.handle(EndInput::Heard);
+        } else {
+            meta.len = 0;
+        }
     }
 }
 
-impl fmt::Debug for LegSocket {
+impl fmt::Debug for LegLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LegSocket").field("node", &self.leg.node).finish_non_exhaustive()
+        f.debug_struct("LegLayer").field("node", &self.leg.node).finish_non_exhaustive()
     }
 }

@@ -13,7 +13,7 @@
 //! 1. The daemon registers a session and its legs with [`Binds`]: the only way in which state comes to be.
 //! 2. Each end runs an [`End`], from a UDP port of its own, until the node says that both legs are in place.
 //! 3. What the machine decides is an [`Action`]; the loop around it writes maps, or the [`Relay`]'s table, and tells the ends.
-//! 4. [`DemuxSocket`] keeps all that apart from the node's own QUIC connections, on the same UDP port.
+//! 4. [`Demux`] keeps all that apart from the node's own QUIC connections, on the same UDP port.
 //!
 //! `wire`, `node`, `end` and `userspace` read no clock, no socket and no randomness of their own. Time is that of the
 //! monotonic clock, since its origin, as the kernel's `bpf_ktime_get_ns` counts it.
@@ -28,9 +28,9 @@ mod tuple;
 mod userspace;
 pub mod wire;
 
-pub use demux::{BindDatagram, DemuxSocket, Losses, Relay};
+pub use demux::{BindDatagram, Demux, Losses, Relay};
 pub use end::{End, EndInput, EndOutput, LegState};
-pub use leg::{BoundLeg, LegSocket};
+pub use leg::{BoundLeg, LegLayer};
 pub use node::{Action, Binds, LegSecret, Own, RegisterError, Removed};
 pub use tuple::{Grant, Leg, MAX_SESSIONS, Pair, SessionRef, Terms, Tuple};
 pub use userspace::{Passage, Refused, Table, Usage};

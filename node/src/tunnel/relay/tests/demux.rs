@@ -11,12 +11,13 @@ use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::sync::mpsc;
 
-use super::super::demux::{BindDatagram, DemuxSocket, Losses, Relay};
+use super::super::demux::{BindDatagram, Demux, Losses, Relay};
 use super::super::node::{Action, Removed};
 use super::super::tuple::Pair;
 use super::super::userspace::Usage;
 use super::super::wire::{REQUEST_LEN, seal_bind};
 use super::*;
+use crate::tunnel::layered::LayeredSocket;
 
 const CLIENT: &str = "192.0.2.10:5000";
 
@@ -82,7 +83,7 @@ impl AsyncUdpSocket for Fake {
 
 struct Bench {
     fake: Arc<Fake>,
-    demux: DemuxSocket,
+    demux: LayeredSocket<Demux>,
     relay: Arc<Relay>,
     queue: mpsc::Receiver<BindDatagram>,
 }
@@ -96,7 +97,7 @@ fn bench(connector: Tuple) -> Bench {
         sent: Mutex::default(),
         full: AtomicBool::new(false),
     });
-    let demux = DemuxSocket::new(Arc::clone(&fake) as Arc<dyn AsyncUdpSocket>, Arc::clone(&relay)).unwrap();
+    let demux = Demux::share(Arc::clone(&fake) as Arc<dyn AsyncUdpSocket>, Arc::clone(&relay)).unwrap();
     relay.set_epoch(terms().identity, terms().epoch);
     let pair = Pair { session: SESSION, terms: terms(), client: from(CLIENT), connector };
     assert!(relay.perform(&Action::Install(pair)));
@@ -274,7 +275,7 @@ fn a_challenge_leaves_by_the_socket_it_is_for() {
         full: AtomicBool::new(false),
     });
     let socket = Arc::clone(&beside) as Arc<dyn AsyncUdpSocket>;
-    let _second = DemuxSocket::new(socket, Arc::clone(&bench.relay)).unwrap();
+    let _second = Demux::share(socket, Arc::clone(&bench.relay)).unwrap();
     bench.relay.send(from(CLIENT), b"challenge").unwrap();
     assert_eq!(beside.sent.lock().unwrap()[0].to, address(CLIENT), "an exact address comes first");
     bench.relay.send(Tuple::new(address("198.51.100.2:443"), address(CLIENT)), b"challenge").unwrap();

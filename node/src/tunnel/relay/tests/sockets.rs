@@ -19,11 +19,12 @@ use crate::tunnel::identity::{AnyKey, TunnelKey};
 use crate::tunnel::transport::connector_config;
 use crate::tunnel::wire::ALPN;
 
-use super::super::demux::{DemuxSocket, Relay};
+use super::super::demux::{Demux, Relay};
 use super::super::end::{End, LegState};
-use super::super::leg::{BoundLeg, LegSocket};
+use super::super::leg::{BoundLeg, LegLayer};
 use super::super::node::Action;
 use super::*;
+use crate::tunnel::layered::LayeredSocket;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAYLOAD: usize = 10 * 1024 * 1024;
@@ -105,7 +106,7 @@ impl World {
     async fn start_behind(translator: Option<&Arc<Translator>>) -> Self {
         let (relay, mut queue) = Relay::new(clock::monotonic);
         let node_key = key();
-        let shared = DemuxSocket::new(socket(), Arc::clone(&relay)).unwrap();
+        let shared = Demux::share(socket(), Arc::clone(&relay)).unwrap();
         let node_endpoint = endpoint(Arc::new(shared), Some(server(&node_key)));
         let node = node_endpoint.local_addr().unwrap();
         let client_sees = translator.map_or(node, |translator| translator.address());
@@ -160,7 +161,7 @@ impl World {
                 }
             }
         });
-        let [client, connector]: [LegSocket; 2] = sockets.try_into().unwrap();
+        let [client, connector]: [LayeredSocket<LegLayer>; 2] = sockets.try_into().unwrap();
         Self {
             node,
             client_sees,
