@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -104,7 +105,19 @@ impl Netns {
     /// Adds an address (`192.0.2.1/24`, `2001:db8::1/64`) to an interface.
     pub fn address(&self, interface: &str, address: &str) -> Result<()> {
         let nodad = if address.contains(':') { " nodad" } else { "" };
-        self.run(&format!("ip address add {address} dev {interface}{nodad}")).map(drop)
+        self.run(&format!("ip address add {address} dev {interface}{nodad}"))?;
+        if interface == "lo" && address.contains(':') { self.await_route(address) } else { Ok(()) }
+    }
+
+    /// The kernel gives an IPv6 address its local route a little later, by a worker of its own (net/ipv6/addrconf.c).
+    fn await_route(&self, address: &str) -> Result<()> {
+        let bare = address.split('/').next().unwrap_or(address);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.run(&format!("ip -6 route show table local {bare}"))?.trim().is_empty() {
+            ensure!(Instant::now() < deadline, "{address} has no local route");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     /// Adds a route; `to` is a prefix or `default`, `via` a gateway. The family is the gateway's.
