@@ -44,6 +44,12 @@ pub enum GateError {
     Map { map: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the gate's map {map} is full")]
     Full { map: &'static str },
+    #[error("the gate's map {map} has the entry already")]
+    Taken { map: &'static str },
+    #[error("cannot wait for the CPUs to leave the gate's program (membarrier)")]
+    Barrier(#[source] io::Error),
+    #[error("cannot ask the kernel about its routes")]
+    Netlink(#[source] io::Error),
     #[error("the nftables default-drop cannot be put up: {0}")]
     Nftables(String),
 }

@@ -21,12 +21,18 @@ mod control;
 mod egress;
 mod error;
 mod events;
+mod hops;
 mod kernel;
 mod maps;
 mod memory;
 mod netlink;
 mod object;
 mod pin;
+mod relay;
+mod relay_maps;
+mod relay_state;
+mod routing;
+mod session_table;
 mod status;
 mod sys;
 mod userspace;
@@ -40,8 +46,12 @@ pub use control::{Control, PeerAddress};
 pub use egress::EgressHook;
 pub use error::GateError;
 pub use events::{AsyncEvents, Ends, Events, SampledDrop};
+pub use hops::Detour;
 pub use maps::Counters;
 pub use object::{EGRESS, INGRESS, OBJECT};
+pub use relay::{
+    Ended, FlowGrant, IdentityRef, Keeper, Leg, Relay, RelayError, RelayTotals, SessionRef, Usage,
+};
 pub use status::{InterfaceStatus, Status, status};
 pub use userspace::DatagramGate;
 
@@ -94,6 +104,7 @@ struct XdpPlane {
     counting: Counting,
     events: Option<Events>,
     control: Control,
+    relay: Relay,
 }
 
 impl Gate {
@@ -136,7 +147,8 @@ impl Gate {
         let events = Some(Events::new(maps::events(&pin)?));
         let counting = Counting::open(&pin)?;
         let control = Control::new(Arc::new(KernelTables::open(&pin)?));
-        Ok(Self { plane: Plane::Xdp(Box::new(XdpPlane { attached, counting, events, control })) })
+        let relay = Relay::open(&pin, &config.interfaces, &config.served_udp)?;
+        Ok(Self { plane: Plane::Xdp(Box::new(XdpPlane { attached, counting, events, control, relay })) })
     }
 
     /// Guarded interfaces and the mode of each; none in userspace.
@@ -184,6 +196,14 @@ impl Gate {
         match &self.plane {
             Plane::Xdp(xdp) => xdp.control.clone(),
             Plane::Userspace(datagrams) => datagrams.control(),
+        }
+    }
+
+    /// The sessions that the gate relays by itself. `None` in userspace, where nothing is relayed here.
+    pub fn relay(&self) -> Option<Relay> {
+        match &self.plane {
+            Plane::Xdp(xdp) => Some(xdp.relay.clone()),
+            Plane::Userspace(_) => None,
         }
     }
 

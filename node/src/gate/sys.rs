@@ -15,6 +15,7 @@ use std::path::Path;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
@@ -109,6 +110,26 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let at = (&raw mut info).expose_provenance() as u64;
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut Attr { bpf_fd: link.as_raw_fd().cast_unsigned(), info_len, info: at })?;
     Ok(LinkInfo { program_id: info.prog_id, ifindex: info.ifindex })
+}
+
+/// Removes the entry of a hash map and gives its value as it was then.
+pub(super) fn map_take<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    value: &mut V,
+) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        map_fd: u32,
+        pad: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let map_fd = map.as_raw_fd().cast_unsigned();
+    let key = std::ptr::from_ref(key).expose_provenance() as u64;
+    let value = std::ptr::from_mut(value).expose_provenance() as u64;
+    bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut Attr { map_fd, pad: 0, key, value, flags: 0 }).map(drop)
 }
 
 #[repr(C)]
