@@ -9,8 +9,8 @@ use std::net::IpAddr;
 
 use portcullis_common::layout::{HOPS, Hop};
 
-use super::routing::{Link, Route, Routing};
 use super::relay::Resolved;
+use super::routing::{Link, Route, Routing};
 
 /// Why a packet cannot take the fast path. The userspace relay can carry it, unless there is no way at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -22,10 +22,10 @@ use portcullis_common::layout::{FlowEntry, Hop};
 
 use super::control::monotonic;
 use super::hops::{self, Detour, HopKey};
-use super::routing::{Changes, Routing};
 use super::pin::PinDir;
 use super::relay_maps::KernelMaps;
 use super::relay_state::State;
+use super::routing::{Changes, Routing};
 use super::{GateError, PeerAddress};
 
 /// A session's place in the gate, and which of the sessions that have had that place it is.

@@ -62,6 +62,14 @@ pub fn run(options: &Options, say: &dyn Fn(&str)) -> Result<Report> {
     Ok(report)
 }
 
+/// A program that passes everything, on an interface until it is dropped. What XDP sends back over a veth is only received at an end
+/// that has a program.
+pub fn pass_everything(netns: &crate::netns::Netns, interface: &'static str) -> Result<std::os::fd::OwnedFd> {
+    use std::os::fd::AsFd as _;
+    let index = lab::ifindex(netns, interface)?;
+    netns.enter(|| sys::attach_xdp(program::bare_pass()?.as_fd(), index))?
+}
+
 /// A CPU that does not carry the packets, for a program in userspace; with only one it is that one.
 fn other_cpu(cpu: usize) -> usize {
     if cpu > 0 {

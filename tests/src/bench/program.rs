@@ -10,6 +10,7 @@ use super::traffic::Traffic;
 
 // `enum xdp_action` and helper numbers of include/uapi/linux/bpf.h.
 const XDP_DROP: i32 = 1;
+const XDP_PASS: i32 = 2;
 const XDP_TX: i32 = 3;
 const GET_PRANDOM_U32: i32 = 7;
 const REDIRECT: i32 = 23;
@@ -17,6 +18,11 @@ const REDIRECT: i32 = 23;
 /// Drops every packet.
 pub fn bare_drop() -> Result<OwnedFd> {
     sys::load_xdp(&Program::default().finish(XDP_DROP))
+}
+
+/// Passes every packet on.
+pub fn bare_pass() -> Result<OwnedFd> {
+    sys::load_xdp(&Program::default().finish(XDP_PASS))
 }
 
 /// Sends every packet back where it came from, as it is.

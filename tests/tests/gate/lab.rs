@@ -165,7 +165,7 @@ pub struct Pin {
 }
 
 impl Pin {
-    fn new(edge: &Netns) -> Self {
+    pub fn new(edge: &Netns) -> Self {
         let bpffs = Path::new("/sys/fs/bpf");
         // What a killed test left is known by its namespace, which is gone.
         for left in std::fs::read_dir(bpffs).unwrap().flatten() {

@@ -7,6 +7,8 @@ mod differential;
 mod lab;
 mod lifecycle;
 mod reach;
+mod relay;
+mod relay_lab;
 mod tunnel;
 mod userspace;
 mod verdicts;
