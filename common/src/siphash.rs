@@ -24,6 +24,15 @@ impl SipKey {
         Self { words: [low, high] }
     }
 
+    /// What [`from_bytes`](Self::from_bytes) reads.
+    pub fn to_bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        for (place, word) in bytes.chunks_exact_mut(8).zip(self.words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
     #[inline(always)]
     pub const fn is_zero(&self) -> bool {
         self.words[0] == 0 && self.words[1] == 0

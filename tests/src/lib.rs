@@ -15,6 +15,8 @@
 //! | [`relay`] | a node that only binds and relays, and ends as processes |
 //! | [`realm`] | a node with login, users, applications and identity providers, on loopback |
 //! | [`idp`] | a real OpenID provider that cheats on demand |
+//! | [`quic`] | a QUIC client of the tunnel that is nobody's connector |
+//! | [`tunnel_lab`] | a gated node, an office and a stranger, each on a link of its own |
 //! | [`web`] | a browser made of curl |
 //!
 //! Nothing here skips: a tool or capability that is missing is an error that names it.
@@ -29,7 +31,9 @@ pub mod origin;
 pub mod portcullis;
 pub mod ports;
 pub mod process;
+pub mod quic;
 pub mod realm;
 pub mod relay;
 pub mod third_party;
+pub mod tunnel_lab;
 pub mod web;

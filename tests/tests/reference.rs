@@ -46,6 +46,7 @@ fn configuration_keys_are_listed() {
     for (heading, item, not_here) in [
         ("### `[node]`", "struct Node {", &[][..]),
         ("### `[gate]`", "struct Gate {", &[]),
+        ("### `[tunnel]`", "struct Tunnel {", &[]),
         ("### `[events]`", "struct Events {", &[]),
         ("### `[[identity_provider]]`", "struct IdentityProvider {", &[]),
         ("### `[[application]]`", "struct Application {", &[]),

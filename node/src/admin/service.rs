@@ -16,7 +16,7 @@ use crate::session::Sessions;
 use crate::store::{EventFilter, SessionFilter, Store, User};
 use crate::token::Tokens;
 use crate::tunnel::wire::{Authority, EnrolmentSecret};
-use crate::tunnel::{Registry, enrolment};
+use crate::tunnel::{Devices, Registry, enrolment};
 
 use super::wire::{Password, Reply, Request};
 
@@ -37,6 +37,8 @@ pub struct Service {
     pub local_provider: String,
     /// Live tunnels; without a running daemon there are none.
     pub tunnels: Option<Arc<Registry>>,
+    /// What connectors knock with.
+    pub devices: Devices,
 }
 
 /// One connector in a listing.
@@ -61,6 +63,7 @@ impl Service {
             address: Authority::new(&config.node.domain, config.node.public_port),
             local_provider: config.local_provider().to_owned(),
             tunnels: None,
+            devices: Devices::load(store.clone(), None).await?,
             store,
         })
     }
@@ -121,6 +124,7 @@ impl Service {
                     now,
                 )
                 .await?;
+                self.devices.tell(now).await?;
                 Ok(json!({ "token": token.expose()?.as_str() }))
             }
             Request::ConnectorList => self.connectors().await,
@@ -129,6 +133,7 @@ impl Service {
                 if let Some(tunnels) = &self.tunnels {
                     tunnels.disconnect(&name);
                 }
+                self.devices.tell(now).await?;
                 Ok(Value::Null)
             }
             Request::SessionList { filter } => {

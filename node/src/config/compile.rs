@@ -19,7 +19,7 @@ use super::units::{parse_duration, parse_size};
 use super::values::{check_issuer, check_name, check_web_origin, email_domain, parse_origin, parse_url};
 use super::{
     CertificateFiles, Config, ConfigError, GateSettings, IdentityProvider, NodeConfig, OidcConfig,
-    ProviderKind, Secret, raw,
+    ProviderKind, Secret, TunnelSettings, raw,
 };
 
 const DEFAULT_STATE: &str = "/var/lib/portcullis";
@@ -36,6 +36,7 @@ pub(super) fn compile(file: raw::File, text: &str, path: &Path) -> Result<Config
         Compiler { base: path.parent().unwrap_or(Path::new("")), faults: Faults::new(text, path) };
     let node = compiler.node(file.node);
     let gate = compiler.gate(file.gate, node.as_ref());
+    let tunnel = compiler.tunnel(&file.tunnel, &gate);
     let events = compiler.events(file.events);
     let identity_providers = compiler.providers(file.identity_providers);
     let rules = compiler.rules(file.groups, &identity_providers);
@@ -44,7 +45,8 @@ pub(super) fn compile(file: raw::File, text: &str, path: &Path) -> Result<Config
         Some(node) => compiler.applications(file.applications, node, &policies, &identity_providers),
         None => Vec::new(),
     };
-    let config = node.map(|node| Config { node, gate, events, identity_providers, applications, policies });
+    let config =
+        node.map(|node| Config { node, gate, tunnel, events, identity_providers, applications, policies });
     compiler.faults.finish(config)
 }
 
@@ -166,6 +168,15 @@ impl Compiler<'_> {
             pin: gate.pin.unwrap_or_else(|| DEFAULT_PIN.into()),
             ungated: gate.ungated,
         }
+    }
+
+    fn tunnel(&mut self, tunnel: &raw::Tunnel, gate: &GateSettings) -> TunnelSettings {
+        let dark = tunnel.dark.as_ref().is_some_and(|dark| *dark.get_ref());
+        if dark && gate.interfaces.is_empty() {
+            let span = tunnel.dark.as_ref().map_or(0..0, Spanned::span);
+            self.faults.at(span, "`dark` takes a gate: name `interfaces` in [gate]");
+        }
+        TunnelSettings { dark }
     }
 
     fn events(&mut self, events: raw::Events) -> EventSettings {

@@ -33,6 +33,7 @@ pub use units::{Secret, parse_duration};
 pub struct Config {
     pub node: NodeConfig,
     pub gate: GateSettings,
+    pub tunnel: TunnelSettings,
     pub events: EventSettings,
     pub identity_providers: Vec<IdentityProvider>,
     pub applications: Vec<Application>,
@@ -93,6 +94,13 @@ pub struct GateSettings {
     pub pin: PathBuf,
     /// Start even where no gate can be put up.
     pub ungated: bool,
+}
+
+/// `[tunnel]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TunnelSettings {
+    /// The tunnel's port answers only those who knock.
+    pub dark: bool,
 }
 
 impl Config {

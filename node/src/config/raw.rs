@@ -12,6 +12,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) gate: Gate,
     #[serde(default)]
+    pub(super) tunnel: Tunnel,
+    #[serde(default)]
     pub(super) events: Events,
     #[serde(default, rename = "identity_provider")]
     pub(super) identity_providers: Vec<IdentityProvider>,
@@ -64,6 +66,12 @@ pub(super) struct Gate {
     pub(super) pin: Option<PathBuf>,
     #[serde(default)]
     pub(super) ungated: bool,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tunnel {
+    pub(super) dark: Option<Spanned<bool>>,
 }
 
 #[derive(Deserialize, Clone, Copy)]

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use portcullis_common::layout::{
-    CID_KEYS, CidKey, FlowEntry, Hop, HostFlowKey, PortSet, Session, Settings, TUNNELS, recent_bit,
+    CID_KEYS, CidKey, FlowEntry, Hop, HostFlowKey, PortSet, REVOKED_DEVICES, Session, Settings, TUNNELS,
+    recent_bit,
 };
 use portcullis_common::{Ack, Address, Flow, Lookup, RateClass, SipKey, TcpSocket, take_token};
 
@@ -80,10 +81,12 @@ impl Tables for MemoryTables {
 
     fn set_revoked(&self, device: u32, revoked: bool) -> Result<(), GateError> {
         let devices = &mut self.write().revoked;
-        if revoked {
-            devices.insert(device)
-        } else {
-            devices.remove(&device)
+        match revoked {
+            true if devices.len() >= REVOKED_DEVICES as usize && !devices.contains(&device) => {
+                return Err(GateError::Full { map: "REVOKED" });
+            }
+            true => devices.insert(device),
+            false => devices.remove(&device),
         };
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What the binary can be: a node or a connector. Each puts the parts together and runs them.
 
 pub mod connector;
+mod feed;
 pub mod node;
 mod reload;
 

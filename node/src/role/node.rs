@@ -34,7 +34,7 @@ use crate::token::Tokens;
 use crate::tunnel;
 use crate::tunnel::wire::Authority;
 
-use super::reload;
+use super::{feed, reload};
 
 /// How long running requests may take to end after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(45);
@@ -126,9 +126,14 @@ fn open_gate(config: &Config) -> anyhow::Result<Option<Gate>> {
             for (interface, mode) in gate.interfaces() {
                 tracing::info!(interface, ?mode, "the gate is up");
             }
+            if config.tunnel.dark {
+                // At once: with the keys of before, or with none until the store is open.
+                let dark = gate.control().update_settings(|settings| settings.dark = 1);
+                dark.context("the tunnel's port cannot be made dark")?;
+            }
             Ok(Some(gate))
         }
-        Err(error) if settings.ungated => {
+        Err(error) if settings.ungated && !config.tunnel.dark => {
             tracing::error!(%error, "no gate: starting without one, as `ungated = true` says");
             Ok(None)
         }
@@ -195,6 +200,11 @@ async fn serve(
     for session in sessions.matching(&SessionFilter::All, now).await? {
         recent.remember(&session.person.to_string(), session.address, session.created_at);
     }
+    let control = gate.as_ref().map(Gate::control);
+    let devices = tunnel::Devices::load(store.clone(), control.clone()).await?;
+    if let Some(gate) = &control {
+        feed::first(gate, &devices, active.borrow().config.tunnel.dark).await?;
+    }
     let context =
         Arc::new(Context { active, store, sessions, tokens, seal, events, metrics, tunnels, recent });
     let service = Arc::new(admin::service::Service {
@@ -205,16 +215,25 @@ async fn serve(
         address,
         local_provider: context.active().config.local_provider().to_owned(),
         tunnels: Some(Arc::clone(&context.tunnels)),
+        devices: devices.clone(),
     });
 
     let shutdown = CancellationToken::new();
     super::stop_on_signal(shutdown.clone())?;
-    let reloader = reload::Reloader { path, publish, context: Arc::clone(&context), tls: tls.clone() };
+    let reloader = reload::Reloader {
+        path,
+        publish,
+        context: Arc::clone(&context),
+        tls: tls.clone(),
+        gate: control.clone().map(|gate| (gate, devices.keys())),
+    };
     reload::watch(reloader, shutdown.clone())?;
 
     let health = ops::Health::new(gate.is_some() || context.active().config.gate.ungated, gate.is_some());
     let datagrams = gate.as_ref().and_then(Gate::datagrams);
-    let control = gate.as_ref().map(Gate::control);
+    if let Some(gate) = &control {
+        tokio::spawn(feed::keep(gate.clone(), devices.clone(), Arc::clone(&context), shutdown.clone()));
+    }
     ops::watch_gate(gate, Arc::clone(&context), health.clone());
     tokio::spawn(ops::serve(sockets.metrics, Arc::clone(&context), health.clone(), shutdown.clone()));
     tokio::spawn(tend(Arc::clone(&context), shutdown.clone()));
@@ -227,6 +246,7 @@ async fn serve(
         datagrams,
         gate: control,
         recent: context.recent.clone(),
+        devices,
     };
     // Later than the edge: what it still serves may need a stream to its origin.
     let tunnel_shutdown = CancellationToken::new();

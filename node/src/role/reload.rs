@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use portcullis_common::KnockKeys;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,7 @@ use crate::config::{Active, Config};
 use crate::context::Context;
 use crate::edge::Tls;
 use crate::event::{Action, Event};
+use crate::gate::Control;
 
 /// How often files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -24,6 +26,8 @@ pub(super) struct Reloader {
     pub(super) publish: watch::Sender<Arc<Active>>,
     pub(super) context: Arc<Context>,
     pub(super) tls: Tls,
+    /// Absent where there is no gate.
+    pub(super) gate: Option<(Control, KnockKeys)>,
 }
 
 /// Reloads whenever it is asked to, until `shutdown`.
@@ -95,8 +99,17 @@ impl Reloader {
         fixed("node.user", config.node.user == old.config.node.user)?;
         fixed("[gate]", config.gate == old.config.gate)?;
         fixed("[events]", config.events == old.config.events)?;
+        anyhow::ensure!(
+            !config.tunnel.dark || self.gate.is_some(),
+            "`tunnel.dark` takes a gate, and none is up"
+        );
         super::check_files(&config)?;
         self.tls.reload(&config.node.certificates)?;
+        if let Some((gate, keys)) = &self.gate
+            && config.tunnel != old.config.tunnel
+        {
+            gate.set_knock(config.tunnel.dark, *keys).context("the gate does not take `tunnel.dark`")?;
+        }
         let active = Arc::new(Active::new(config));
         self.context.tunnels.configure(&active.policies);
         self.publish.send_replace(active);

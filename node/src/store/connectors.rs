@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::flow::UnixTime;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, devices};
 
 /// A connector as the node knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,14 +21,14 @@ const COLUMNS: &str = "name, key, created_at, enrolled_at";
 
 impl Store {
     /// Makes a connector, or a new enrolment token for one that exists; earlier unused tokens of it are void. Its
-    /// present key stays good until the new token is used.
+    /// present key stays good until the new token is used. The number of the token's device is returned.
     pub async fn create_connector(
         &self,
         name: &str,
         token_hash: [u8; 32],
         expires_at: UnixTime,
         now: UnixTime,
-    ) -> Result<(), StoreError> {
+    ) -> Result<u32, StoreError> {
         let name = name.to_owned();
         self.run(move |connection| {
             let transaction = connection.transaction()?;
@@ -45,8 +45,10 @@ impl Store {
                 "INSERT INTO enrolment (token_hash, connector, expires_at) VALUES (?1, ?2, ?3)",
                 params![token_hash, name, expires_at.0],
             )?;
+            devices::void_tokens_of(&transaction, &name, now)?;
+            let device = devices::insert(&transaction, &name, Some((token_hash, expires_at)))?;
             transaction.commit()?;
-            Ok(())
+            Ok(device)
         })
         .await
     }
@@ -71,6 +73,7 @@ impl Store {
                 .optional()?;
             let connector = name
                 .map(|name| {
+                    devices::void_own_of(&transaction, &name, now)?;
                     transaction.query_row(
                         &format!(
                             "UPDATE connector SET key = ?2, enrolled_at = ?3, revoked_at = NULL
@@ -138,6 +141,7 @@ impl Store {
                 "UPDATE connector SET revoked_at = ?2, key = NULL WHERE name = ?1 AND revoked_at IS NULL",
                 params![name, now.0],
             )?;
+            devices::void_all_of(&transaction, &name, now)?;
             transaction.commit()?;
             Ok(changed > 0)
         })

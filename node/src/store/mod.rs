@@ -5,6 +5,7 @@
 
 mod codes;
 mod connectors;
+mod devices;
 mod events;
 mod keys;
 mod schema;
@@ -19,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rusqlite::Connection;
 
 pub use connectors::Connector;
+pub use devices::Device;
 pub use events::EventFilter;
 pub(crate) use events::TRIM_STEP;
 pub use keys::SigningKey;

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::StoreError;
 
 /// `user_version` counts the steps that have been taken.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     r"
 CREATE TABLE user (
     name TEXT PRIMARY KEY,
@@ -83,6 +83,17 @@ CREATE TABLE event_size (
     bytes INTEGER NOT NULL
 ) STRICT;
 INSERT INTO event_size SELECT 1, coalesce(sum(length(CAST(body AS BLOB))), 0) FROM event;
+",
+    // AUTOINCREMENT: the number of a device that is gone is never given again.
+    r"
+CREATE TABLE device (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    connector TEXT NOT NULL REFERENCES connector (name) ON DELETE CASCADE,
+    token_hash BLOB,
+    expires_at INTEGER,
+    revoked_at INTEGER
+) STRICT;
+CREATE INDEX device_connector ON device (connector);
 ",
 ];
 

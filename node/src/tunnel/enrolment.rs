@@ -1,7 +1,7 @@
 //! Enrolment tokens: how a connector comes to know its node, and the node its connector.
 //!
 //! 1. `admin connector create` makes a secret, stores its hash, and prints a token that names the node's addresses,
-//!    the hash of the node's key, the connector and the secret.
+//!    the hash of the node's key, the connector, the secret, and what to knock with where the node's port is dark.
 //! 2. The connector makes a key of its own, dials an address, accepts no node but the one with that hash, and sends
 //!    the secret.
 //! 3. The node spends the token and from then on knows the connector by its key.
@@ -20,8 +20,9 @@ use zeroize::Zeroizing;
 use crate::flow::UnixTime;
 use crate::store::{Store, StoreError};
 
+use super::devices::knock_keys;
 use super::identity::{KeyHash, TunnelKey, TunnelKeyError};
-use super::wire::{Authority, ConnectorName, EnrolmentSecret};
+use super::wire::{Authority, ConnectorName, DeviceSecret, EnrolmentSecret};
 
 /// A token is good for so long at most.
 pub const MAX_LIFETIME: Duration = Duration::from_secs(3600);
@@ -31,7 +32,7 @@ const MAX_NODES: usize = 16;
 const MAX_TEXT: usize = 8192;
 
 /// The layout of the rest of a token.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// What a connector needs to enrol.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +43,8 @@ pub struct EnrolmentToken {
     pub(super) node_key: KeyHash,
     pub(super) connector: ConnectorName,
     pub(super) secret: EnrolmentSecret,
+    /// The token's own device, void when the token is.
+    pub(super) device: DeviceSecret,
 }
 
 /// Why there is no token.
@@ -81,8 +84,16 @@ pub async fn create(
         return Err(EnrolmentError::Lifetime);
     }
     let node_key = node_key(store).await?.hash();
-    store.create_connector(connector.as_str(), secret.hash(), now.after(lifetime), now).await?;
-    Ok(EnrolmentToken { version: VERSION, nodes, node_key, connector, secret })
+    let keys = knock_keys(store).await?;
+    let device = store.create_connector(connector.as_str(), secret.hash(), now.after(lifetime), now).await?;
+    Ok(EnrolmentToken {
+        version: VERSION,
+        nodes,
+        node_key,
+        connector,
+        secret,
+        device: keys.device(device).into(),
+    })
 }
 
 /// The node's own tunnel key, made at first use.
@@ -115,6 +126,11 @@ impl EnrolmentToken {
         Ok(Zeroizing::new(URL_SAFE_NO_PAD.encode(&*bytes)))
     }
 
+    /// What whoever holds the token may knock with until it is void.
+    pub const fn device(&self) -> &DeviceSecret {
+        &self.device
+    }
+
     pub const fn connector(&self) -> &ConnectorName {
         &self.connector
     }
@@ -141,6 +157,7 @@ mod tests {
             node_key: KeyHash::from_bytes([2; 32]),
             connector: "hq".parse().unwrap(),
             secret: EnrolmentSecret::from_bytes([0xab; 32]),
+            device: DeviceSecret::from_bytes(&[0xcd; DeviceSecret::SIZE]).unwrap(),
         }
     }
 
@@ -159,7 +176,7 @@ mod tests {
         {
             assert_eq!(EnrolmentToken::parse(bad), Err(EnrolmentTokenError), "{bad}");
         }
-        let newer = EnrolmentToken { version: 2, ..token() };
+        let newer = EnrolmentToken { version: 3, ..token() };
         assert!(EnrolmentToken::parse(&newer.expose().unwrap()).is_err());
         let nowhere = EnrolmentToken { nodes: Vec::new(), ..token() };
         assert!(EnrolmentToken::parse(&nowhere.expose().unwrap()).is_err());

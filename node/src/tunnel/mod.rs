@@ -14,6 +14,7 @@
 mod admission;
 pub mod connector;
 mod control;
+mod devices;
 mod dial;
 pub mod enrolment;
 mod gated;
@@ -34,6 +35,7 @@ mod tests;
 mod transport;
 pub mod wire;
 
+pub use devices::{Devices, DevicesError};
 pub use identity::{KeyHash, TunnelKey, TunnelKeyError};
 pub use ids::{Mint, MintError};
 pub use layered::{Layer, LayeredSocket};

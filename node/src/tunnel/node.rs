@@ -27,6 +27,7 @@ use crate::recent::Recent;
 use crate::store::{Store, StoreError};
 
 use super::admission::{Admission, Places};
+use super::devices::Devices;
 use super::enrolment::{EnrolmentError, node_key};
 use super::ids::{Mint, MintError};
 use super::peer::serve_peer;
@@ -56,6 +57,8 @@ pub struct NodeTunnel {
     pub gate: Option<Control>,
     /// Networks to serve first; connectors are remembered there too.
     pub recent: Recent,
+    /// What connectors knock with.
+    pub devices: Devices,
 }
 
 /// Why the node cannot serve tunnels.

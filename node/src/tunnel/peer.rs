@@ -27,7 +27,9 @@ use super::registry::{Link, OriginSet, Registry};
 use super::session::{NodeAction, NodeInput, NodeSession, OPENING_TIMEOUT};
 use super::standing::Standing;
 use super::transport::CONNECTION_WINDOW;
-use super::wire::{CloseCode, ConnectorFrame, ConnectorName, EnrolmentSecret, NodeFrame, Refusal};
+use super::wire::{
+    CloseCode, ConnectorFrame, ConnectorName, DeviceSecret, EnrolmentSecret, NodeFrame, Refusal,
+};
 
 /// Serves one peer. It holds `place` until it is known to be a connector.
 pub(super) async fn serve_peer(
@@ -162,6 +164,7 @@ impl<'a> Peer<'a> {
         let mut origins: Option<watch::Receiver<OriginSet>> = None;
         let mut place = Some(place);
         let mut drain_until: Option<Instant> = None;
+        let mut by_key = false;
 
         loop {
             let deadline = session.deadline();
@@ -183,6 +186,7 @@ impl<'a> Peer<'a> {
                 () = served_out(service.as_ref(), drain_until) => return Ok(self.close(CloseCode::Shutdown)),
             });
             let mut refusal = None;
+            by_key |= matches!(next, Some(NodeInput::Frame(ConnectorFrame::Hello)));
             // What an input leads to may be the next input: a token is redeemed, a registration fails.
             while let Some(input) = next.take() {
                 for action in session.handle(input, began.elapsed()) {
@@ -203,9 +207,13 @@ impl<'a> Peer<'a> {
                                 *service = Some(registered);
                                 origins = Some(of_connector);
                                 place.take();
+                                if by_key {
+                                    self.void_spent_tokens(&connector).await;
+                                }
                             }
                             Err(refusal) => next = Some(NodeInput::NotRegistered(refusal)),
                         },
+                        NodeAction::Device => next = self.device().await.map(NodeInput::Device),
                         NodeAction::Healthy(healthy) => {
                             if let Some(Service { link, .. }) = service {
                                 debug!(connector = %link.connector, healthy, "heartbeats");
@@ -241,6 +249,9 @@ impl<'a> Peer<'a> {
         };
         // The connector's former key is void: so are its connections.
         self.node.registry.disconnect(&connector.name);
+        if let Err(error) = self.node.devices.tell(now).await {
+            warn!(%error, "a connector's former device is not void at the gate");
+        }
         connector.name.parse().ok()
     }
 
@@ -249,6 +260,21 @@ impl<'a> Peer<'a> {
     async fn spend(&self, secret: &EnrolmentSecret, connector: &ConnectorName) {
         if let Err(error) = self.node.store.spend_enrolment(secret.hash(), connector.as_str()).await {
             warn!(%error, %connector, "an enrolment token that was not needed could not be spent");
+        }
+    }
+
+    /// What the connector knocks with; a store that fails leaves it with what it has.
+    async fn device(&self) -> Option<DeviceSecret> {
+        let device = self.node.devices.of_key(*self.key.as_bytes()).await;
+        device.unwrap_or_else(|error| {
+            warn!(%error, "a connector's device could not be looked up");
+            None
+        })
+    }
+
+    async fn void_spent_tokens(&self, connector: &ConnectorName) {
+        if let Err(error) = self.node.devices.void_spent_tokens(connector.as_str()).await {
+            warn!(%connector, %error, "the device of a spent token stays good until the token expires");
         }
     }
 

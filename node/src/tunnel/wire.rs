@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! control stream    the connector opens it; one for the life of the connection, frames in both directions
-//!                   connector → node  Hello | Enrol, then Ack, Heartbeat, Drain
-//!                   node → connector  Welcome | Refused, then Origins, Drain
+//!                   connector → node  Hello | Enrol, then Device, Ack, Heartbeat, Drain
+//!                   node → connector  Welcome | Refused, then Device, Origins, Drain
 //! origin stream     the node opens one for each origin connection
 //!                   node → connector  OpenRequest, then the bytes for the origin
 //!                   connector → node  OpenReply, then the bytes of the origin
@@ -19,10 +19,11 @@ use std::num::NonZeroUsize;
 use std::str::FromStr;
 
 use bytes::{Buf, BufMut, BytesMut};
+use portcullis_common::{DeviceKeys, SipKey};
 use quinn::VarInt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::flow::{Host, Origin};
 
@@ -57,6 +58,8 @@ pub enum ConnectorFrame {
     Heartbeat,
     /// The connector takes no more origin streams on this connection; the running ones go on.
     Drain,
+    /// The connector asks what to knock with. One that is older does not, and the node does not tell it unasked.
+    Device,
 }
 
 impl Frame for ConnectorFrame {
@@ -74,6 +77,8 @@ pub enum NodeFrame {
     Origins { epoch: u64, origins: Vec<Authority> },
     /// The node opens no more origin streams on this connection; the running ones go on.
     Drain,
+    /// The answer to `Device`: what the connector knocks with from now on.
+    Device(DeviceSecret),
 }
 
 impl Frame for NodeFrame {
@@ -276,6 +281,49 @@ impl EnrolmentSecret {
 impl fmt::Debug for EnrolmentSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("EnrolmentSecret")
+    }
+}
+
+/// What one device knocks with where the tunnel's port is dark (`portcullis_common::DeviceKeys`).
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+pub struct DeviceSecret {
+    number: u32,
+    key: [u8; 16],
+    mask: [u8; 16],
+}
+
+impl DeviceSecret {
+    pub const SIZE: usize = 36;
+
+    /// Number, big endian; key; mask.
+    pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new([&self.number.to_be_bytes()[..], &self.key, &self.mask].concat())
+    }
+
+    pub fn from_bytes(bytes: &[u8; Self::SIZE]) -> Option<Self> {
+        let (number, rest) = bytes.split_first_chunk()?;
+        let (key, mask) = rest.split_first_chunk()?;
+        Some(Self { number: u32::from_be_bytes(*number), key: *key, mask: mask.try_into().ok()? })
+    }
+
+    pub fn keys(&self) -> DeviceKeys {
+        DeviceKeys {
+            device: self.number,
+            key: SipKey::from_bytes(self.key),
+            mask: SipKey::from_bytes(self.mask),
+        }
+    }
+}
+
+impl From<DeviceKeys> for DeviceSecret {
+    fn from(keys: DeviceKeys) -> Self {
+        Self { number: keys.device, key: keys.key.to_bytes(), mask: keys.mask.to_bytes() }
+    }
+}
+
+impl fmt::Debug for DeviceSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DeviceSecret({})", self.number)
     }
 }
 

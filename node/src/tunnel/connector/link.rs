@@ -22,8 +22,9 @@ use super::super::session::{ConnectorAction, ConnectorInput, ConnectorSession, C
 use super::super::socket::dial_socket;
 use super::super::transport::{TransportError, connector_endpoint};
 use super::super::wire::{
-    Authority, CloseCode, ConnectorName, NodeFrame, OpenReply, OpenRequest, Refusal, StreamCode,
+    Authority, CloseCode, ConnectorName, DeviceSecret, NodeFrame, OpenReply, OpenRequest, Refusal, StreamCode,
 };
+use super::knocker::Knocker;
 use super::origins::{Origins, permits};
 
 /// One address gets so long for a handshake.
@@ -34,6 +35,9 @@ const MAX_ADDRESSES: usize = 8;
 
 /// The node gets so long to name the origin of a stream that it has opened.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The node gets so long to answer an enrolment in full.
+const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Running streams get so long to end when the connector stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -76,26 +80,35 @@ impl LinkError {
 pub(super) struct Dialer {
     pub(super) client: ClientConfig,
     pub(super) allow: Option<BTreeSet<Authority>>,
+    pub(super) knocker: Knocker,
 }
 
 impl Dialer {
-    /// Says who this connector is, and comes back with the name that the node knows it by.
+    /// Says who this connector is, and comes back with the name that the node knows it by and what to knock with
+    /// from now on.
     pub(super) async fn introduce(
         &self,
         node: &Authority,
         credential: Credential,
-    ) -> Result<ConnectorName, LinkError> {
+    ) -> Result<(ConnectorName, DeviceSecret), LinkError> {
         let (endpoint, connection) = self.connect(node, 0).await?;
-        let mut link = Link::open(&connection, credential, self.allow.clone()).await?;
-        let name = loop {
-            match link.step(&connection, None).await? {
-                Some(Milestone::Welcome(name)) => break name,
-                Some(Milestone::NodeDrains) | None => {}
+        let introduced = timeout(INTRODUCTION_TIMEOUT, async {
+            let mut link = Link::open(&connection, credential, self.allow.clone()).await?;
+            let mut welcomed = None;
+            loop {
+                match (link.step(&connection, None).await?, &welcomed) {
+                    (Some(Milestone::Welcome(name)), _) => welcomed = Some(name),
+                    (Some(Milestone::Device(device)), Some(name)) => {
+                        return Ok::<_, LinkError>((name.clone(), device));
+                    }
+                    (Some(Milestone::Device(_) | Milestone::NodeDrains) | None, _) => {}
+                }
             }
-        };
+        });
+        let introduced = introduced.await.map_err(|_| LinkError::Timeout)??;
         connection.close(CloseCode::Shutdown.into(), b"");
         let _ = timeout(PARTING_TIMEOUT, endpoint.wait_idle()).await;
-        Ok(name)
+        Ok(introduced)
     }
 
     /// Connects and serves until the connection ends, which is how long it returns.
@@ -116,6 +129,7 @@ impl Dialer {
                 Ok(Some(Milestone::Welcome(connector))) => {
                     info!(%connector, %node, address = %connection.remote_address(), slot, "connected");
                 }
+                Ok(Some(Milestone::Device(device))) => self.knocker.adopt(device),
                 Ok(Some(Milestone::NodeDrains)) => info!(%node, slot, "the node is about to stop"),
                 Ok(None) => {}
                 Err(error) => break error,
@@ -168,8 +182,9 @@ impl Dialer {
             warn_once(capped);
         }
         let endpoint = connector_endpoint(socket)?;
-        let connecting =
-            endpoint.connect_with(self.client.clone(), address, SERVER_NAME).map_err(|error| {
+        let connecting = endpoint
+            .connect_with(self.knocker.knocking(&self.client), address, SERVER_NAME)
+            .map_err(|error| {
                 debug!(%address, %error, "an address that cannot be dialled");
                 LinkError::NoAddress
             })?;
@@ -201,6 +216,7 @@ fn warn_once(capped: super::super::socket::Capped) {
 
 enum Milestone {
     Welcome(ConnectorName),
+    Device(DeviceSecret),
     NodeDrains,
 }
 
@@ -283,6 +299,7 @@ impl Link {
             match action {
                 ConnectorAction::Send(frame) => control::send(&mut self.send, &frame).await?,
                 ConnectorAction::Welcome(name) => milestone = Some(Milestone::Welcome(name)),
+                ConnectorAction::Device(device) => milestone = Some(Milestone::Device(device)),
                 ConnectorAction::NodeDrains => milestone = Some(Milestone::NodeDrains),
                 ConnectorAction::Refused(refusal) => return Err(LinkError::Refused(refusal)),
                 ConnectorAction::Configure { epoch, origins } => {

@@ -8,6 +8,7 @@
 //! A node is trusted with the choice of origins; what it cannot choose is anything outside the local list.
 
 mod backoff;
+mod knocker;
 mod link;
 mod origins;
 mod state;
@@ -30,6 +31,7 @@ use super::transport::{TransportError, connector_config};
 use super::wire::{Authority, ConnectorName, Refusal};
 
 use backoff::Backoff;
+use knocker::Knocker;
 use link::{Dialer, LinkError};
 use state::{Credentials, State};
 
@@ -91,9 +93,10 @@ pub async fn run(config: ConnectorConfig, shutdown: CancellationToken) -> Result
     info!(connector = %credentials.connector, nodes = credentials.nodes.len(), "the connector runs");
 
     let client = connector_config(&credentials.key()?, credentials.node_key)?;
-    let dialer = Arc::new(Dialer { client, allow: config.allow });
+    let nodes = credentials.nodes.clone();
+    let dialer = Arc::new(Dialer { client, allow: config.allow, knocker: Knocker::kept(state, credentials) });
     let mut links = JoinSet::new();
-    for node in &credentials.nodes {
+    for node in &nodes {
         for slot in 0..config.connections.max(1) {
             links.spawn(keep(Arc::clone(&dialer), node.clone(), slot, shutdown.clone()));
         }
@@ -111,7 +114,7 @@ async fn enrol(
 ) -> Result<Option<Credentials>, ConnectorError> {
     let pending = state.prepare(&token)?;
     let client = connector_config(&pending.key()?, pending.node_key)?;
-    let dialer = Dialer { client, allow: None };
+    let dialer = Dialer { client, allow: None, knocker: Knocker::of(pending.device.clone()) };
     let mut backoff = Backoff::default();
     loop {
         let mut wrong = Vec::new();
@@ -122,12 +125,15 @@ async fn enrol(
                 () = shutdown.cancelled() => return Ok(None),
             };
             match answer {
-                Ok(name) if name == token.connector => {
-                    state.commit(&pending)?;
+                Ok((name, device)) if name == token.connector => {
+                    let enrolled = pending.with_device(device);
+                    state.commit(&enrolled)?;
                     info!(connector = %name, %node, "enrolled");
-                    return Ok(Some(pending));
+                    return Ok(Some(enrolled));
                 }
-                Ok(node) => return Err(ConnectorError::OtherName { token: token.connector.clone(), node }),
+                Ok((node, _)) => {
+                    return Err(ConnectorError::OtherName { token: token.connector.clone(), node });
+                }
                 Err(LinkError::Refused(refusal @ (Refusal::BadToken | Refusal::UnknownKey))) => {
                     state.abandon()?;
                     return Err(ConnectorError::Refused(refusal));

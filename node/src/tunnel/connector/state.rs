@@ -15,7 +15,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::super::enrolment::EnrolmentToken;
 use super::super::identity::{KeyHash, TunnelKey, TunnelKeyError};
-use super::super::wire::{Authority, ConnectorName};
+use super::super::wire::{Authority, ConnectorName, DeviceSecret};
 
 const ENROLLED: &str = "connector.json";
 const PENDING: &str = "enrolment.json";
@@ -37,10 +37,13 @@ pub enum StateError {
 }
 
 /// Who the connector is, and the nodes it belongs to.
+#[derive(Clone)]
 pub(super) struct Credentials {
     pub(super) connector: ConnectorName,
     pub(super) nodes: Vec<Authority>,
     pub(super) node_key: KeyHash,
+    /// What it knocks with; absent until the node has told.
+    pub(super) device: Option<DeviceSecret>,
     key: Zeroizing<Vec<u8>>,
     /// Of the token that it enrolled with, which may be given again at each start.
     token_hash: [u8; 32],
@@ -49,6 +52,10 @@ pub(super) struct Credentials {
 impl Credentials {
     pub(super) fn key(&self) -> Result<TunnelKey, TunnelKeyError> {
         TunnelKey::from_pkcs8(self.key.clone())
+    }
+
+    pub(super) fn with_device(&self, device: DeviceSecret) -> Self {
+        Self { device: Some(device), ..self.clone() }
     }
 
     pub(super) fn is_from(&self, token: &EnrolmentToken) -> bool {
@@ -70,11 +77,14 @@ struct Stored {
     node_key: String,
     key: String,
     token_hash: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
 }
 
 impl Drop for Stored {
     fn drop(&mut self) {
         self.key.zeroize();
+        self.device.zeroize();
     }
 }
 
@@ -104,11 +114,17 @@ impl State {
             connector: token.connector.clone(),
             nodes: token.nodes.clone(),
             node_key: token.node_key,
+            device: Some(token.device.clone()),
             key: TunnelKey::generate()?,
             token_hash: token.secret.hash(),
         };
         self.write(PENDING, &credentials)?;
         Ok(credentials)
+    }
+
+    /// Writes the credentials of a connector that is enrolled again, since they have changed.
+    pub(super) fn save(&self, credentials: &Credentials) -> Result<(), StateError> {
+        self.write(ENROLLED, credentials)
     }
 
     /// The token was redeemed: these are the connector's credentials from now on.
@@ -135,6 +151,7 @@ impl State {
             node_key: STANDARD.encode(credentials.node_key.as_bytes()),
             key: STANDARD.encode(&*credentials.key),
             token_hash: STANDARD.encode(credentials.token_hash),
+            device: credentials.device.as_ref().map(|device| STANDARD.encode(&*device.to_bytes())),
         };
         let malformed = |_| StateError::Malformed { path: path.clone() };
         let bytes = Zeroizing::new(serde_json::to_vec_pretty(&stored).map_err(malformed)?);
@@ -157,13 +174,23 @@ fn read(path: &Path) -> Result<Option<Credentials>, StateError> {
     if stored.version != VERSION || stored.nodes.is_empty() {
         return Err(malformed());
     }
+    let device = match &stored.device {
+        Some(text) => Some(device(text).ok_or_else(malformed)?),
+        None => None,
+    };
     Ok(Some(Credentials {
+        device,
         connector: stored.connector.clone(),
         nodes: stored.nodes.clone(),
         node_key: KeyHash::from_bytes(hash(&stored.node_key).ok_or_else(malformed)?),
         key: Zeroizing::new(STANDARD.decode(&stored.key).map_err(|_| malformed())?),
         token_hash: hash(&stored.token_hash).ok_or_else(malformed)?,
     }))
+}
+
+fn device(text: &str) -> Option<DeviceSecret> {
+    let bytes = Zeroizing::new(STANDARD.decode(text).ok()?);
+    DeviceSecret::from_bytes(bytes.as_slice().try_into().ok()?)
 }
 
 fn hash(text: &str) -> Option<[u8; 32]> {

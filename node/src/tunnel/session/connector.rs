@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::wire::{
-    Authority, CloseCode, ConnectorFrame, ConnectorName, EnrolmentSecret, NodeFrame, Refusal,
+    Authority, CloseCode, ConnectorFrame, ConnectorName, DeviceSecret, EnrolmentSecret, NodeFrame, Refusal,
 };
 use super::{HEARTBEAT_INTERVAL, OPENING_TIMEOUT};
 
@@ -32,6 +32,8 @@ pub(in super::super) enum ConnectorAction {
     Send(ConnectorFrame),
     /// The node knows this connector, under this name.
     Welcome(ConnectorName),
+    /// What to knock with from now on.
+    Device(DeviceSecret),
     /// The node will not have it; the connection ends.
     Refused(Refusal),
     /// Dial these origins and no others.
@@ -97,7 +99,7 @@ impl ConnectorSession {
             (State::Closed, _) => Vec::new(),
             (State::Opening { .. }, NodeFrame::Welcome { connector }) => {
                 self.state = State::Ready { heartbeat_at: now.saturating_add(HEARTBEAT_INTERVAL), epoch: 0 };
-                vec![ConnectorAction::Welcome(connector)]
+                vec![ConnectorAction::Welcome(connector), ConnectorAction::Send(ConnectorFrame::Device)]
             }
             (State::Opening { .. }, NodeFrame::Refused(refusal)) => {
                 self.state = State::Closed;
@@ -117,8 +119,9 @@ impl ConnectorSession {
                     ConnectorAction::Send(ConnectorFrame::Ack { epoch }),
                 ]
             }
+            (State::Ready { .. }, NodeFrame::Device(device)) => vec![ConnectorAction::Device(device)],
             (State::Ready { .. }, NodeFrame::Drain) => vec![ConnectorAction::NodeDrains],
-            (State::Opening { .. }, NodeFrame::Origins { .. } | NodeFrame::Drain)
+            (State::Opening { .. }, NodeFrame::Origins { .. } | NodeFrame::Drain | NodeFrame::Device(_))
             | (State::Ready { .. }, NodeFrame::Welcome { .. } | NodeFrame::Origins { .. }) => {
                 self.close(CloseCode::Protocol)
             }

@@ -4,6 +4,8 @@
 //! connector                                   node
 //!   Hello | Enrol(secret)  ───────────────▶   known key, or token redeemed?
 //!            ◀───────────────  Welcome(name)  or Refused
+//!   Device                 ───────────────▶   once
+//!            ◀───────────────  Device(keys)   what to knock with
 //!            ◀───────────────  Origins(epoch) at once and after each reload
 //!   Ack(epoch)             ───────────────▶
 //!   Heartbeat every 5 s    ───────────────▶   healthy while heard within 12 s
@@ -35,13 +37,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::wire::{
-        Authority, CloseCode, ConnectorFrame, ConnectorName, EnrolmentSecret, NodeFrame, Refusal,
+        Authority, CloseCode, ConnectorFrame, ConnectorName, DeviceSecret, EnrolmentSecret, NodeFrame,
+        Refusal,
     };
     use super::*;
 
     fn hq() -> ConnectorName {
         "hq".parse().unwrap()
     }
+
+    /// The device that the pair's node gives.
+    const GIVEN: &str = "connector Device(DeviceSecret(50529027))";
 
     fn origin(index: u16) -> Authority {
         format!("10.0.0.1:{}", index + 1).parse().unwrap()
@@ -86,6 +92,10 @@ mod tests {
                         self.node(NodeInput::Redeemed(answer));
                     }
                     NodeAction::Spend(_, name) => self.log.push(format!("spend {name}")),
+                    NodeAction::Device => {
+                        let device = DeviceSecret::from_bytes(&[3; DeviceSecret::SIZE]).unwrap();
+                        self.node(NodeInput::Device(device));
+                    }
                     other => self.log.push(format!("node {other:?}")),
                 }
             }
@@ -138,7 +148,7 @@ mod tests {
         pair.settle();
         assert_eq!(
             pair.take_log(),
-            [r#"node Register(ConnectorName("hq"))"#, "connector Welcome(ConnectorName(\"hq\"))"]
+            [r#"node Register(ConnectorName("hq"))"#, "connector Welcome(ConnectorName(\"hq\"))", GIVEN]
         );
         pair.node(NodeInput::Configure { epoch: 1, origins: vec![origin(0)] });
         pair.settle();
@@ -167,7 +177,8 @@ mod tests {
             [
                 "redeem true",
                 r#"node Register(ConnectorName("hq"))"#,
-                r#"connector Welcome(ConnectorName("hq"))"#
+                r#"connector Welcome(ConnectorName("hq"))"#,
+                GIVEN
             ]
         );
         let mut pair = Pair::new(None, token());
@@ -181,7 +192,8 @@ mod tests {
             [
                 "spend hq",
                 r#"node Register(ConnectorName("hq"))"#,
-                r#"connector Welcome(ConnectorName("hq"))"#
+                r#"connector Welcome(ConnectorName("hq"))"#,
+                GIVEN
             ]
         );
     }
@@ -250,7 +262,12 @@ mod tests {
             assert!(matches!(actions[..], [NodeAction::Close(CloseCode::Protocol)]), "{actions:?}");
         };
         let now = Duration::ZERO;
-        for first in [ConnectorFrame::Heartbeat, ConnectorFrame::Drain, ConnectorFrame::Ack { epoch: 0 }] {
+        for first in [
+            ConnectorFrame::Heartbeat,
+            ConnectorFrame::Drain,
+            ConnectorFrame::Ack { epoch: 0 },
+            ConnectorFrame::Device,
+        ] {
             close(NodeSession::new(Some(hq()), now).handle(NodeInput::Frame(first), now));
         }
         for second in [ConnectorFrame::Hello, ConnectorFrame::Ack { epoch: 1 }] {
@@ -258,8 +275,14 @@ mod tests {
             node.handle(NodeInput::Frame(ConnectorFrame::Hello), now);
             close(node.handle(NodeInput::Frame(second), now));
         }
+        let mut node = NodeSession::new(Some(hq()), now);
+        for frame in [ConnectorFrame::Hello, ConnectorFrame::Device] {
+            node.handle(NodeInput::Frame(frame), now);
+        }
+        close(node.handle(NodeInput::Frame(ConnectorFrame::Device), now));
         let welcome = NodeFrame::Welcome { connector: hq() };
         for frames in [
+            vec![NodeFrame::Device(DeviceSecret::from_bytes(&[3; DeviceSecret::SIZE]).unwrap())],
             vec![NodeFrame::Drain],
             vec![NodeFrame::Origins { epoch: 1, origins: vec![] }],
             vec![welcome.clone(), welcome.clone()],
@@ -285,6 +308,7 @@ mod tests {
             (0..4u64).prop_map(|epoch| ConnectorFrame::Ack { epoch }),
             Just(ConnectorFrame::Heartbeat),
             Just(ConnectorFrame::Drain),
+            Just(ConnectorFrame::Device),
         ]
     }
 
@@ -306,7 +330,7 @@ mod tests {
                 }
                 for action in actions {
                     prop_assert!(!closed, "{action:?} after the close");
-                    prop_assert!(!matches!(action, NodeAction::Register(_)));
+                    prop_assert!(!matches!(action, NodeAction::Register(_) | NodeAction::Device));
                     closed = matches!(action, NodeAction::Close(_));
                 }
             }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::wire::{
-    Authority, CloseCode, ConnectorFrame, ConnectorName, EnrolmentSecret, NodeFrame, Refusal,
+    Authority, CloseCode, ConnectorFrame, ConnectorName, DeviceSecret, EnrolmentSecret, NodeFrame, Refusal,
 };
 use super::{HEALTHY_FOR, OPENING_TIMEOUT};
 
@@ -15,6 +15,8 @@ pub(in super::super) enum NodeInput {
     Redeemed(Option<ConnectorName>),
     /// The connection could not be put into service after [`NodeAction::Register`].
     NotRegistered(Refusal),
+    /// The answer to [`NodeAction::Device`].
+    Device(DeviceSecret),
     /// The origins of this connector, at the beginning and after each reload.
     Configure {
         epoch: u64,
@@ -36,6 +38,8 @@ pub(in super::super) enum NodeAction {
     Spend(EnrolmentSecret, ConnectorName),
     /// From now on the connection serves this connector.
     Register(ConnectorName),
+    /// Look up what the connector knocks with, then hand in [`NodeInput::Device`].
+    Device,
     /// Whether new streams should prefer other connections.
     Healthy(bool),
     /// The connector takes no new streams.
@@ -62,6 +66,7 @@ struct Ready {
     sent_epoch: u64,
     acknowledged_epoch: u64,
     drain_sent: bool,
+    device_asked: bool,
 }
 
 impl NodeSession {
@@ -89,6 +94,10 @@ impl NodeSession {
             },
             NodeInput::NotRegistered(refusal) => match self.state {
                 State::Ready(_) => self.refuse(refusal),
+                State::Opening { .. } | State::Redeeming { .. } | State::Closed => Vec::new(),
+            },
+            NodeInput::Device(device) => match self.state {
+                State::Ready(_) => vec![NodeAction::Send(NodeFrame::Device(device))],
                 State::Opening { .. } | State::Redeeming { .. } | State::Closed => Vec::new(),
             },
             NodeInput::Configure { epoch, origins } => match &mut self.state {
@@ -136,6 +145,13 @@ impl NodeSession {
                 ready.heard(now)
             }
             (State::Ready(ready), ConnectorFrame::Heartbeat) => ready.heard(now),
+            // Once: what is asked for twice is no connector of ours.
+            (State::Ready(ready), ConnectorFrame::Device) if !ready.device_asked => {
+                ready.device_asked = true;
+                let mut actions = ready.heard(now);
+                actions.push(NodeAction::Device);
+                actions
+            }
             (State::Ready(ready), ConnectorFrame::Drain) => {
                 let mut actions = ready.heard(now);
                 actions.push(NodeAction::PeerDrains);
@@ -143,12 +159,18 @@ impl NodeSession {
             }
             (
                 State::Opening { .. },
-                ConnectorFrame::Ack { .. } | ConnectorFrame::Heartbeat | ConnectorFrame::Drain,
+                ConnectorFrame::Ack { .. }
+                | ConnectorFrame::Heartbeat
+                | ConnectorFrame::Drain
+                | ConnectorFrame::Device,
             )
             | (State::Redeeming { .. }, _)
             | (
                 State::Ready(_),
-                ConnectorFrame::Hello | ConnectorFrame::Enrol(_) | ConnectorFrame::Ack { .. },
+                ConnectorFrame::Hello
+                | ConnectorFrame::Enrol(_)
+                | ConnectorFrame::Ack { .. }
+                | ConnectorFrame::Device,
             ) => self.close(CloseCode::Protocol),
         }
     }
@@ -174,6 +196,7 @@ impl NodeSession {
             sent_epoch: 0,
             acknowledged_epoch: 0,
             drain_sent: false,
+            device_asked: false,
         });
         vec![
             NodeAction::Send(NodeFrame::Welcome { connector: connector.clone() }),

@@ -95,7 +95,7 @@ async fn a_connector_comes_back_after_the_node_restarts() {
     let connector = lab.connector().await;
     drop(lab.open(origin.address).await);
     lab.stop().await;
-    lab.start_again();
+    lab.start_again().await;
     let restarted = Instant::now();
     lab.connected(2).await;
     assert!(restarted.elapsed() < Duration::from_secs(5), "{:?}", restarted.elapsed());
@@ -113,13 +113,13 @@ async fn a_connector_notices_that_the_node_was_killed() {
     let first = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     {
         let _enter = first.enter();
-        lab.start_again();
+        lab.start_again().await;
     }
     let connector = RunningConnector::start(lab.directory.path(), Some(lab.token("hq").await), None);
     lab.connected(2).await;
     let killed = tokio::task::spawn_blocking(move || first.shutdown_timeout(Duration::from_secs(5)));
     soon(killed).await.unwrap();
-    lab.start_again();
+    lab.start_again().await;
     let restarted = Instant::now();
     lab.connected(2).await;
     assert!(restarted.elapsed() < Duration::from_secs(10), "{:?}", restarted.elapsed());
@@ -146,7 +146,7 @@ async fn a_connector_waits_for_a_node_that_is_not_there_yet() {
     let connector = RunningConnector::start(lab.directory.path(), Some(token), None);
     sleep(Duration::from_millis(300)).await;
     assert!(!connector.task.is_finished());
-    lab.start_again();
+    lab.start_again().await;
     lab.connected(2).await;
     connector.stop().await;
 }

@@ -27,7 +27,7 @@ use crate::tunnel::connector::{self, ConnectorConfig, ConnectorError};
 use crate::tunnel::enrolment::{self, EnrolmentToken};
 use crate::tunnel::node::{NodeTunnel, ServeError, serve};
 use crate::tunnel::wire::EnrolmentSecret;
-use crate::tunnel::{Registry, TunnelStream};
+use crate::tunnel::{Devices, Registry, TunnelStream};
 
 /// Nothing in these tests takes longer, except on purpose.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -62,7 +62,7 @@ impl Lab {
 
     pub(super) async fn start_on(socket: UdpSocket) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let node = node(directory.path());
+        let node = node(directory.path()).await;
         let mut lab = Self {
             directory,
             node,
@@ -104,8 +104,8 @@ impl Lab {
     }
 
     /// A new node with the same state at the same address.
-    pub(super) fn start_again(&mut self) {
-        self.node = node(self.directory.path());
+    pub(super) async fn start_again(&mut self) {
+        self.node = node(self.directory.path()).await;
         // The last node's socket closes a moment after its tasks have ended.
         let bound = (0..500).find_map(|_| {
             UdpSocket::bind(self.address).inspect_err(|_| std::thread::sleep(Duration::from_millis(10))).ok()
@@ -183,7 +183,7 @@ impl Lab {
     }
 }
 
-fn node(directory: &Path) -> NodeTunnel {
+async fn node(directory: &Path) -> NodeTunnel {
     let store = Store::open(&directory.join("node")).unwrap();
     let settings = EventSettings {
         file: Some(FileTarget::Path(directory.join("events"))),
@@ -191,6 +191,7 @@ fn node(directory: &Path) -> NodeTunnel {
         max_size: 1 << 20,
     };
     let events = Events::start(settings, store.clone(), Arc::new(Metrics::new().unwrap())).unwrap();
+    let devices = Devices::load(store.clone(), None).await.unwrap();
     NodeTunnel {
         store,
         events,
@@ -198,6 +199,7 @@ fn node(directory: &Path) -> NodeTunnel {
         datagrams: None,
         gate: None,
         recent: Recent::default(),
+        devices,
     }
 }
 

@@ -17,6 +17,14 @@ fn name() -> impl Strategy<Value = ConnectorName> {
     "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?".prop_map(|text| text.parse().unwrap())
 }
 
+fn device() -> impl Strategy<Value = DeviceSecret> {
+    prop::array::uniform32(any::<u8>()).prop_map(|bytes| {
+        let mut all = [7; DeviceSecret::SIZE];
+        all[..32].copy_from_slice(&bytes);
+        DeviceSecret::from_bytes(&all).unwrap()
+    })
+}
+
 fn connector_frame() -> impl Strategy<Value = ConnectorFrame> {
     prop_oneof![
         Just(ConnectorFrame::Hello),
@@ -24,6 +32,7 @@ fn connector_frame() -> impl Strategy<Value = ConnectorFrame> {
         any::<u64>().prop_map(|epoch| ConnectorFrame::Ack { epoch }),
         Just(ConnectorFrame::Heartbeat),
         Just(ConnectorFrame::Drain),
+        Just(ConnectorFrame::Device),
     ]
 }
 
@@ -35,6 +44,7 @@ fn node_frame() -> impl Strategy<Value = NodeFrame> {
         (any::<u64>(), prop::collection::vec(authority(), 0..20))
             .prop_map(|(epoch, origins)| NodeFrame::Origins { epoch, origins }),
         Just(NodeFrame::Drain),
+        device().prop_map(NodeFrame::Device),
     ]
 }
 
@@ -75,6 +85,14 @@ fn never_panics<F: Frame>(bytes: &[u8]) {
 }
 
 proptest! {
+    #[test]
+    fn devices_survive_their_bytes_and_show_no_key(secret in device()) {
+        let bytes: [u8; DeviceSecret::SIZE] = secret.to_bytes()[..].try_into().unwrap();
+        prop_assert_eq!(DeviceSecret::from_bytes(&bytes), Some(secret.clone()));
+        prop_assert_eq!(DeviceSecret::from(secret.keys()), secret.clone());
+        prop_assert_eq!(format!("{secret:?}"), format!("DeviceSecret({})", secret.keys().device));
+    }
+
     #[test]
     fn frames_survive_the_wire(c in connector_frame(), n in node_frame(), r in open_reply(),
                                epoch: u64, origin in authority()) {

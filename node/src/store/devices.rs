@@ -1,0 +1,174 @@
+//! Devices: the numbers under which the gate knows who knocks.
+//!
+//! A connector has a device of its own, and each enrolment token one that lasts until the token's end. A device that
+//! is void stays listed, since the gate has to be told so after every start, and its number is never given again.
+
+use rusqlite::{OptionalExtension as _, Transaction, params};
+
+use crate::flow::UnixTime;
+
+use super::{Store, StoreError};
+
+/// A device that there is or was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Device {
+    pub number: u32,
+    pub revoked: bool,
+}
+
+impl Store {
+    /// The device of the connector that holds `key`, made at first use. Nothing where nobody holds the key.
+    pub async fn device_of_key(&self, key: [u8; 32]) -> Result<Option<u32>, StoreError> {
+        self.run(move |connection| {
+            let transaction = connection.transaction()?;
+            let name: Option<String> = transaction
+                .query_row("SELECT name FROM connector WHERE key = ?1 AND revoked_at IS NULL", [key], |row| {
+                    row.get(0)
+                })
+                .optional()?;
+            let Some(name) = name else { return Ok(None) };
+            let present: Option<u32> = transaction
+                .query_row(
+                    "SELECT number FROM device
+                     WHERE connector = ?1 AND token_hash IS NULL AND revoked_at IS NULL",
+                    [&name],
+                    |row| row.get(0),
+                )
+                .optional()?;
+            let device = match present {
+                Some(device) => device,
+                None => insert(&transaction, &name, None)?,
+            };
+            transaction.commit()?;
+            Ok(Some(device))
+        })
+        .await
+    }
+
+    /// The connector has come back by its own key: the devices of tokens that it has spent are void.
+    pub async fn void_spent_tokens(&self, connector: &str, now: UnixTime) -> Result<(), StoreError> {
+        let connector = connector.to_owned();
+        self.run(move |connection| {
+            connection.execute(
+                "UPDATE device SET revoked_at = ?2
+                 WHERE connector = ?1 AND token_hash IS NOT NULL AND revoked_at IS NULL
+                 AND token_hash NOT IN (SELECT token_hash FROM enrolment)",
+                params![connector, now.0],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Every device; those of tokens that have expired are void by now.
+    pub async fn devices(&self, now: UnixTime) -> Result<Vec<Device>, StoreError> {
+        self.run(move |connection| {
+            connection.execute(
+                "UPDATE device SET revoked_at = ?1 WHERE expires_at <= ?1 AND revoked_at IS NULL",
+                [now.0],
+            )?;
+            connection
+                .prepare_cached("SELECT number, revoked_at IS NOT NULL FROM device ORDER BY number")?
+                .query_map([], |row| Ok(Device { number: row.get(0)?, revoked: row.get(1)? }))?
+                .collect::<Result<_, _>>()
+                .map_err(StoreError::from)
+        })
+        .await
+    }
+}
+
+/// A new device, of a connector or of its token.
+pub(super) fn insert(
+    transaction: &Transaction<'_>,
+    connector: &str,
+    token: Option<([u8; 32], UnixTime)>,
+) -> rusqlite::Result<u32> {
+    let (hash, expires_at) = token.map(|(hash, expires_at)| (hash, expires_at.0)).unzip();
+    transaction.query_row(
+        "INSERT INTO device (connector, token_hash, expires_at) VALUES (?1, ?2, ?3) RETURNING number",
+        params![connector, hash, expires_at],
+        |row| row.get(0),
+    )
+}
+
+pub(super) fn void_tokens_of(
+    transaction: &Transaction<'_>,
+    connector: &str,
+    now: UnixTime,
+) -> rusqlite::Result<()> {
+    void(transaction, "token_hash IS NOT NULL", connector, now)
+}
+
+pub(super) fn void_own_of(
+    transaction: &Transaction<'_>,
+    connector: &str,
+    now: UnixTime,
+) -> rusqlite::Result<()> {
+    void(transaction, "token_hash IS NULL", connector, now)
+}
+
+pub(super) fn void_all_of(
+    transaction: &Transaction<'_>,
+    connector: &str,
+    now: UnixTime,
+) -> rusqlite::Result<()> {
+    void(transaction, "TRUE", connector, now)
+}
+
+fn void(
+    transaction: &Transaction<'_>,
+    which: &'static str,
+    connector: &str,
+    now: UnixTime,
+) -> rusqlite::Result<()> {
+    transaction.execute(
+        &format!("UPDATE device SET revoked_at = ?2 WHERE connector = ?1 AND revoked_at IS NULL AND {which}"),
+        params![connector, now.0],
+    )?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn valid(store: &Store, now: i64) -> Vec<u32> {
+        let devices = store.devices(UnixTime(now)).await.unwrap();
+        devices.into_iter().filter(|device| !device.revoked).map(|device| device.number).collect()
+    }
+
+    #[tokio::test]
+    async fn numbers_are_never_given_twice_and_end_with_what_they_stand_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let token = async |hash, until| {
+            store.create_connector("hq", [hash; 32], UnixTime(until), UnixTime(0)).await.unwrap()
+        };
+        assert_eq!(store.device_of_key([5; 32]).await.unwrap(), None);
+        let first = token(1, 100).await;
+        let second = token(2, 100).await;
+        assert_eq!(valid(&store, 0).await, [second], "a new token voids the one before");
+        assert_ne!(first, second);
+
+        store.enrol_connector([2; 32], [5; 32], UnixTime(1)).await.unwrap().unwrap();
+        let own = store.device_of_key([5; 32]).await.unwrap().unwrap();
+        assert_eq!(store.device_of_key([5; 32]).await.unwrap(), Some(own));
+        assert_eq!(valid(&store, 1).await, [second, own], "the answer to the enrolment may be lost");
+        let third = token(3, 100).await;
+        store.void_spent_tokens("hq", UnixTime(2)).await.unwrap();
+        assert_eq!(valid(&store, 2).await, [own, third], "an unspent token stays");
+        assert_eq!(valid(&store, 100).await, [own], "until it expires");
+
+        token(4, 200).await;
+        store.enrol_connector([4; 32], [6; 32], UnixTime(101)).await.unwrap().unwrap();
+        store.void_spent_tokens("hq", UnixTime(102)).await.unwrap();
+        let anew = store.device_of_key([6; 32]).await.unwrap().unwrap();
+        assert_eq!(valid(&store, 102).await, [anew], "enrolling anew voids the former device");
+        assert_eq!(store.device_of_key([5; 32]).await.unwrap(), None);
+
+        store.revoke_connector("hq", UnixTime(103)).await.unwrap();
+        assert!(valid(&store, 103).await.is_empty());
+        let again = token(5, 300).await;
+        assert!(again > anew, "{again} {anew}");
+    }
+}

@@ -1,0 +1,3 @@
+//! The dark port, end to end: real kernel, real processes, namespaces of its own.
+
+mod port;
