@@ -106,21 +106,26 @@ impl TunnelLab {
     }
 
     pub fn answer(&self, to: &str, port: u16, datagram: &[u8]) -> Result<Answer> {
-        let to: IpAddr = to.parse()?;
-        self.stranger.enter(|| {
-            let any: IpAddr = if to.is_ipv4() { "0.0.0.0".parse()? } else { "::".parse()? };
-            let socket = UdpSocket::bind((any, 0))?;
-            // A connected socket is told of ICMP errors.
-            socket.connect((to, port))?;
-            socket.set_read_timeout(Some(Duration::from_millis(700)))?;
-            socket.send(datagram)?;
-            Ok(match socket.recv(&mut [0; 2_048]) {
-                Ok(_) => Answer::Datagram,
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Answer::Icmp,
-                Err(_) => Answer::Nothing,
-            })
-        })?
+        let socket = socket_in(&self.stranger, to, port)?;
+        socket.send(datagram)?;
+        Ok(match socket.recv(&mut [0; 2_048]) {
+            Ok(_) => Answer::Datagram,
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Answer::Icmp,
+            Err(_) => Answer::Nothing,
+        })
     }
+}
+
+/// A socket that talks to one address only, and so is told of ICMP errors; it waits as long as an answer may take.
+pub fn socket_in(netns: &Netns, to: &str, port: u16) -> Result<UdpSocket> {
+    let to: IpAddr = to.parse()?;
+    netns.enter(|| {
+        let any: IpAddr = if to.is_ipv4() { "0.0.0.0".parse()? } else { "::".parse()? };
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect((to, port))?;
+        socket.set_read_timeout(Some(Duration::from_millis(700)))?;
+        Ok(socket)
+    })?
 }
 
 /// What the holder of a token's text may knock with.

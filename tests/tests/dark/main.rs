@@ -1,3 +1,4 @@
 //! The dark port, end to end: real kernel, real processes, namespaces of its own.
 
 mod port;
+mod pressure;

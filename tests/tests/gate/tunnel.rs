@@ -212,6 +212,66 @@ fn a_dark_port_answers_only_those_who_knock() {
         .unwrap();
 }
 
+/// An ID proves that the node once answered somebody. Whoever captures it may spend what one ID may, from however many
+/// addresses, and nobody else's share.
+#[test]
+fn a_captured_id_is_bounded_from_however_many_sources_it_is_replayed() {
+    const REPLAYED: u32 = 3_000;
+    let netns = Netns::new("replay").unwrap();
+    let model = Model::serving().with_keys().with_relay(STRANGER, HOST);
+    netns
+        .enter(|| {
+            let mut kernel = Kernel::load().unwrap();
+            kernel.adopt(&model).unwrap();
+            let began = monotonic_ns();
+            let mut passed = 0;
+            for source in 0..REPLAYED {
+                let source =
+                    std::net::Ipv4Addr::from_bits(0x0b00_0000 | source.wrapping_mul(2_654_435_761) >> 8);
+                let path = Path::new(&source.to_string(), HOST[0]);
+                let verdict =
+                    kernel.verdict(&path.udp(ELSEWHERE, 443, &quic::short(model.id(1), 60))).unwrap();
+                assert!(matches!(verdict, Verdict::Pass(P::TunnelUnproven) | Verdict::Drop(D::TunnelRate)));
+                passed += u64::from(verdict.is_pass());
+            }
+            let class = portcullis_common::RateClass::UnprovenId;
+            let took = (monotonic_ns() - began) as f64 / 1e9;
+            let most = class.burst() as f64 + (took + 0.1) * class.per_second() as f64;
+            assert!(passed as f64 <= most, "{passed} of {REPLAYED} in {took} s");
+            assert!(passed >= class.burst() && passed < u64::from(REPLAYED), "control: {passed}");
+            let path = Path::new(STRANGER[0], HOST[0]);
+            for (port, id, pass) in [(ELSEWHERE, 64, P::TunnelUnproven), (PEER_PORT, 1, P::Tunnel)] {
+                let frame = path.udp(port, 443, &quic::short(model.id(id), 60));
+                assert_eq!(kernel.verdict(&frame).unwrap(), Verdict::Pass(pass));
+            }
+        })
+        .unwrap();
+}
+
+#[test]
+fn an_id_under_a_key_that_has_expired_is_dropped_even_from_a_peer() {
+    let netns = Netns::new("expired").unwrap();
+    let mut model = Model::serving().with_keys().with_relay(STRANGER, HOST);
+    netns
+        .enter(|| {
+            let frame = Path::new(STRANGER[0], HOST[0]).udp(PEER_PORT, 443, &quic::short(model.id(1), 60));
+            for (expires, expected) in [
+                (monotonic_ns() + 3_600_000_000_000, Verdict::Pass(P::Tunnel)),
+                (monotonic_ns() - 1, Verdict::Drop(D::TunnelId)),
+                (0, Verdict::Drop(D::TunnelId)),
+            ] {
+                for key in model.cid_keys.values_mut() {
+                    key.expires = expires;
+                }
+                let mut kernel = Kernel::load().unwrap();
+                kernel.adopt(&model).unwrap();
+                assert_eq!(kernel.verdict(&frame).unwrap(), expected);
+                assert_eq!(model.verdict(&frame, monotonic_ns()), expected);
+            }
+        })
+        .unwrap();
+}
+
 /// Audit counts what it would drop, and lets it pass.
 #[test]
 fn in_audit_what_would_be_dropped_is_counted_and_passes() {
