@@ -8,6 +8,7 @@
 //! | [`bench`] | the measurements of `cargo xtask bench` |
 //! | [`ca`] | a certificate authority made on the spot |
 //! | [`origin`] | an HTTP origin that records every request it sees |
+//! | [`flood`] | packets from everywhere, and who is served meanwhile |
 //! | [`gate`] | packets by hand, the XDP program run on them, a model of its maps |
 //! | [`third_party`] | JavaScript programs that are not ours |
 //! | [`demo`] | the steps of `cargo xtask demo` |
@@ -24,6 +25,7 @@
 pub mod bench;
 pub mod ca;
 pub mod demo;
+pub mod flood;
 pub mod gate;
 pub mod idp;
 pub mod netns;

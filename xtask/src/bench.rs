@@ -13,14 +13,24 @@ use crate::shell::{self, cargo};
 pub enum Subject {
     /// The XDP gate: docs/benchmarks.md
     Gate,
+    /// Who is served while strangers flood the node with openings
+    Flood,
 }
 
 /// Builds in release, then becomes the measurement, as root: its exit status is ours, and signals reach it directly.
 pub fn run(subject: Subject, args: &[String]) -> Result<ExitCode> {
-    let Subject::Gate = subject;
+    let program = match subject {
+        Subject::Gate => "bench_gate",
+        Subject::Flood => "flood",
+    };
     eprintln!("  · building the bench in release (some minutes the first time)");
-    shell::run(cargo().args(["build", "--release", "--package", "portcullis-tests", "--bin", "bench_gate"]))?;
-    let mut bench = shell::as_root(shell::target()?.join(Path::new("release/bench_gate")));
+    if let Subject::Flood = subject {
+        shell::run(cargo().args(["build", "--release", "--package", "portcullis", "--bin", "portcullis"]))?;
+    }
+    shell::run(cargo().args(["build", "--release", "--package", "portcullis-tests", "--bin", program]))?;
+    let built = shell::target()?.join(Path::new("release"));
+    let mut bench = shell::as_root(built.join(program));
+    bench.env("PORTCULLIS_BIN", built.join("portcullis"));
     // Files are named from where the command was given.
     bench.current_dir(std::env::current_dir()?).args(args);
     let status = bench.status().context("cannot run the bench")?;

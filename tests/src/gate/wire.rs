@@ -46,6 +46,52 @@ impl Wire {
         Ok(())
     }
 
+    /// Hands frames to the kernel in one call; how many it took, which is none when it has no room.
+    pub fn send_many(&self, frames: &[Vec<u8>]) -> Result<usize> {
+        let mut parts: Vec<libc::iovec> = frames
+            .iter()
+            .map(|frame| libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() })
+            .collect();
+        let mut messages: Vec<libc::mmsghdr> = parts
+            .iter_mut()
+            .map(|part| {
+                // SAFETY: all zeroes is a valid message header.
+                let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+                message.msg_hdr.msg_iov = part;
+                message.msg_hdr.msg_iovlen = 1;
+                message
+            })
+            .collect();
+        let count = libc::c_uint::try_from(messages.len())?;
+        // SAFETY: each header points to a part, and each part to a frame, that live until the call returns.
+        let sent = unsafe { libc::sendmmsg(self.socket.as_raw_fd(), messages.as_mut_ptr(), count, 0) };
+        match usize::try_from(sent) {
+            Ok(sent) => Ok(sent),
+            Err(_) => match io::Error::last_os_error() {
+                full if matches!(full.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS)) => Ok(0),
+                error => Err(error.into()),
+            },
+        }
+    }
+
+    /// Frames leave at once, past the interface's queue.
+    pub fn bypass_queue(&self) -> Result<()> {
+        let on: libc::c_int = 1;
+        let length = libc::socklen_t::try_from(size_of_val(&on))?;
+        let socket = self.socket.as_raw_fd();
+        // SAFETY: `on` is as long as said.
+        let set = unsafe {
+            libc::setsockopt(
+                socket,
+                libc::SOL_PACKET,
+                libc::PACKET_QDISC_BYPASS,
+                (&raw const on).cast(),
+                length,
+            )
+        };
+        if set < 0 { Err(io::Error::last_os_error().into()) } else { Ok(()) }
+    }
+
     /// The first frame that `pick` makes something of; an error after `timeout`.
     pub fn receive<T>(&self, timeout: Duration, mut pick: impl FnMut(&[u8]) -> Option<T>) -> Result<T> {
         let deadline = Instant::now() + timeout;
