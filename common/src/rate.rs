@@ -76,6 +76,33 @@ impl RateClass {
         SECOND / self.per_second()
     }
 
+    /// The stable name: field of an event and word of an explanation.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Arp => "arp",
+            Self::Neighbour => "neighbour",
+            Self::Dhcp => "dhcp",
+            Self::Echo => "echo",
+            Self::Syn => "syn",
+            Self::SynRecent => "syn_recent",
+            Self::SynAdmin => "syn_admin",
+            Self::Opener => "opener",
+            Self::OpenerRecent => "opener_recent",
+            Self::Knock => "knock",
+            Self::Unproven => "unproven",
+            Self::SynNetwork => "syn_network",
+            Self::OpenerNetwork => "opener_network",
+            Self::KnockOnce => "knock_once",
+            Self::UnprovenId => "unproven_id",
+        }
+    }
+
+    /// Packets that a bucket in state `full_at` still admits at `now`, if no time passes.
+    pub const fn left(self, full_at: u64, now: u64) -> u64 {
+        let owed = full_at.saturating_sub(now);
+        (self.burst() * self.cost()).saturating_sub(owed) / self.cost()
+    }
+
     /// Packets in a second, when they come evenly.
     pub const fn per_second(self) -> u64 {
         match self {
@@ -166,6 +193,18 @@ mod tests {
     fn what_stays_below_the_rate_always_passes() {
         assert_eq!(admitted(RateClass::Arp, 999, 5), 999 * 5);
         assert_eq!(admitted(RateClass::Dhcp, 50, 5), 50 * 5);
+    }
+
+    #[test]
+    fn what_is_left_is_what_is_admitted() {
+        for class in RateClass::ALL {
+            let (now, mut word) = (7 * SECOND, 0);
+            for taken in 0..class.burst() {
+                assert_eq!(class.left(word, now), class.burst() - taken, "{class:?}");
+                word = take_token(word, now, class).unwrap();
+            }
+            assert_eq!((class.left(word, now), take_token(word, now, class)), (0, None), "{class:?}");
+        }
     }
 
     #[test]

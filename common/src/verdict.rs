@@ -1,10 +1,10 @@
 /// Declares an enum of reasons together with the list of all of them and their stable names.
 macro_rules! reasons {
-    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal,)+ }) => {
+    ($(#[$meta:meta])* $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $text:literal,)+ }) => {
         $(#[$meta])*
         #[repr(u8)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$doc])* $variant,)+ }
+        pub enum $name { $($(#[doc = $doc])+ $variant,)+ }
 
         impl $name {
             /// Every reason, in the order of its counter.
@@ -13,6 +13,11 @@ macro_rules! reasons {
             /// The stable name: label of the metric and field of the event.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $text,)+ }
+            }
+
+            /// What it means, in one sentence or two.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii(),)+ }
             }
         }
     };
@@ -230,6 +235,15 @@ impl Verdict {
             Self::Pass(reason) => reason.name(),
             Self::Drop(reason) => reason.name(),
             Self::Relay(reason) => reason.name(),
+        }
+    }
+
+    /// What the reason means.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::Pass(reason) => reason.meaning(),
+            Self::Drop(reason) => reason.meaning(),
+            Self::Relay(reason) => reason.meaning(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the kernel knows, as the verdict asks for it.
 #![expect(unsafe_code, reason = "BPF helpers are foreign functions")]
 
+use core::cell::Cell;
 use core::ffi::c_void;
 
 use aya_ebpf::EbpfContext;
@@ -12,7 +13,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::{
     bpf_ktime_get_coarse_ns, bpf_redirect, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_check_syncookie,
 };
-use portcullis_common::layout::{CidKey, Hop, HostFlowKey, PortSet, Session, Settings};
+use portcullis_common::layout::{CidKey, Hop, HostFlowKey, PortSet, Rule, Session, Settings};
 use portcullis_common::{Ack, Address, Family, Flow, Lookup, RateClass, TcpFlags, TcpSocket};
 
 use crate::maps;
@@ -33,12 +34,20 @@ pub(crate) fn redirect(ifindex: u32) -> u32 {
 /// The maps, and the sockets of the network namespace that the packet is in.
 pub(crate) struct Kernel {
     ctx: *mut c_void,
+    /// What the packet has run into so far, for its event.
+    rule: Cell<u32>,
 }
 
 impl Kernel {
     #[inline(always)]
     pub(crate) fn new(ctx: &impl EbpfContext) -> Self {
-        Self { ctx: ctx.as_ptr() }
+        Self { ctx: ctx.as_ptr(), rule: Cell::new(0) }
+    }
+
+    /// [`Rule::index`] of what the packet ran into last, or 0.
+    #[inline(always)]
+    pub(crate) fn rule(&self) -> u32 {
+        self.rule.get()
     }
 }
 
@@ -72,7 +81,11 @@ impl Lookup for Kernel {
 
     #[inline(always)]
     fn take(&self, class: RateClass, hash: u64, now: u64) -> bool {
-        maps::take(class, hash, now)
+        let taken = maps::take(class, hash, now);
+        if !taken {
+            self.rule.set(Rule::Budget(class).index());
+        }
+        taken
     }
 
     #[inline(always)]
@@ -102,6 +115,7 @@ impl Lookup for Kernel {
 
     #[inline(always)]
     fn session(&self, index: u32) -> Option<Session> {
+        self.rule.set(Rule::Session(index).index());
         maps::session(index)
     }
 

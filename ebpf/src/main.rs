@@ -36,7 +36,7 @@ fn portcullis_in(ctx: XdpContext) -> u32 {
     }
     if Verdict::is_drop_index(verdict) {
         if to_sample {
-            maps::sample(&ctx, verdict, now);
+            maps::sample(&ctx, outcome, now);
         }
         let enforces = maps::settings().is_none_or(|settings| settings.enforces(now));
         return if enforces { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS };
@@ -48,13 +48,16 @@ fn portcullis_in(ctx: XdpContext) -> u32 {
 }
 
 /// [`Verdict::index`] for the packet, carried out as far as the packet is concerned, and above it the interface
-/// that a relayed one leaves by. Out of line, like [`maps::sample`]: each may use most of the 512 bytes of stack,
+/// that a relayed one leaves by, or the [`Rule`](portcullis_common::layout::Rule) that a dropped one broke. Out of line, like [`maps::sample`]: each may use most of the 512 bytes of stack,
 /// but only one at a time.
 #[inline(never)]
 fn outcome(ctx: &XdpContext, now: u64) -> u64 {
     let ingress = ctx.ingress_ifindex() as u32;
-    let outcome = process(&mut XdpFrame::new(ctx), &Kernel::new(ctx), ingress, now);
-    u64::from(outcome.egress) << 32 | u64::from(outcome.verdict.index())
+    let kernel = Kernel::new(ctx);
+    let outcome = process(&mut XdpFrame::new(ctx), &kernel, ingress, now);
+    let verdict = outcome.verdict.index();
+    let above = if Verdict::is_drop_index(verdict) { kernel.rule() } else { outcome.egress };
+    u64::from(above) << 32 | u64::from(verdict)
 }
 
 #[classifier]

@@ -63,15 +63,16 @@ pub(crate) fn count(verdict: u32, now: u64) -> bool {
     unsafe { (*counter).count(now) }
 }
 
-/// Sends an event for a dropped packet.
+/// Sends an event for a dropped packet: the verdict's index, and above it the rule that was broken.
 ///
 /// Out of line, and with a parse of its own: what the hot path would have to keep for it costs registers on
 /// every packet, and the verifier a state for every packet's shape.
 #[inline(never)]
-pub(crate) fn sample(ctx: &XdpContext, verdict: u32, now: u64) {
+pub(crate) fn sample(ctx: &XdpContext, outcome: u64, now: u64) {
     let Some(mut entry) = EVENTS.reserve(0) else { return lose(Loss::Events) };
     let frame = XdpFrame::new(ctx);
-    let event = entry.write(Event { verdict, at: now, ..Event::default() });
+    let event = entry.write(Event { verdict: outcome as u32, at: now, ..Event::default() });
+    event.rule = (outcome >> 32) as u32;
     event.length = frame.length() as u32;
     event.ifindex = ctx.ingress_ifindex() as u32;
     if let Ok(packet) = parse(&frame) {

@@ -11,6 +11,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use portcullis_common::layout::Rule;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
@@ -101,7 +102,12 @@ pub fn watch_gate(gate: Option<Gate>, context: Arc<Context>, health: Health) {
 
 fn describe(dropped: &crate::gate::SampledDrop) -> Event {
     let event = Event::new(Action::Gate, false);
-    let reason = dropped.reason.name();
+    let rule = match dropped.rule {
+        Some(Rule::Budget(class)) => format!(" (budget {})", class.name()),
+        Some(Rule::Session(index)) => format!(" (session {index})"),
+        None => String::new(),
+    };
+    let reason = format!("{}{rule}", dropped.reason.name());
     match &dropped.ends {
         Some(ends) => event.address(ends.source.ip().to_canonical()).detail(format!(
             "dropped {reason}: protocol {} from {} to {}, {} bytes",

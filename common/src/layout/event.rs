@@ -1,5 +1,5 @@
 use crate::layout::{IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP};
-use crate::{Address, Family, PacketMeta, Transport};
+use crate::{Address, DropReason, Family, PacketMeta, RateClass, Transport};
 
 /// A sampled drop, as it lies in the ring buffer. Addresses and ports are zero where the packet did not
 /// parse far enough to have them.
@@ -19,7 +19,9 @@ pub struct Event {
     pub protocol: u8,
     /// 4, 6, or 0 when unknown.
     pub version: u8,
-    pub zero: [u8; 6],
+    pub zero: [u8; 2],
+    /// [`Rule::index`] of what the packet broke, or 0.
+    pub rule: u32,
     pub source: Address,
     pub destination: Address,
 }
@@ -61,9 +63,52 @@ impl Event {
             protocol: u8::from_ne_bytes(take(&mut rest)?),
             version: u8::from_ne_bytes(take(&mut rest)?),
             zero: take(&mut rest)?,
+            rule: u32::from_ne_bytes(take(&mut rest)?),
             source: Address::v6(take(&mut rest)?),
             destination: Address::v6(take(&mut rest)?),
         })
+    }
+}
+
+/// What a dropped packet ran into, where the reason alone does not say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// The budget that was used up.
+    Budget(RateClass),
+    /// Index of the relayed session.
+    Session(u32),
+}
+
+impl Rule {
+    /// How an [`Event`] has it; never 0.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        match self {
+            Self::Budget(class) => class as u32 + 1,
+            Self::Session(index) => index.saturating_add(1),
+        }
+    }
+
+    /// The rule of that index that a drop for `reason` ran into.
+    pub fn of(reason: DropReason, index: u32) -> Option<Self> {
+        let nth = index.checked_sub(1)?;
+        match reason {
+            DropReason::ArpRate
+            | DropReason::DhcpRate
+            | DropReason::EchoRate
+            | DropReason::NeighbourRate
+            | DropReason::SynRate
+            | DropReason::TunnelRate
+            | DropReason::OpenerRate
+            | DropReason::KnockRate => RateClass::ALL.get(nth as usize).copied().map(Self::Budget),
+            DropReason::RelayRevoked
+            | DropReason::RelayExpired
+            | DropReason::RelayHopLimit
+            | DropReason::RelayChecksum
+            | DropReason::RelayMtu
+            | DropReason::RelayNoHop => Some(Self::Session(nth)),
+            _ => None,
+        }
     }
 }
 
@@ -88,6 +133,21 @@ mod tests {
     }
 
     #[test]
+    fn rules_survive_the_ring() {
+        for class in RateClass::ALL {
+            let rule = Rule::Budget(class);
+            assert_eq!(Rule::of(DropReason::SynRate, rule.index()), Some(rule));
+        }
+        let rule = Rule::Session(7);
+        assert_eq!(Rule::of(DropReason::RelayExpired, rule.index()), Some(rule));
+        for (reason, index) in
+            [(DropReason::SynRate, 0), (DropReason::SynRate, 99), (DropReason::Fragment, rule.index())]
+        {
+            assert_eq!(Rule::of(reason, index), None);
+        }
+    }
+
+    #[test]
     fn event_fields_are_read_from_where_the_program_writes_them() {
         let mut bytes = [0; Event::SIZE];
         bytes[0..8].copy_from_slice(&7u64.to_ne_bytes());
@@ -98,6 +158,7 @@ mod tests {
         bytes[22..24].copy_from_slice(&53u16.to_ne_bytes());
         bytes[24] = 17;
         bytes[25] = 4;
+        bytes[28..32].copy_from_slice(&5u32.to_ne_bytes());
         bytes[32..48].copy_from_slice(&Address::v4([192, 0, 2, 1]).octets());
         bytes[48..64].copy_from_slice(&Address::v4([192, 0, 2, 2]).octets());
         let event = Event {
@@ -109,7 +170,8 @@ mod tests {
             destination_port: 53,
             protocol: 17,
             version: 4,
-            zero: [0; 6],
+            zero: [0; 2],
+            rule: 5,
             source: Address::v4([192, 0, 2, 1]),
             destination: Address::v4([192, 0, 2, 2]),
         };

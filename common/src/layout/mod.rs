@@ -28,7 +28,7 @@ mod event;
 mod flow;
 mod settings;
 
-pub use event::Event;
+pub use event::{Event, Rule};
 pub(crate) use flow::fold;
 pub use flow::{FlowEntry, FlowKey4, FlowKey6, Hop, Session};
 pub use settings::{CidKey, Settings};

@@ -7,7 +7,7 @@ use clap::Subcommand;
 use crate::config::{Config, DEFAULT_PIN};
 use crate::gate;
 
-use super::output;
+use super::{explain, output};
 
 #[derive(Subcommand)]
 pub(super) enum GateCommand {
@@ -17,6 +17,8 @@ pub(super) enum GateCommand {
         #[arg(long)]
         pin: Option<PathBuf>,
     },
+    /// What the gate does with a packet, and why: the verdict's path through the live maps
+    Explain(explain::ExplainArgs),
     /// Break glass: take the gate down. Traffic flows until the node starts again
     Detach {
         /// Where the gate is pinned, when not as in the configuration
@@ -28,6 +30,10 @@ pub(super) enum GateCommand {
 pub(super) fn run(command: GateCommand, config: Option<&Path>) -> anyhow::Result<()> {
     match command {
         GateCommand::Status { pin } => status(&pin_of(pin, config)?),
+        GateCommand::Explain(args) => {
+            let pin = pin_of(args.pin.clone(), config)?;
+            explain::run(args, &pin)
+        }
         GateCommand::Detach { pin } => {
             let taken = gate::detach(&pin_of(pin, config)?)?;
             if taken.is_empty() {

@@ -1,6 +1,7 @@
 //! The command line: one binary, three roles. Secrets are never arguments.
 
 mod admin;
+mod explain;
 mod gate;
 mod output;
 

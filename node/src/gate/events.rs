@@ -6,7 +6,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
-use portcullis_common::{DropReason, Verdict, layout};
+use portcullis_common::layout::{self, Rule};
+use portcullis_common::{DropReason, Verdict};
 use tokio::io::unix::AsyncFd;
 
 /// One dropped packet out of many: of each reason on each CPU the first in a second, and one in
@@ -14,6 +15,8 @@ use tokio::io::unix::AsyncFd;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SampledDrop {
     pub reason: DropReason,
+    /// What it ran into, where the reason alone does not say it.
+    pub rule: Option<Rule>,
     /// Since boot, on the monotonic clock.
     pub at: Duration,
     pub ifindex: u32,
@@ -103,6 +106,7 @@ fn decode(bytes: &[u8]) -> Option<SampledDrop> {
     });
     Some(SampledDrop {
         reason,
+        rule: Rule::of(reason, event.rule),
         at: Duration::from_nanos(event.at),
         ifindex: event.ifindex,
         length: event.length,

@@ -22,6 +22,7 @@ mod egress;
 mod error;
 mod events;
 mod hops;
+mod explain;
 mod kernel;
 mod maps;
 mod memory;
@@ -47,6 +48,7 @@ pub use egress::EgressHook;
 pub use error::GateError;
 pub use events::{AsyncEvents, Ends, Events, SampledDrop};
 pub use hops::Detour;
+pub use explain::{Explainer, Explanation};
 pub use maps::Counters;
 pub use object::{EGRESS, INGRESS, OBJECT};
 pub use relay::{

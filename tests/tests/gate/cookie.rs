@@ -8,7 +8,7 @@ use portcullis_common::{DropReason, PassReason, Verdict};
 use portcullis_tests::gate::packet::{ACK, FIN, L3, Path, SYN};
 use portcullis_tests::gate::wire::Wire;
 
-use crate::lab::{EDGE, Lab};
+use crate::lab::{EDGE, Lab, mac, settle};
 
 /// Addresses that nobody has: the stranger's kernel must not answer for them.
 const GHOST: [&str; 2] = ["192.0.2.77", "2001:db8::77"];
@@ -57,13 +57,6 @@ fn the_ack_of_a_cookie_passes_and_no_other() {
     }
 }
 
-fn settle(mut done: impl FnMut() -> bool) {
-    portcullis_tests::process::wait_until("the packets to be counted", Duration::from_secs(5), || {
-        Ok(done().then_some(()))
-    })
-    .unwrap();
-}
-
 /// The sequence number of a SYN and ACK from `source`, port 443, to port 50000.
 fn syn_ack(frame: &[u8], source: IpAddr) -> Option<u32> {
     let (source_at, tcp_at) = if source.is_ipv4() { (L3 + 12, L3 + 20) } else { (L3 + 8, L3 + 40) };
@@ -74,11 +67,4 @@ fn syn_ack(frame: &[u8], source: IpAddr) -> Option<u32> {
     };
     let ports = tcp.starts_with(&[1, 187, 195, 80]);
     (from && ports && *tcp.get(13)? == SYN | ACK).then(|| u32::from_be_bytes(tcp[4..8].try_into().unwrap()))
-}
-
-fn mac(netns: &portcullis_tests::netns::Netns) -> [u8; 6] {
-    let shown = netns.run("ip -o link show eth0").unwrap();
-    let (_, rest) = shown.split_once("link/ether ").unwrap();
-    let mut bytes = rest.split_whitespace().next().unwrap().split(':');
-    std::array::from_fn(|_| u8::from_str_radix(bytes.next().unwrap(), 16).unwrap())
 }

@@ -81,6 +81,22 @@ impl Lab {
     }
 }
 
+/// Waits until the packets are counted.
+pub fn settle(mut done: impl FnMut() -> bool) {
+    portcullis_tests::process::wait_until("the packets to be counted", Duration::from_secs(5), || {
+        Ok(done().then_some(()))
+    })
+    .unwrap();
+}
+
+/// Link address of `eth0`.
+pub fn mac(netns: &Netns) -> [u8; 6] {
+    let shown = netns.run("ip -o link show eth0").unwrap();
+    let (_, rest) = shown.split_once("link/ether ").unwrap();
+    let mut bytes = rest.split_whitespace().next().unwrap().split(':');
+    std::array::from_fn(|_| u8::from_str_radix(bytes.next().unwrap(), 16).unwrap())
+}
+
 fn reaches_tcp(from: &Netns, address: &str, port: u16) -> bool {
     let to = SocketAddr::new(address.parse().unwrap(), port);
     from.enter(|| {

@@ -4,6 +4,8 @@
 mod clsact;
 mod cookie;
 mod differential;
+mod events;
+mod explain;
 mod lab;
 mod lifecycle;
 mod reach;
