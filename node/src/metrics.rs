@@ -34,6 +34,8 @@ pub struct Metrics {
     pub gate_host_flows_lost: IntCounter,
     /// Whether the gate is up.
     pub gate_attached: IntGauge,
+    /// Whether the gate does the drops that it counts.
+    pub gate_enforcing: IntGauge,
 }
 
 impl Metrics {
@@ -102,6 +104,10 @@ impl Metrics {
         )?;
         let gate_attached =
             gauge("portcullis_gate_attached", "1 while the gate guards every configured interface")?;
+        let gate_enforcing = gauge(
+            "portcullis_gate_enforcing",
+            "1 while drops are done, 0 while they are only counted (audit)",
+        )?;
         Ok(Self {
             registry,
             decisions,
@@ -118,6 +124,7 @@ impl Metrics {
             gate_events_lost,
             gate_host_flows_lost,
             gate_attached,
+            gate_enforcing,
         })
     }
 

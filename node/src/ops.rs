@@ -1,8 +1,10 @@
 //! For operators: `/metrics`, `/healthz` and `/readyz` on a loopback listener, and the gate's numbers.
 
+mod gate;
+
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,15 +13,12 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use portcullis_common::layout::Rule;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
-use crate::event::{Action, Event};
-use crate::gate::Gate;
+use crate::gate::Enforcement;
 
-/// How often the gate's counters are read.
-const READ_GATE_EVERY: Duration = Duration::from_secs(1);
+pub use gate::{RecentDrops, Source, watch_gate};
 
 /// What `/readyz` says.
 #[derive(Clone)]
@@ -32,12 +31,20 @@ struct Inner {
     /// Whether the gate is as the configuration wants it.
     gate_as_wanted: AtomicBool,
     gated: bool,
+    enforcement: Mutex<Option<Enforcement>>,
 }
 
 impl Health {
     pub fn new(gate_as_wanted: bool, gated: bool) -> Self {
         let gate_as_wanted = AtomicBool::new(gate_as_wanted);
-        Self { inner: Arc::new(Inner { up: AtomicBool::new(false), gate_as_wanted, gated }) }
+        Self {
+            inner: Arc::new(Inner {
+                up: AtomicBool::new(false),
+                gate_as_wanted,
+                gated,
+                enforcement: Mutex::default(),
+            }),
+        }
     }
 
     /// Every part runs.
@@ -45,75 +52,26 @@ impl Health {
         self.inner.up.store(true, Ordering::Release);
     }
 
+    /// Whether the gate is as it should be; returns whether it was so before.
+    fn set_gate(&self, as_wanted: bool) -> bool {
+        self.inner.gate_as_wanted.swap(as_wanted, Ordering::AcqRel)
+    }
+
+    fn set_enforcement(&self, enforcement: Enforcement) {
+        *self.inner.enforcement.lock().unwrap_or_else(PoisonError::into_inner) = Some(enforcement);
+    }
+
     fn answer(&self) -> (StatusCode, String) {
         let up = self.inner.up.load(Ordering::Acquire);
         let gate = self.inner.gate_as_wanted.load(Ordering::Acquire);
         let status = if up && gate { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let enforcement = *self.inner.enforcement.lock().unwrap_or_else(PoisonError::into_inner);
         let gate = match (self.inner.gated, gate) {
-            (true, true) => "up",
-            (true, false) => "down",
-            (false, _) => "none (ungated)",
+            (true, true) => enforcement.map_or("up".to_owned(), |enforcement| format!("up, {enforcement}")),
+            (true, false) => "down".to_owned(),
+            (false, _) => "none (ungated)".to_owned(),
         };
         (status, format!("{}\ngate: {gate}\n", if up { "ready" } else { "starting" }))
-    }
-}
-
-/// Follows the gate: counters into metrics, sampled drops into the log.
-pub fn watch_gate(gate: Option<Gate>, context: Arc<Context>, health: Health) {
-    let Some(mut gate) = gate else { return };
-    if let Some(events) = gate.events() {
-        let context = Arc::clone(&context);
-        tokio::spawn(async move {
-            let mut events = match events.into_async() {
-                Ok(events) => events,
-                Err(error) => return tracing::error!(%error, "the gate's events cannot be read"),
-            };
-            loop {
-                match events.next().await {
-                    Ok(dropped) => context.events.emit(describe(&dropped)),
-                    Err(error) => return tracing::error!(%error, "the gate's events cannot be read"),
-                }
-            }
-        });
-    }
-    tokio::spawn(async move {
-        let mut tick = tokio::time::interval(READ_GATE_EVERY);
-        loop {
-            tick.tick().await;
-            let counted = match gate.counters() {
-                Ok(counters) => {
-                    context.metrics.set_gate(&counters);
-                    true
-                }
-                Err(error) => {
-                    tracing::error!("the gate's counters cannot be read: {:#}", anyhow::Error::new(error));
-                    false
-                }
-            };
-            let attached = counted && gate.is_up();
-            context.metrics.gate_attached.set(i64::from(attached));
-            if health.inner.gate_as_wanted.swap(attached, Ordering::AcqRel) && !attached {
-                tracing::error!("the gate is no longer attached");
-                context.events.emit(Event::new(Action::Gate, false).detail("the gate is no longer attached"));
-            }
-        }
-    });
-}
-
-fn describe(dropped: &crate::gate::SampledDrop) -> Event {
-    let event = Event::new(Action::Gate, false);
-    let rule = match dropped.rule {
-        Some(Rule::Budget(class)) => format!(" (budget {})", class.name()),
-        Some(Rule::Session(index)) => format!(" (session {index})"),
-        None => String::new(),
-    };
-    let reason = format!("{}{rule}", dropped.reason.name());
-    match &dropped.ends {
-        Some(ends) => event.address(ends.source.ip().to_canonical()).detail(format!(
-            "dropped {reason}: protocol {} from {} to {}, {} bytes",
-            ends.protocol, ends.source, ends.destination, dropped.length
-        )),
-        None => event.detail(format!("dropped {reason}: {} bytes", dropped.length)),
     }
 }
 

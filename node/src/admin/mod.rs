@@ -4,8 +4,10 @@
 //! Every command that changes something writes one event with the caller's uid, before it is reported as done.
 
 pub mod client;
+mod gate;
 pub mod service;
 mod socket;
 pub mod wire;
 
+pub use gate::GateDesk;
 pub use socket::{Listener, serve};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -18,6 +19,7 @@ use crate::token::Tokens;
 use crate::tunnel::wire::{Authority, EnrolmentSecret};
 use crate::tunnel::{Devices, Registry, enrolment};
 
+use super::gate::GateDesk;
 use super::wire::{Password, Reply, Request};
 
 /// How often `events --follow` looks for more.
@@ -39,6 +41,8 @@ pub struct Service {
     pub tunnels: Option<Arc<Registry>>,
     /// What connectors knock with.
     pub devices: Devices,
+    /// The gate that this daemon holds; without a running daemon there is none.
+    pub gate: Option<GateDesk>,
 }
 
 /// One connector in a listing.
@@ -64,6 +68,7 @@ impl Service {
             local_provider: config.local_provider().to_owned(),
             tunnels: None,
             devices: Devices::load(store.clone(), None).await?,
+            gate: None,
             store,
         })
     }
@@ -150,6 +155,12 @@ impl Service {
                 self.store.backup(&file).await?;
                 Ok(Value::Null)
             }
+            Request::GateEnforce { seconds } => {
+                self.gate()?.enforce(&self.store, Duration::from_secs(seconds)).await
+            }
+            Request::GateConfirm => self.gate()?.confirm(&self.store).await,
+            Request::GateAudit => self.gate()?.audit(&self.store).await,
+            Request::GateTop { seconds } => self.gate()?.top(Duration::from_secs(seconds)),
             Request::Events { .. } => anyhow::bail!("events are streamed"),
         }
     }
@@ -167,7 +178,15 @@ impl Service {
             "issuer": self.tokens.issuer(),
             "sessions": live,
             "connectors": self.connectors().await?,
+            "gate": match &self.gate {
+                Some(gate) => gate.status(&self.store).await?,
+                None => Value::Null,
+            },
         }))
+    }
+
+    fn gate(&self) -> anyhow::Result<&GateDesk> {
+        self.gate.as_ref().context("no node runs here, or it has no gate")
     }
 
     async fn connectors(&self) -> anyhow::Result<Value> {

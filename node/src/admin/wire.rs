@@ -54,6 +54,16 @@ pub enum Request {
     Backup {
         file: std::path::PathBuf,
     },
+    /// Drops are done for so long, unless confirmed.
+    GateEnforce {
+        seconds: u64,
+    },
+    GateConfirm,
+    GateAudit,
+    /// Sources of the drops sampled in the last so many seconds.
+    GateTop {
+        seconds: u64,
+    },
 }
 
 impl Request {
@@ -70,7 +80,11 @@ impl Request {
             Self::KeysRotate { now: true } => Some("keys rotate --now".to_owned()),
             Self::KeysRotate { now: false } => Some("keys rotate".to_owned()),
             Self::Backup { file } => Some(format!("backup {}", file.display())),
-            Self::Status
+            Self::GateEnforce { seconds } => Some(format!("gate enforce --confirm-within {seconds}s")),
+            Self::GateConfirm => Some("gate confirm".to_owned()),
+            Self::GateAudit => Some("gate audit".to_owned()),
+            Self::GateTop { .. }
+            | Self::Status
             | Self::UserList
             | Self::ConnectorList
             | Self::SessionList { .. }

@@ -183,7 +183,11 @@ pub(super) fn run(args: AdminArgs) -> anyhow::Result<()> {
     let AdminArgs { config: path, socket, command } = args;
     match command {
         AdminCommand::Check => check(path.as_deref().context("`check` needs --config: the file to check")?),
-        AdminCommand::Gate(command) => gate::run(command, path.as_deref()),
+        AdminCommand::Gate(command) => {
+            // A configuration with faults must not stand in the way of breaking glass.
+            let config = path.as_deref().and_then(|path| Config::load(path).ok());
+            gate::run(command, path.as_deref(), &target(socket, config))
+        }
         AdminCommand::Restore { file } => {
             let config = Config::load(path.as_deref().context("`restore` needs --config")?)?;
             anyhow::ensure!(
@@ -198,13 +202,17 @@ pub(super) fn run(args: AdminArgs) -> anyhow::Result<()> {
         }
         command => {
             let config = path.as_deref().map(Config::load).transpose()?;
-            let socket = socket
-                .or_else(|| config.as_ref().map(|config| config.node.admin_socket.clone()))
-                .unwrap_or_else(|| PathBuf::from(crate::config::DEFAULT_ADMIN_SOCKET));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(ask(&Target { socket, config }, command))
+            runtime.block_on(ask(&target(socket, config), command))
         }
     }
+}
+
+fn target(socket: Option<PathBuf>, config: Option<Config>) -> Target {
+    let socket = socket
+        .or_else(|| config.as_ref().map(|config| config.node.admin_socket.clone()))
+        .unwrap_or_else(|| PathBuf::from(crate::config::DEFAULT_ADMIN_SOCKET));
+    Target { socket, config }
 }
 
 /// Says every fault, or how to make the first user where nobody could log in.

@@ -1,11 +1,17 @@
 //! `portcullis admin gate …`: works with the daemon dead.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Subcommand;
+use serde_json::Value;
 
-use crate::config::{Config, DEFAULT_PIN};
+use crate::admin::client::Target;
+use crate::admin::wire::Request;
+use crate::config::{Config, DEFAULT_PIN, parse_duration};
 use crate::gate;
+use crate::ops::Source;
 
 use super::{explain, output};
 
@@ -19,6 +25,25 @@ pub(super) enum GateCommand {
     },
     /// What the gate does with a packet, and why: the verdict's path through the live maps
     Explain(explain::ExplainArgs),
+    /// Drops by reason, and who they come from
+    Top {
+        /// Where the gate is pinned, when not as in the configuration
+        #[arg(long)]
+        pin: Option<PathBuf>,
+        /// How long to look
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+        seconds: u64,
+    },
+    /// From audit mode: drop on trial. The kernel ends the trial by itself unless `confirm` comes in time
+    Enforce {
+        /// Length of the trial, like 120s
+        #[arg(long, value_parser = parse_duration)]
+        confirm_within: Duration,
+    },
+    /// End the trial: drop from now on, and after every restart
+    Confirm,
+    /// Go back to audit mode: count drops, and do none
+    Audit,
     /// Break glass: take the gate down. Traffic flows until the node starts again
     Detach {
         /// Where the gate is pinned, when not as in the configuration
@@ -27,13 +52,33 @@ pub(super) enum GateCommand {
     },
 }
 
-pub(super) fn run(command: GateCommand, config: Option<&Path>) -> anyhow::Result<()> {
+pub(super) fn run(command: GateCommand, config: Option<&Path>, node: &Target) -> anyhow::Result<()> {
     match command {
         GateCommand::Status { pin } => status(&pin_of(pin, config)?),
         GateCommand::Explain(args) => {
             let pin = pin_of(args.pin.clone(), config)?;
             explain::run(args, &pin)
         }
+        GateCommand::Top { pin, seconds } => top(&pin_of(pin, config)?, node, Duration::from_secs(seconds)),
+        GateCommand::Enforce { confirm_within } => {
+            let request = Request::GateEnforce { seconds: confirm_within.as_secs() };
+            ask(node, request, |_| {
+                output::line(&format!(
+                    "the gate drops for {} s, and then only counts again. If all is well, say so on a new connection: \
+                     `portcullis admin gate confirm`",
+                    confirm_within.as_secs()
+                ))
+            })
+        }
+        GateCommand::Confirm => {
+            ask(node, Request::GateConfirm, |_| output::line("confirmed: the gate enforces"))
+        }
+        GateCommand::Audit => ask(node, Request::GateAudit, |value| {
+            output::line(match value["restart"].as_bool() {
+                Some(true) => "audit mode: from the node's next start on, drops are counted, not done",
+                _ => "audit mode: drops are counted, not done",
+            })
+        }),
         GateCommand::Detach { pin } => {
             let taken = gate::detach(&pin_of(pin, config)?)?;
             if taken.is_empty() {
@@ -56,6 +101,52 @@ fn pin_of(pin: Option<PathBuf>, config: Option<&Path>) -> anyhow::Result<PathBuf
     }
 }
 
+fn ask(node: &Target, request: Request, each: impl FnMut(Value) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(node.ask(request, each))
+}
+
+/// Rates are the difference of two looks at the kernel's counters. Only a running node knows sources: it alone reads
+/// the samples.
+fn top(pin: &Path, node: &Target, time: Duration) -> anyhow::Result<()> {
+    let drops = || -> anyhow::Result<Vec<(&'static str, u64)>> {
+        let counters = gate::status(pin)?.counters;
+        let counters = counters.with_context(|| format!("no gate is pinned at {}", pin.display()))?;
+        let drops = counters.by_reason().filter(|(verdict, ..)| *verdict == "drop");
+        Ok(drops.map(|(_, reason, packets)| (reason, packets)).collect())
+    };
+    let before = drops()?;
+    std::thread::sleep(time);
+    let mut rates: Vec<(&str, u64)> = drops()?
+        .into_iter()
+        .zip(before)
+        .map(|((reason, now), (_, then))| (reason, now.saturating_sub(then)))
+        .filter(|(_, packets)| *packets > 0)
+        .collect();
+    rates.sort_by_key(|(reason, packets)| (std::cmp::Reverse(*packets), *reason));
+    let rows: Vec<Vec<String>> = rates
+        .iter()
+        .map(|(reason, packets)| {
+            let tenths = packets * 10 / time.as_secs().max(1);
+            vec![(*reason).to_owned(), format!("{}.{}", tenths / 10, tenths % 10), packets.to_string()]
+        })
+        .collect();
+    output::table(&["DROPPED", "PER SECOND", "PACKETS"], &rows)?;
+    output::line("")?;
+    let asked = ask(node, Request::GateTop { seconds: time.as_secs() }, |value| {
+        let sources: Vec<Source> = serde_json::from_value(value)?;
+        let rows: Vec<Vec<String>> = sources
+            .into_iter()
+            .map(|source| vec![source.network.to_string(), source.reason, source.samples.to_string()])
+            .collect();
+        output::table(&["SOURCE", "DROPPED", "SAMPLES"], &rows)
+    });
+    match asked {
+        Ok(()) => Ok(()),
+        Err(error) => output::line(&format!("sources are not known: {error:#}")),
+    }
+}
+
 fn status(pin: &Path) -> anyhow::Result<()> {
     let status = gate::status(pin)?;
     if let Some(table) = &status.nftables {
@@ -71,6 +162,9 @@ fn status(pin: &Path) -> anyhow::Result<()> {
             None => "EGRESS PROGRAM MISSING: answers to this host's own datagrams are dropped".to_owned(),
         };
         output::line(&format!("{}: up, {} mode, {egress}", interface.interface, interface.mode))?;
+    }
+    if let Some(enforcement) = status.enforcement {
+        output::line(&enforcement.to_string())?;
     }
     let Some(counters) = status.counters else { return Ok(()) };
     let mut rows: Vec<Vec<String>> = counters

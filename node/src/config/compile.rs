@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use crate::event::{EventSettings, FileTarget};
 use crate::flow::{Application, Aud, EncodedSlash, Host};
-use crate::gate::{AdminRule, Dataplane};
+use crate::gate::{AdminRule, Dataplane, GateMode};
 use crate::policy::{Action, Policy, Rule, Selector};
 
 use super::error::Faults;
@@ -143,6 +143,10 @@ impl Compiler<'_> {
             Some(raw::RawDataplane::Userspace) => Dataplane::Userspace,
             Some(raw::RawDataplane::Xdp) | None => Dataplane::Xdp,
         };
+        let mode = match gate.mode {
+            Some(raw::RawMode::Audit) => GateMode::Audit,
+            Some(raw::RawMode::Enforce) | None => GateMode::Enforce,
+        };
         let interfaces: Vec<String> = gate
             .interfaces
             .iter()
@@ -163,6 +167,7 @@ impl Compiler<'_> {
         }
         GateSettings {
             dataplane,
+            mode,
             interfaces,
             admin: gate.admin.iter().filter_map(|text| self.parse(text, str::parse::<AdminRule>)).collect(),
             pin: gate.pin.unwrap_or_else(|| DEFAULT_PIN.into()),

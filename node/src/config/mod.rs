@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use crate::event::EventSettings;
 use crate::flow::{Application, Host};
-use crate::gate::{AdminRule, Dataplane, GateConfig};
+use crate::gate::{AdminRule, Dataplane, GateConfig, GateMode};
 use crate::policy::{Policy, PolicySet};
 
 pub use compile::{DEFAULT_ADMIN_SOCKET, DEFAULT_PIN};
@@ -87,6 +87,8 @@ pub struct CertificateFiles {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GateSettings {
     pub dataplane: Dataplane,
+    /// Unless an administrator has confirmed that the gate enforces.
+    pub mode: GateMode,
     pub interfaces: Vec<String>,
     /// Prefixes and ports that are never locked out.
     pub admin: Vec<AdminRule>,
@@ -104,8 +106,8 @@ pub struct TunnelSettings {
 }
 
 impl Config {
-    /// What the gate guards and opens.
-    pub fn gate_config(&self) -> GateConfig {
+    /// What the gate guards and opens, in the mode that is in force.
+    pub fn gate_config(&self, mode: GateMode) -> GateConfig {
         let mut ports: Vec<u16> = self.node.listen.iter().map(SocketAddr::port).collect();
         ports.sort_unstable();
         ports.dedup();
@@ -116,6 +118,7 @@ impl Config {
             served_tcp: ports.clone(),
             served_udp: ports,
             pin: self.gate.pin.clone(),
+            mode,
             egress: None,
         }
     }

@@ -59,6 +59,7 @@ pub(super) struct Certificate {
 #[serde(deny_unknown_fields)]
 pub(super) struct Gate {
     pub(super) dataplane: Option<RawDataplane>,
+    pub(super) mode: Option<RawMode>,
     #[serde(default)]
     pub(super) interfaces: Vec<Spanned<String>>,
     #[serde(default)]
@@ -72,6 +73,13 @@ pub(super) struct Gate {
 #[serde(deny_unknown_fields)]
 pub(super) struct Tunnel {
     pub(super) dark: Option<Spanned<bool>>,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawMode {
+    Enforce,
+    Audit,
 }
 
 #[derive(Deserialize, Clone, Copy)]

@@ -22,6 +22,17 @@ pub struct GateConfig {
     pub pin: PathBuf,
     /// How the program for the way out is attached; `None` for tcx, or clsact where the kernel has no tcx.
     pub egress: Option<EgressHook>,
+    pub mode: GateMode,
+}
+
+/// What becomes of a packet that the verdict drops.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GateMode {
+    /// It is dropped.
+    #[default]
+    Enforce,
+    /// It is counted and sampled as dropped, and passes: to see what a gate would cut off before it does.
+    Audit,
 }
 
 /// What drops the packets.

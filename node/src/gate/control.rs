@@ -21,6 +21,40 @@ pub struct Control {
     tables: Arc<dyn Tables>,
 }
 
+/// Whether drops are done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enforcement {
+    Enforcing,
+    /// They are for so long yet, and then only counted.
+    Trial(Duration),
+    /// They are counted only.
+    Audit,
+}
+
+impl Enforcement {
+    pub(super) fn of(settings: &Settings, now: u64) -> Self {
+        match settings.audit_from {
+            0 => Self::Enforcing,
+            from if now < from => Self::Trial(Duration::from_nanos(from - now)),
+            _ => Self::Audit,
+        }
+    }
+
+    pub fn is_on(self) -> bool {
+        self != Self::Audit
+    }
+}
+
+impl fmt::Display for Enforcement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Enforcing => f.write_str("enforcing"),
+            Self::Trial(left) => write!(f, "enforcing for {} s more unless confirmed", left.as_secs()),
+            Self::Audit => f.write_str("audit mode: drops are counted, not done"),
+        }
+    }
+}
+
 /// The two ends of a tunnel connection, from this host's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PeerAddress {
@@ -69,6 +103,41 @@ impl Control {
         self.tables.set_tunnel(&peer.key(), None)
     }
 
+    /// Whether drops are done now.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub fn enforcement(&self) -> Result<Enforcement, GateError> {
+        Ok(Enforcement::of(&self.tables.settings()?, monotonic()))
+    }
+
+    /// Whether a drop at `at`, on the monotonic clock, was or is done. What cannot be read counts as enforced.
+    pub fn enforced(&self, at: Duration) -> bool {
+        let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
+        self.tables.settings().map_or(true, |settings| settings.enforces(at))
+    }
+
+    /// Drops are done from now on: for so long, after which the kernel itself counts them only, or for good.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be written.
+    pub fn enforce(&self, trial: Option<Duration>) -> Result<(), GateError> {
+        let audit_from = trial.map_or(0, after);
+        self.update_settings(|settings| settings.audit_from = audit_from)
+    }
+
+    /// Drops are counted and not done from now on.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be written.
+    pub fn audit(&self) -> Result<(), GateError> {
+        let now = monotonic().max(1);
+        self.update_settings(|settings| settings.audit_from = now)
+    }
+
     /// Changes modes, clocks or secrets. One word after the other: the gate may see some changed and some
     /// not yet.
     ///
@@ -76,9 +145,12 @@ impl Control {
     ///
     /// When the map cannot be read or written.
     pub fn update_settings(&self, change: impl FnOnce(&mut Settings)) -> Result<(), GateError> {
-        let mut settings = self.tables.settings()?;
-        change(&mut settings);
-        self.tables.set_settings(&settings)
+        let mut change = Some(change);
+        self.tables.update_settings(&mut |settings| {
+            if let Some(change) = change.take() {
+                change(settings);
+            }
+        })
     }
 
     /// Whether the tunnel's port is dark, and the keys that open it.
@@ -155,7 +227,8 @@ impl PeerAddress {
 /// Where the gate keeps what it is told: the kernel's maps, or memory.
 pub(super) trait Tables: Send + Sync {
     fn settings(&self) -> Result<Settings, GateError>;
-    fn set_settings(&self, settings: &Settings) -> Result<(), GateError>;
+    /// Changes the settings as they are by then: changes never undo each other.
+    fn update_settings(&self, change: &mut dyn FnMut(&mut Settings)) -> Result<(), GateError>;
     fn set_cid_key(&self, slot: u8, key: CidKey) -> Result<(), GateError>;
     /// Inserts or, with `None`, removes; removing what is not there is no error.
     fn set_tunnel(&self, key: &HostFlowKey, ends: Option<u64>) -> Result<(), GateError>;

@@ -49,7 +49,8 @@ impl KernelTables {
         let tables = Self { maps: Mutex::new(maps) };
         let settings = tables.settings()?;
         if settings.seed.is_zero() {
-            tables.set_settings(&Settings { seed: SipKey::from_bytes(clock::random()), ..settings })?;
+            let seed = SipKey::from_bytes(clock::random());
+            tables.update_settings(&mut |settings| settings.seed = seed)?;
         }
         Ok(tables)
     }
@@ -65,8 +66,11 @@ impl Tables for KernelTables {
         self.maps().settings.get(&0, 0).map_err(|error| GateError::map("SETTINGS", error))
     }
 
-    fn set_settings(&self, settings: &Settings) -> Result<(), GateError> {
-        self.maps().settings.set(0, settings, 0).map_err(|error| GateError::map("SETTINGS", error))
+    fn update_settings(&self, change: &mut dyn FnMut(&mut Settings)) -> Result<(), GateError> {
+        let mut maps = self.maps();
+        let mut settings = maps.settings.get(&0, 0).map_err(|error| GateError::map("SETTINGS", error))?;
+        change(&mut settings);
+        maps.settings.set(0, settings, 0).map_err(|error| GateError::map("SETTINGS", error))
     }
 
     fn set_cid_key(&self, slot: u8, key: CidKey) -> Result<(), GateError> {

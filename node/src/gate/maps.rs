@@ -4,12 +4,13 @@ use std::collections::HashSet;
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, LpmTrie, Map, MapData, PerCpuArray, RingBuf};
-use portcullis_common::layout::{AdminKey, Counter, IPPROTO_TCP, IPPROTO_UDP, Loss, PortSet};
+use portcullis_common::layout::{AdminKey, Counter, IPPROTO_TCP, IPPROTO_UDP, Loss, PortSet, Settings};
 use portcullis_common::{Address, Verdict};
 
 use super::config::AdminProtocol;
+use super::control::monotonic;
 use super::pin::PinDir;
-use super::{AdminRule, GateConfig, GateError};
+use super::{AdminRule, Enforcement, GateConfig, GateError, GateMode};
 
 /// What the gate has counted since its maps were made, summed over the CPUs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,7 +46,8 @@ impl Counters {
 /// connection survives a change of the list.
 pub(super) fn configure(pin: &PinDir, config: &GateConfig) -> Result<(), GateError> {
     write_ports(pin, config)?;
-    write_admin(pin, config)
+    write_admin(pin, config)?;
+    write_mode(pin, config.mode)
 }
 
 /// Handles that outlive the privileges they were opened with.
@@ -74,6 +76,12 @@ impl Counting {
     }
 }
 
+pub(super) fn enforcement(pin: &PinDir) -> Result<Enforcement, GateError> {
+    let settings: Array<MapData, Settings> = open(pin, "SETTINGS")?;
+    let settings = settings.get(&0, 0).map_err(|error| GateError::map("SETTINGS", error))?;
+    Ok(Enforcement::of(&settings, monotonic()))
+}
+
 pub(super) fn events(pin: &PinDir) -> Result<RingBuf<MapData>, GateError> {
     open(pin, "EVENTS")
 }
@@ -85,6 +93,22 @@ where
     let data = MapData::from_pin(pin.map(name)).map_err(|error| GateError::map(name, error))?;
     let map = Map::from_map_data(data).map_err(|error| GateError::map(name, error))?;
     T::try_from(map).map_err(|error| GateError::map(name, error))
+}
+
+/// A trial that is under way goes on: it ends by itself, or is confirmed.
+fn write_mode(pin: &PinDir, mode: GateMode) -> Result<(), GateError> {
+    const NAME: &str = "SETTINGS";
+    let mut settings: Array<MapData, Settings> = open(pin, NAME)?;
+    let mut now = settings.get(&0, 0).map_err(|error| GateError::map(NAME, error))?;
+    let audit_from = match mode {
+        GateMode::Enforce => 0,
+        GateMode::Audit => now.audit_from.max(1),
+    };
+    if audit_from == now.audit_from {
+        return Ok(());
+    }
+    now.audit_from = audit_from;
+    settings.set(0, now, 0).map_err(|error| GateError::map(NAME, error))
 }
 
 fn write_ports(pin: &PinDir, config: &GateConfig) -> Result<(), GateError> {

@@ -12,8 +12,8 @@ use portcullis_common::{Ack, Address, Flow, Lookup, RateClass, SipKey, TcpSocket
 
 use crate::clock;
 
-use super::GateError;
 use super::control::Tables;
+use super::{GateError, GateMode};
 
 pub(super) struct MemoryTables {
     /// UDP ports that the node's own sockets are bound to.
@@ -32,8 +32,10 @@ struct State {
 }
 
 impl MemoryTables {
-    pub(super) fn new(served: Vec<u16>) -> Self {
-        let settings = Settings { seed: SipKey::from_bytes(clock::random()), ..Settings::default() };
+    pub(super) fn new(served: Vec<u16>, mode: GateMode) -> Self {
+        let audit_from = u64::from(mode == GateMode::Audit);
+        let seed = SipKey::from_bytes(clock::random());
+        let settings = Settings { audit_from, seed, ..Settings::default() };
         Self {
             served,
             buckets: (0..RateClass::SLOTS).map(|_| AtomicU64::new(0)).collect(),
@@ -55,8 +57,8 @@ impl Tables for MemoryTables {
         Ok(self.read().settings)
     }
 
-    fn set_settings(&self, settings: &Settings) -> Result<(), GateError> {
-        self.write().settings = *settings;
+    fn update_settings(&self, change: &mut dyn FnMut(&mut Settings)) -> Result<(), GateError> {
+        change(&mut self.write().settings);
         Ok(())
     }
 

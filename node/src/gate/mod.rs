@@ -42,8 +42,8 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use config::{AdminProtocol, AdminRule, Dataplane, GateConfig};
-pub use control::{Control, PeerAddress};
+pub use config::{AdminProtocol, AdminRule, Dataplane, GateConfig, GateMode};
+pub use control::{Control, Enforcement, PeerAddress};
 pub use egress::EgressHook;
 pub use error::GateError;
 pub use events::{AsyncEvents, Ends, Events, SampledDrop};
@@ -124,7 +124,7 @@ impl Gate {
             Dataplane::Userspace => {
                 userspace::install(config)?;
                 detach_xdp(&PinDir::new(&config.pin))?;
-                let tables = Arc::new(MemoryTables::new(config.served_udp.clone()));
+                let tables = Arc::new(MemoryTables::new(config.served_udp.clone(), config.mode));
                 Ok(Self { plane: Plane::Userspace(DatagramGate::new(tables)) })
             }
         }

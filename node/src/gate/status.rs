@@ -1,15 +1,17 @@
 use std::fmt;
 use std::path::Path;
 
-use super::maps::{Counters, Counting};
+use super::maps::{self, Counters, Counting};
 use super::object::Identity;
 use super::pin::PinDir;
-use super::{EgressHook, GateError, XdpMode, attach, egress, userspace};
+use super::{EgressHook, Enforcement, GateError, XdpMode, attach, egress, userspace};
 
 /// The gate as the kernel has it, whether a daemon runs or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
+    /// Whether drops are done; absent as the counters are.
+    pub enforcement: Option<Enforcement>,
     /// Absent when there are no maps of this binary's layout.
     pub counters: Option<Counters>,
     /// The userspace dataplane's table with its own counters, as nftables writes it.
@@ -56,7 +58,8 @@ pub fn status(pin: &Path) -> Result<Status, GateError> {
         }
     }
     let counters = if pin.map("COUNTERS").exists() { Some(Counting::open(&pin)?.read()?) } else { None };
-    Ok(Status { interfaces, counters, nftables: userspace::listing() })
+    let enforcement = counters.is_some().then(|| maps::enforcement(&pin)).transpose()?;
+    Ok(Status { interfaces, enforcement, counters, nftables: userspace::listing() })
 }
 
 impl fmt::Display for Status {
@@ -74,6 +77,9 @@ impl fmt::Display for Status {
                 Some(hook) => writeln!(f, ", egress by {hook}")?,
                 None => writeln!(f, ", EGRESS PROGRAM MISSING")?,
             }
+        }
+        if let Some(enforcement) = &self.enforcement {
+            writeln!(f, "{enforcement}")?;
         }
         if let Some(counters) = &self.counters {
             for (verdict, packets) in counters.packets.iter().filter(|(_, packets)| *packets > 0) {

@@ -15,7 +15,7 @@ use super::config::AdminProtocol;
 use super::control::{Control, PeerAddress, Tables, monotonic};
 use super::maps::Counters;
 use super::memory::MemoryTables;
-use super::{GateConfig, GateError};
+use super::{GateConfig, GateError, GateMode};
 
 /// The table that is the gate's own; nothing else is touched.
 pub(super) const TABLE: &str = "portcullis";
@@ -62,6 +62,8 @@ impl DatagramGate {
 
     /// What becomes of a datagram from `remote` to `local`, the address and port it was sent to. Anything
     /// but a pass must be ignored by the caller, without an answer.
+    ///
+    /// In audit mode they are only counted, and to be taken all the same ([`Self::enforces`]).
     pub fn admit(&self, remote: SocketAddr, local: SocketAddr, datagram: &[u8]) -> Verdict {
         let flow = PeerAddress { local, remote }.flow();
         let packet = PacketMeta::Ip(IpMeta {
@@ -88,6 +90,11 @@ impl DatagramGate {
         verdict
     }
 
+    /// Whether datagrams that do not pass are to be ignored.
+    pub fn enforces(&self) -> bool {
+        self.shared.tables.settings().map_or(true, |settings| settings.enforces(monotonic()))
+    }
+
     pub(super) fn control(&self) -> Control {
         Control::new(Arc::clone(&self.shared.tables) as Arc<dyn Tables>)
     }
@@ -107,6 +114,17 @@ impl DatagramGate {
 /// fragments other than the first; the second drops by default. A stranger's datagram to the tunnel leaves no
 /// trace in conntrack.
 fn ruleset(config: &GateConfig) -> String {
+    let rules = enforcing(config);
+    match config.mode {
+        GateMode::Enforce => rules,
+        // The same rules and counters; what they would drop goes on.
+        GateMode::Audit => {
+            rules.replace(" drop comment ", " accept comment ").replace("policy drop;", "policy accept;")
+        }
+    }
+}
+
+fn enforcing(config: &GateConfig) -> String {
     let (others, input, output) = guarded(&config.interfaces);
     let mut rules = format!(
         "table inet {TABLE}

@@ -11,6 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::edge::{Tls, check_origin_tls};
+use crate::gate::GateMode;
+use crate::store::Store;
 
 /// Installs the one TLS provider of the process; every part uses it.
 pub fn install_crypto() -> anyhow::Result<()> {
@@ -30,6 +32,15 @@ pub fn check_files(config: &Config) -> anyhow::Result<()> {
             .with_context(|| format!("application `{}`", application.name))?;
     }
     Ok(())
+}
+
+/// The gate's mode: what an administrator has confirmed counts for more than an `audit` in the file. A store that
+/// cannot be read is an error, since the gate might be meant to enforce.
+pub fn gate_mode(config: &Config) -> anyhow::Result<GateMode> {
+    if config.gate.mode == GateMode::Audit && Store::open(&config.node.state)?.gate_is_confirmed()? {
+        return Ok(GateMode::Enforce);
+    }
+    Ok(config.gate.mode)
 }
 
 /// Logs to standard error, as `RUST_LOG` says, at `info` without it.

@@ -21,7 +21,7 @@ use crate::config::{Active, Config};
 use crate::context::Context;
 use crate::edge;
 use crate::event::{Action, Event, Events, FileTarget, install_panic_hook, log_before, open_log};
-use crate::gate::Gate;
+use crate::gate::{Gate, GateMode};
 use crate::metrics::Metrics;
 use crate::ops;
 use crate::portal::Portal;
@@ -50,7 +50,8 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
     super::check_files(&config)?;
     let tls = edge::Tls::load(&config.node.certificates)?;
     let sockets = Sockets::bind(&config)?;
-    let gate = open_gate(&config)?;
+    let mode = super::gate_mode(&config)?;
+    let gate = open_gate(&config, mode)?;
     prepare_files(&config)?;
 
     privilege::drop(config.node.user.as_deref(), &paths(&config, &path))?;
@@ -115,13 +116,13 @@ fn bind_udp(at: SocketAddr) -> anyhow::Result<UdpSocket> {
 }
 
 /// Puts the gate up, or says why not; `ungated = true` lets the node start without one.
-fn open_gate(config: &Config) -> anyhow::Result<Option<Gate>> {
+fn open_gate(config: &Config, mode: GateMode) -> anyhow::Result<Option<Gate>> {
     let settings = &config.gate;
     if settings.interfaces.is_empty() {
         tracing::warn!("no gate: [gate] names no interface and `ungated = true`");
         return Ok(None);
     }
-    match Gate::open(&config.gate_config()) {
+    match Gate::open(&config.gate_config(mode)) {
         Ok(gate) => {
             for (interface, mode) in gate.interfaces() {
                 tracing::info!(interface, ?mode, "the gate is up");
@@ -207,6 +208,7 @@ async fn serve(
     }
     let context =
         Arc::new(Context { active, store, sessions, tokens, seal, events, metrics, tunnels, recent });
+    let recent_drops = ops::RecentDrops::default();
     let service = Arc::new(admin::service::Service {
         store: context.store.clone(),
         sessions: context.sessions.clone(),
@@ -216,6 +218,12 @@ async fn serve(
         local_provider: context.active().config.local_provider().to_owned(),
         tunnels: Some(Arc::clone(&context.tunnels)),
         devices: devices.clone(),
+        gate: gate.as_ref().map(|gate| admin::GateDesk {
+            control: gate.control(),
+            dataplane: context.active().config.gate.dataplane,
+            mode: context.active().config.gate.mode,
+            recent: recent_drops.clone(),
+        }),
     });
 
     let shutdown = CancellationToken::new();
@@ -234,7 +242,7 @@ async fn serve(
     if let Some(gate) = &control {
         tokio::spawn(feed::keep(gate.clone(), devices.clone(), Arc::clone(&context), shutdown.clone()));
     }
-    ops::watch_gate(gate, Arc::clone(&context), health.clone());
+    ops::watch_gate(gate, Arc::clone(&context), health.clone(), recent_drops);
     tokio::spawn(ops::serve(sockets.metrics, Arc::clone(&context), health.clone(), shutdown.clone()));
     tokio::spawn(tend(Arc::clone(&context), shutdown.clone()));
     tokio::spawn(admin::serve(sockets.admin, service, shutdown.clone()));

@@ -7,6 +7,7 @@ mod codes;
 mod connectors;
 mod devices;
 mod events;
+mod gate;
 mod keys;
 mod schema;
 mod sessions;

@@ -17,6 +17,7 @@ pub fn open(lab: &Lab) -> Result<(Gate, Duration)> {
         admin: vec!["192.0.2.0/24:22".parse().map_err(anyhow::Error::msg)?],
         served_tcp: vec![443],
         served_udp: vec![TUNNEL_PORT],
+        mode: portcullis::gate::GateMode::Enforce,
         pin: lab.node.bpffs(),
     };
     lab.node.enter(|| {

@@ -1,13 +1,13 @@
 //! Puts the gate up and stays: the process that tests kill, restart and strip of its privileges.
 //!
-//! `gate_hold PIN [--userspace] [--clsact] [--drop-capabilities] [--interface NAME]… [--admin RULE]… [--tcp PORT]…
+//! `gate_hold PIN [--userspace] [--audit] [--clsact] [--drop-capabilities] [--interface NAME]… [--admin RULE]… [--tcp PORT]…
 //! [--udp PORT]…` prints `up` and the mode of each interface. Then each line on standard input is answered
 //! with one line: whether the gate is still up, the counters that are not zero, and the sampled drops since the last one.
 
 use std::io::BufRead;
 
 use anyhow::{Context, Result, bail};
-use portcullis::gate::{Dataplane, EgressHook, Gate, GateConfig};
+use portcullis::gate::{Dataplane, EgressHook, Gate, GateConfig, GateMode};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 fn main() -> Result<()> {
@@ -18,6 +18,7 @@ fn main() -> Result<()> {
         admin: Vec::new(),
         served_tcp: Vec::new(),
         served_udp: Vec::new(),
+        mode: GateMode::Enforce,
         pin: arguments.next().context("no pin directory")?.into(),
         egress: None,
     };
@@ -25,6 +26,7 @@ fn main() -> Result<()> {
     while let Some(option) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{option} needs a value"));
         match option.as_str() {
+            "--audit" => config.mode = GateMode::Audit,
             "--userspace" => config.dataplane = Dataplane::Userspace,
             "--clsact" => config.egress = Some(EgressHook::Clsact),
             "--drop-capabilities" => drop_capabilities = true,

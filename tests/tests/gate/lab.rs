@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use portcullis::gate::{self, Dataplane, Gate, GateConfig, GateError};
+use portcullis::gate::{self, Dataplane, Gate, GateConfig, GateError, GateMode};
 use portcullis_tests::gate::quic;
 use portcullis_tests::netns::{Netns, veth};
 
@@ -48,6 +48,7 @@ impl Lab {
             served_tcp: vec![443],
             served_udp: vec![443],
             pin: self.pin.path.clone(),
+            mode: GateMode::Enforce,
             egress: None,
         }
     }

@@ -1,16 +1,16 @@
 //! Start, refusal to start, and what is left when the daemon dies.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::time::Duration;
 
-use portcullis_tests::ca::Ca;
-use portcullis_tests::netns::{Netns, veth};
-use portcullis_tests::portcullis::{Node, binary, http_get};
+use portcullis_tests::portcullis::{binary, http_get};
 use portcullis_tests::ports;
 use portcullis_tests::process::wait_until;
 use portcullis_tests::realm::{Plan, WIKI};
+
+use crate::gated::{EDGE, Gated};
 
 /// The capabilities, the filter and the flag, as `proc_pid_status(5)` shows them.
 fn status_field(pid: u32, field: &str) -> String {
@@ -99,57 +99,6 @@ fn operators_see_health_and_nothing_of_it_is_public() {
         assert_eq!(reply.status, 404, "{path}");
     }
     assert!(realm.node.metrics().unwrap().contains("portcullis_gate_attached"));
-}
-
-const EDGE: &str = "198.18.40.1";
-
-/// `stranger` ── veth ── `edge`, the gate on the edge's side.
-struct Gated {
-    stranger: Netns,
-    edge: Netns,
-    node: Node,
-    _dir: tempfile::TempDir,
-}
-
-impl Gated {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let (stranger, edge) = (Netns::new("stranger").unwrap(), Netns::new("edge").unwrap());
-        veth(&stranger, "eth0", &edge, "eth0").unwrap();
-        stranger.address("eth0", "198.18.40.2/24").unwrap();
-        edge.address("eth0", &format!("{EDGE}/24")).unwrap();
-        Ca::new("Edge CA")
-            .unwrap()
-            .issue(&["access.example.com"])
-            .unwrap()
-            .write(dir.path(), "node")
-            .unwrap();
-        let config = format!(
-            r#"domain = "access.example.com"
-listen = "[::]:443"
-[[node.certificate]]
-cert = "{dir}/node.pem"
-key = "{dir}/node.key"
-[gate]
-interfaces = ["eth0"]
-pin = "{pin}"
-[[identity_provider]]
-name = "local"
-type = "local"
-"#,
-            dir = dir.path().display(),
-            pin = edge.bpffs().join("gate").display(),
-        );
-        let metrics = ([127, 0, 0, 1], 9464).into();
-        let node = Node::start(&dir.path().join("node"), Some(&edge), metrics, &config).unwrap();
-        Self { stranger, edge, node, _dir: dir }
-    }
-
-    /// Whether a connection of the stranger to `port` opens within a second.
-    fn reaches(&self, port: u16) -> bool {
-        let address: SocketAddr = format!("{EDGE}:{port}").parse().unwrap();
-        self.stranger.enter(|| TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()).unwrap()
-    }
 }
 
 #[test]

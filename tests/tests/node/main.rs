@@ -1,7 +1,9 @@
 //! The node as an operator meets it: starting, refusing to start, reloading, dying, privileges, administration.
 
 mod admin;
+mod audit;
 mod connectors;
+mod gated;
 mod lifecycle;
 mod privacy;
 mod reload;

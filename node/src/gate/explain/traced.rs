@@ -133,6 +133,8 @@ impl Lookup for Traced<'_> {
             PortSet::ServedTcp => "is served (TCP)",
             PortSet::ServedUdp => "is served (UDP)",
             PortSet::AdminUdp => "is an administrator's (UDP)",
+            PortSet::AdminTcp => "is an administrator's (TCP)",
+            PortSet::HostUdp => "is one this host has sent from (UDP)",
         };
         self.note(format!("port {port} {what}: {}", yes(held)));
         held
