@@ -116,6 +116,7 @@ impl RelayLab {
         GateConfig {
             dataplane: Dataplane::Xdp,
             egress: None,
+            mode: portcullis::gate::GateMode::Enforce,
             interfaces: interfaces.iter().map(|name| (*name).to_owned()).collect(),
             admin: Vec::new(),
             served_tcp: Vec::new(),
