@@ -1,12 +1,12 @@
 //! The compiled program in the kernel, attached to nothing and with maps of its own.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
-use aya::{Ebpf, EbpfLoader, Pod};
+use aya::{Ebpf, EbpfLoader};
 use portcullis::gate;
 use portcullis_common::layout::{
     AdminKey, CidKey, Counter, FlowEntry, FlowKey4, FlowKey6, Hop, HostFlowKey, IPPROTO_TCP, IPPROTO_UDP,
@@ -23,7 +23,7 @@ pub const XDP_REDIRECT: u32 = 4;
 
 /// Loaded programs. Runs see the sockets of the network namespace of the calling thread.
 pub struct Kernel {
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     /// Counters after the last run; only runs move them.
     counted: Option<HashMap<Verdict, u64>>,
     /// Buckets of the networks that the model names.
@@ -120,7 +120,7 @@ impl Kernel {
         Ok(())
     }
 
-    fn map_mut<'a, T>(&'a mut self, name: &str) -> Result<T>
+    pub(super) fn map_mut<'a, T>(&'a mut self, name: &str) -> Result<T>
     where
         T: TryFrom<&'a mut Map, Error = MapError>,
     {
@@ -233,42 +233,6 @@ impl Kernel {
         let map = self.ebpf.take_map("EVENTS").context("EVENTS")?;
         Ok(map.try_into()?)
     }
-
-    /// Everything that a map with insertable keys, or a table of the configuration, holds: what a stranger
-    /// must not change. Of relayed flows the keys alone, since the packets of a flow are counted in its entry.
-    pub fn contents(&self) -> Result<Vec<Vec<u8>>> {
-        let insertable = self.ebpf.maps().filter(|(_, map)| takes_keys(map)).map(|(name, _)| name);
-        let read = ["ADMIN", "FLOW4", "FLOW6", "HOSTFLOW", "REVOKED", "TUNNEL"];
-        ensure!(insertable.collect::<BTreeSet<_>>() == BTreeSet::from(read), "a map that is not read here");
-        let mut contents = Vec::new();
-        contents.extend(self.entries::<HostFlowKey, u64>("HOSTFLOW", |key, at| format!("{key:?} {at}"))?);
-        contents.extend(self.entries::<HostFlowKey, u64>("TUNNEL", |key, ends| format!("{key:?} {ends}"))?);
-        contents.extend(self.entries::<u32, u64>("REVOKED", |device, one| format!("{device} {one}"))?);
-        contents.extend(self.entries::<FlowKey4, FlowEntry>("FLOW4", |key, _| format!("{key:?}"))?);
-        contents.extend(self.entries::<FlowKey6, FlowEntry>("FLOW6", |key, _| format!("{key:?}"))?);
-        let admin: LpmTrie<_, AdminKey, u32> = self.ebpf.map("ADMIN").context("ADMIN")?.try_into()?;
-        for key in admin.keys() {
-            let key = key?;
-            contents.push(format!("ADMIN {} {:?}", key.prefix_len(), key.data()).into_bytes());
-        }
-        let ports: Array<_, u64> = self.ebpf.map("PORTS").context("PORTS")?.try_into()?;
-        for word in ports.iter() {
-            contents.push(word?.to_ne_bytes().to_vec());
-        }
-        contents.sort();
-        Ok(contents)
-    }
-
-    fn entries<K: Pod, V: Pod>(&self, name: &str, show: impl Fn(K, V) -> String) -> Result<Vec<Vec<u8>>> {
-        let map: BpfHashMap<_, K, V> = self.ebpf.map(name).with_context(|| name.to_owned())?.try_into()?;
-        let line = |(key, value)| format!("{name} {}", show(key, value)).into_bytes();
-        map.iter().map(|entry| Ok(line(entry?))).collect()
-    }
-}
-
-/// Whether what is not there yet can be inserted.
-fn takes_keys(map: &Map) -> bool {
-    !matches!(map, Map::Array(_) | Map::PerCpuArray(_) | Map::RingBuf(_))
 }
 
 /// The clock that the program reads.

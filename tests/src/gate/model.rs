@@ -149,7 +149,7 @@ pub const PEER_PORT: u16 = 7_000;
 pub const INGRESS_IFINDEX: u32 = 1;
 
 /// A frame in memory.
-struct Bytes(Vec<u8>);
+pub(super) struct Bytes(pub(super) Vec<u8>);
 
 impl Frame for Bytes {
     fn length(&self) -> usize {

@@ -143,6 +143,20 @@ impl Path {
     }
 }
 
+/// An IPv4 packet without options, with these.
+pub fn with_options(packet: &[u8], options: &[u8]) -> Vec<u8> {
+    let (header, payload) = packet.split_at(20);
+    let mut header = [header, options].concat();
+    let total = u16::try_from(packet.len() + options.len()).unwrap().to_be_bytes();
+    header[0] = 0x40 | u8::try_from(header.len() / 4).unwrap();
+    header[2..4].copy_from_slice(&total);
+    header[10..12].fill(0);
+    let sum = checksum(&header);
+    header[10..12].copy_from_slice(&sum);
+    header.extend(payload);
+    header
+}
+
 pub fn ethernet(tags: &[u16], ethertype: u16, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
     for tag in tags {
