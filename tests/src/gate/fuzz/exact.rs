@@ -5,7 +5,9 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Deref;
 
 use portcullis_common::layout::{CidKey, FlowEntry, Hop, HostFlowKey, PortSet, Session, Settings};
-use portcullis_common::{Ack, Address, Flow, Lookup, Outcome, RateClass, TcpSocket, process, take_token};
+use portcullis_common::{
+    Ack, Address, Flow, Lookup, Outcome, RateClass, TcpSocket, Verdict, process, take_token,
+};
 
 use crate::gate::model::{Bytes, INGRESS_IFINDEX, Model};
 
@@ -43,6 +45,14 @@ impl Exact {
     /// The verdict on a frame at `now`; the frame is left as the program would leave it.
     pub(in crate::gate) fn process(&self, frame: &mut Bytes, now: u64) -> Outcome {
         process(frame, self, INGRESS_IFINDEX, now)
+    }
+
+    pub fn verdict(&self, frame: &[u8], now: u64) -> Verdict {
+        self.process(&mut Bytes(frame.to_vec()), now).verdict
+    }
+
+    pub fn word(&self, slot: u32) -> u64 {
+        self.state.borrow().words.get(&slot).copied().unwrap_or_default()
     }
 
     /// How many changes there were so far.

@@ -49,6 +49,9 @@ impl Lane {
         for hash in &recent {
             kernel.set_recent(*hash)?;
         }
+        if nth % 2 == 1 {
+            kernel.move_hops(&world.model)?;
+        }
         let mut rng = Rng::with_seed(seed ^ nth.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         Ok(Self {
             counted: kernel.counters()?,

@@ -12,6 +12,7 @@ use portcullis_common::layout::{
 use portcullis_common::{Family, Flow};
 
 use crate::gate::kernel::Kernel;
+use crate::gate::model::Model;
 
 impl Kernel {
     /// Runs the ingress program on a frame. `out` takes the frame as it is left, the first so many bytes of it;
@@ -31,7 +32,8 @@ impl Kernel {
         Ok(map.set(0, settings, 0)?)
     }
 
-    pub(super) fn set_words(&mut self, words: impl IntoIterator<Item = (u32, u64)>) -> Result<()> {
+    /// Sets words of buckets, by slot.
+    pub fn set_words(&mut self, words: impl IntoIterator<Item = (u32, u64)>) -> Result<()> {
         let mut bucket: Array<_, u64> = self.map_mut("BUCKET")?;
         for (slot, word) in words {
             bucket.set(slot, word, 0)?;
@@ -39,16 +41,32 @@ impl Kernel {
         Ok(())
     }
 
-    pub(super) fn words(&self, slots: impl IntoIterator<Item = u32>) -> Result<Vec<(u32, u64)>> {
+    /// Words of buckets, by slot.
+    pub fn words(&self, slots: impl IntoIterator<Item = u32>) -> Result<Vec<(u32, u64)>> {
         let bucket: Array<_, u64> = self.map("BUCKET")?;
         slots.into_iter().map(|slot| Ok((slot, bucket.get(&slot, 0)?))).collect()
     }
 
-    pub(super) fn set_recent(&mut self, network_hash: u64) -> Result<()> {
+    /// Marks the network as one with a recent login.
+    pub fn set_recent(&mut self, network_hash: u64) -> Result<()> {
         let (word, bit) = recent_bit(network_hash);
         let mut recent: Array<_, u64> = self.map_mut("RECENT")?;
         let known = recent.get(&word, 0)?;
         Ok(recent.set(word, known | bit, 0)?)
+    }
+
+    /// Puts next hops into their other slots, and none where they were.
+    pub(super) fn move_hops(&mut self, model: &Model) -> Result<()> {
+        let mut slots: Array<_, u64> = self.map_mut("HOP_SLOT")?;
+        for index in model.hops.keys() {
+            slots.set(*index, 1, 0)?;
+        }
+        let mut hops: Array<_, Hop> = self.map_mut("NEXTHOP")?;
+        for (index, hop) in &model.hops {
+            hops.set(2 * index, Hop::default(), 0)?;
+            hops.set(2 * index + 1, hop, 0)?;
+        }
+        Ok(())
     }
 
     /// Packets and bytes of each flow.
