@@ -6,6 +6,8 @@
 //! | `demo` | set-up, build, and the lab that shows every promise with its control |
 //! | `test` | set-up and every test, real kernel included |
 //! | `bench` | measures beside bare programs and peers; a command, never a timed test |
+//! | `fuzz gate` | generated packets through the kernel and the host, as many as asked for |
+//! | `mutants gate` | plants bugs in the gate, one by one, and runs its tests: each must be caught |
 //! | `check` | formatting, clippy, rustdoc, cargo deny, purity of the modules that must not act |
 //! | `ci` | `check`, then `test` |
 
@@ -17,6 +19,8 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod check;
 mod demo;
+mod fuzz;
+mod mutants;
 mod setup;
 mod shell;
 mod test;
@@ -50,10 +54,39 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Judge generated packets in the kernel and on the host, and compare
+    Fuzz {
+        #[command(subcommand)]
+        what: Fuzz,
+    },
+    /// Plant bugs, one by one, and see whether the tests catch each
+    Mutants {
+        #[command(subcommand)]
+        what: Mutants,
+    },
     /// Formatting, clippy, rustdoc, cargo deny, purity
     Check,
     /// `check`, then `test`, as CI runs them
     Ci,
+}
+
+#[derive(Subcommand)]
+enum Fuzz {
+    /// The gate; arguments are the fuzzer's own: --packets N, --seed S, --lanes N
+    Gate {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+#[derive(Subcommand)]
+enum Mutants {
+    /// The gate
+    Gate {
+        /// Plant this bug alone (repeatable)
+        #[arg(long, value_name = "NAME")]
+        only: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -80,6 +113,14 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Bench { what, args } => {
             setup::run(setup::Scope::Bench)?;
             return bench::run(what, &args);
+        }
+        Command::Fuzz { what: Fuzz::Gate { args } } => {
+            setup::run(setup::Scope::Test)?;
+            return fuzz::gate(&args);
+        }
+        Command::Mutants { what: Mutants::Gate { only } } => {
+            setup::run(setup::Scope::Test)?;
+            return mutants::gate(&only);
         }
         Command::Check => {
             setup::run(setup::Scope::Check)?;

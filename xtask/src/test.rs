@@ -1,5 +1,7 @@
 //! `cargo xtask test`.
 
+use std::process::Command;
+
 use anyhow::Result;
 
 use crate::shell::{self, cargo};
@@ -18,11 +20,16 @@ pub fn run(args: &[String]) -> Result<()> {
     if std::env::var_os("CI").is_some() {
         nextest.args(["--profile", "ci"]);
     }
+    as_root(&mut nextest);
+    shell::run(&mut nextest)
+}
+
+/// Makes cargo run test programs as root.
+pub fn as_root(cargo: &mut Command) {
     if !shell::is_root() {
         let runner = format!("sudo --preserve-env env PATH={}", shell::path());
-        nextest.env(format!("CARGO_TARGET_{}_RUNNER", triple()), runner);
+        cargo.env(format!("CARGO_TARGET_{}_RUNNER", triple()), runner);
     }
-    shell::run(&mut nextest)
 }
 
 fn triple() -> String {

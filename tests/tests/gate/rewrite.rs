@@ -60,8 +60,8 @@ fn cases() -> Vec<Case> {
         &[Between::Nothing, Between::Destination(1), Between::Destination(4), Between::Chain],
     ];
     let mut cases = Vec::new();
-    for family in 0..2 {
-        for between in betweens[family] {
+    for (family, betweens) in betweens.into_iter().enumerate() {
+        for between in betweens {
             for sum in [Sum::Right, Sum::Absent, Sum::ZeroBefore, Sum::ZeroAfter] {
                 for length in [0, 1, 2, 3, 45, 47, 64, 1_231] {
                     for tags in 0..9 {

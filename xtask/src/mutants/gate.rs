@@ -1,0 +1,447 @@
+//! Bugs to plant in the gate.
+
+use super::Mutant;
+
+const fn mutant(
+    name: &'static str,
+    file: &'static str,
+    old: &'static str,
+    new: &'static str,
+    breaks: &'static str,
+) -> Mutant {
+    Mutant { name, file, old, new, breaks }
+}
+
+const ADMIT: &str = "common/src/admit.rs";
+const CID: &str = "common/src/cid.rs";
+const DATAGRAM: &str = "common/src/datagram.rs";
+const KNOCK: &str = "common/src/knock.rs";
+const PACKET: &str = "common/src/packet.rs";
+const RATE: &str = "common/src/rate.rs";
+const RELAY: &str = "common/src/relay.rs";
+const SETTINGS: &str = "common/src/layout/settings.rs";
+const TUNNEL: &str = "common/src/tunnel.rs";
+const EBPF_KERNEL: &str = "ebpf/src/kernel.rs";
+const EBPF_MAIN: &str = "ebpf/src/main.rs";
+const EBPF_MAPS: &str = "ebpf/src/maps.rs";
+
+pub const MUTANTS: &[Mutant] = &[
+    // The rewrite of a relayed packet.
+    mutant(
+        "checksum-delta",
+        RELAY,
+        "match updated(sum, entry.transport_delta) {",
+        "match updated(sum, entry.address_delta) {",
+        "the UDP checksum leaves out that ports changed",
+    ),
+    mutant(
+        "checksum-absent-v4",
+        RELAY,
+        "(0, Family::V4) => 0,",
+        "(0, Family::V4) => updated(0, entry.transport_delta),",
+        "an IPv4 datagram without a checksum gets a wrong one",
+    ),
+    mutant(
+        "checksum-absent-v6",
+        RELAY,
+        "(0, Family::V6) => return Err(DropReason::RelayChecksum),",
+        "(0, Family::V6) => 0,",
+        "an IPv6 datagram without a checksum goes on",
+    ),
+    mutant(
+        "checksum-computed-zero",
+        RELAY,
+        "                0 => 0xffff,",
+        "                0 => 0,",
+        "a checksum that comes out as 0 says that there is none",
+    ),
+    mutant(
+        "checksum-of-ttl",
+        RELAY,
+        "const ONE_HOP_LESS: u16 = !0x0100;",
+        "const ONE_HOP_LESS: u16 = !0x0001;",
+        "the IPv4 checksum takes one from the protocol, not from the time to live",
+    ),
+    mutant(
+        "ttl-kept",
+        RELAY,
+        "Ok([ttl.wrapping_sub(1), protocol,",
+        "Ok([ttl, protocol,",
+        "a packet may go round for ever",
+    ),
+    mutant(
+        "hop-limit-kept",
+        RELAY,
+        "bytes[3] = bytes[3].wrapping_sub(1);",
+        "bytes[3] = bytes[3].wrapping_sub(0);",
+        "the same in IPv6",
+    ),
+    mutant(
+        "last-hop",
+        RELAY,
+        "if ip.hop_limit <= 1 {",
+        "if ip.hop_limit < 1 {",
+        "a packet leaves with no hop to go",
+    ),
+    mutant(
+        "mtu-of-data",
+        RELAY,
+        "if ip.packet.length > hop.mtu {",
+        "if payload.length > hop.mtu {",
+        "headers do not count for what a link takes",
+    ),
+    mutant(
+        "mtu-exact",
+        RELAY,
+        "if ip.packet.length > hop.mtu {",
+        "if ip.packet.length >= hop.mtu {",
+        "the longest packet that a link takes is dropped",
+    ),
+    mutant(
+        "tag-order",
+        RELAY,
+        "let [[a0, a1, a2, a3], [b0, b1, b2, b3]] = hop.tag;",
+        "let [[b0, b1, b2, b3], [a0, a1, a2, a3]] = hop.tag;",
+        "VLAN tags are put on in the wrong order",
+    ),
+    mutant(
+        "redirect-for-transmit",
+        ADMIT,
+        "if hop.ifindex == ingress {",
+        "if hop.ifindex != ingress {",
+        "a packet leaves by the wrong interface",
+    ),
+    // What a relayed flow, a tunnel or a knock is judged by.
+    mutant(
+        "generation",
+        TUNNEL,
+        "if session.generation != entry.generation {",
+        "if session.generation < entry.generation {",
+        "a revoked session goes on",
+    ),
+    mutant(
+        "epoch",
+        TUNNEL,
+        "lookup.identity_epoch(session.identity) != Some(session.epoch)",
+        "lookup.identity_epoch(session.identity).is_none()",
+        "a person's sessions outlive their revocation",
+    ),
+    mutant(
+        "session-expiry",
+        TUNNEL,
+        "if now >= session.expires {",
+        "if session.expires == 0 {",
+        "a session never ends",
+    ),
+    mutant(
+        "bind-on-a-flow",
+        TUNNEL,
+        "if !is_bind(frame, payload)\n        && let",
+        "if let",
+        "an end cannot bind again from where it is",
+    ),
+    mutant(
+        "expired-key",
+        TUNNEL,
+        "now < key.expires && id.is_minted_by(&key.key)",
+        "id.is_minted_by(&key.key)",
+        "connection IDs of an old key are taken for ever",
+    ),
+    mutant(
+        "expired-peer",
+        TUNNEL,
+        "is_some_and(|ends| now < ends)",
+        "is_some()",
+        "an authenticated peer stays one for ever",
+    ),
+    mutant(
+        "identifier-bucket",
+        TUNNEL,
+        "lookup.take(RateClass::UnprovenId, id.hash(), now) && lookup.take(RateClass::Unproven, 0, now)",
+        "lookup.take(RateClass::Unproven, 0, now)",
+        "one captured connection ID uses up the budget of all",
+    ),
+    mutant(
+        "knock-bucket",
+        TUNNEL,
+        "lookup.take(RateClass::KnockOnce, knock.hash(), now) && lookup.take(RateClass::Knock, 0, now)",
+        "lookup.take(RateClass::Knock, 0, now) && lookup.take(RateClass::KnockOnce, knock.hash(), now)",
+        "one replayed knock uses up the budget of all",
+    ),
+    mutant(
+        "dark",
+        TUNNEL,
+        "if settings.is_dark() {",
+        "if settings.is_dark() && now == 0 {",
+        "a dark port answers strangers",
+    ),
+    mutant(
+        "revoked-device",
+        TUNNEL,
+        "if lookup.is_device_revoked(device) {",
+        "if lookup.is_device_revoked(knock.hash() as u32) {",
+        "a revoked device may knock",
+    ),
+    mutant(
+        "tag-of-identifier",
+        CID,
+        "!key.is_zero() && key.hash([self.head]) == self.tag",
+        "!key.is_zero() && key.hash([self.head]) as u32 == self.tag as u32",
+        "half of a connection ID's tag is not looked at",
+    ),
+    mutant(
+        "empty-slot",
+        CID,
+        "!key.is_zero() && key.hash([self.head]) == self.tag",
+        "key.hash([self.head]) == self.tag",
+        "anyone mints under the key of an empty slot",
+    ),
+    mutant(
+        "knock-epoch",
+        KNOCK,
+        "0xff => Some(current.wrapping_sub(1)),",
+        "0xff => Some(current),",
+        "a device whose clock is behind cannot knock",
+    ),
+    mutant(
+        "knock-epochs-of-old",
+        KNOCK,
+        "        let epoch = knock.epoch_near(now / KNOCK_EPOCH_NS)?;",
+        "        let now = u64::from(knock.head as u8) * KNOCK_EPOCH_NS + now / (256 * KNOCK_EPOCH_NS) * (256 * KNOCK_EPOCH_NS);\n        let epoch = knock.epoch_near(now / KNOCK_EPOCH_NS)?;",
+        "a captured knock is good for days",
+    ),
+    mutant(
+        "knock-mask",
+        KNOCK,
+        "self.head & 0xffff_ff00_0000_00ff",
+        "self.head & 0xff",
+        "knocks of one device can be told from those of others",
+    ),
+    mutant(
+        "small-initial",
+        DATAGRAM,
+        "INITIAL if length >= INITIAL_DATAGRAM =>",
+        "INITIAL if length >= SHORTEST_QUIC =>",
+        "a short opening gets a long answer",
+    ),
+    mutant(
+        "any-version",
+        DATAGRAM,
+        "if u32::from_be_bytes([v0, v1, v2, v3]) != VERSION_1 {",
+        "if u32::from_be_bytes([v0, v1, v2, v3]) == 0 {",
+        "unknown versions reach the endpoint, which answers",
+    ),
+    mutant(
+        "audit-inverted",
+        SETTINGS,
+        "self.audit_from == 0 || now < self.audit_from",
+        "self.audit_from != 0 && now >= self.audit_from",
+        "the gate only counts, unless it is told to only count",
+    ),
+    // Budgets.
+    mutant(
+        "bucket-order",
+        ADMIT,
+        "    if !lookup.take(network, hash, now) {\n        return false;\n    }\n    if lookup.is_recent(hash) && lookup.take(recent, 0, now) {\n        return true;\n    }\n    lookup.take(all, 0, now)",
+        "    if lookup.is_recent(hash) && lookup.take(recent, 0, now) {\n        return true;\n    }\n    lookup.take(all, 0, now) && lookup.take(network, hash, now)",
+        "a network beyond its budget uses up that of all",
+    ),
+    mutant(
+        "recent-for-all",
+        ADMIT,
+        "if lookup.is_recent(hash) && lookup.take(recent, 0, now) {",
+        "if lookup.take(recent, 0, now) {",
+        "strangers pay from what is reserved",
+    ),
+    mutant(
+        "burst",
+        RATE,
+        "if next - now > class.burst() * class.cost()",
+        "if next - now > 2 * class.burst() * class.cost()",
+        "budgets give twice what they say",
+    ),
+    mutant(
+        "shared-bucket",
+        RATE,
+        "Self::FIRST_SPREAD + nth * Self::SPREAD + (hash as u32 & (Self::SPREAD - 1))",
+        "Self::FIRST_SPREAD + nth * Self::SPREAD + (hash as u32 & Self::SPREAD)",
+        "all networks pay from one bucket",
+    ),
+    // Parse and admit.
+    mutant(
+        "vlan-tags",
+        PACKET,
+        "const MAX_VLAN_TAGS: usize = 2;",
+        "const MAX_VLAN_TAGS: usize = 3;",
+        "three tags pass",
+    ),
+    mutant(
+        "first-fragment",
+        PACKET,
+        "head[6] & 0x3f == 0 && head[7] == 0",
+        "head[6] & 0x1f == 0 && head[7] == 0",
+        "first fragments pass",
+    ),
+    mutant(
+        "fragment-v6",
+        PACKET,
+        "offset_low & 0xf9 != 0",
+        "offset_low & 0xf8 != 0",
+        "first fragments pass in IPv6",
+    ),
+    mutant(
+        "extension-bound",
+        PACKET,
+        "const MAX_EXTENSION_BYTES: usize = 240;",
+        "const MAX_EXTENSION_BYTES: usize = 248;",
+        "extension headers go beyond what the program reads",
+    ),
+    mutant(
+        "mapped-source",
+        PACKET,
+        "if source.is_mapped() || destination.is_mapped() {",
+        "if destination.is_mapped() {",
+        "an IPv6 packet speaks for an IPv4 address",
+    ),
+    mutant(
+        "padding",
+        PACKET,
+        "if at + N > self.end {",
+        "if at + N > self.end + 64 {",
+        "headers are read from the padding",
+    ),
+    mutant(
+        "quote-source",
+        PACKET,
+        "if quoted.source != outer.destination {",
+        "if quoted.family != outer.family {",
+        "an ICMP error about what another host sent passes",
+    ),
+    mutant(
+        "neighbour-hop-limit",
+        ADMIT,
+        "IcmpMeta::NeighbourDiscovery if ip.hop_limit == 255 =>",
+        "IcmpMeta::NeighbourDiscovery if ip.hop_limit >= 254 =>",
+        "neighbour discovery from beyond a router passes",
+    ),
+    mutant(
+        "query-from-afar",
+        ADMIT,
+        "IcmpMeta::ListenerQuery if ip.hop_limit == 1 && ip.source.is_link_local_v6() =>",
+        "IcmpMeta::ListenerQuery if ip.hop_limit == 1 =>",
+        "a listener query of a global address passes",
+    ),
+    mutant(
+        "dhcp-from-afar",
+        ADMIT,
+        "flow.local_port == 546 && ip.source.is_link_local_v6()",
+        "flow.local_port == 546",
+        "a DHCPv6 answer from anywhere passes",
+    ),
+    mutant(
+        "reply-for-ever",
+        ADMIT,
+        "last_sent.is_some_and(|at| now.saturating_sub(at) < HOST_FLOW_NS)",
+        "last_sent.is_some_and(|at| at <= now)",
+        "answers pass long after the question",
+    ),
+    mutant(
+        "listen-accepted",
+        ADMIT,
+        "TcpSocket::ListenerCookie | TcpSocket::Listener => Verdict::Drop(DropReason::TcpListener),",
+        "TcpSocket::ListenerCookie | TcpSocket::Listener => Verdict::Pass(PassReason::TcpConnection),",
+        "stray packets reach listeners, which answer RST",
+    ),
+    mutant(
+        "listen-quoted",
+        ADMIT,
+        "lookup.tcp_socket(flow, None) == TcpSocket::Connection",
+        "lookup.tcp_socket(flow, None) != TcpSocket::None",
+        "an ICMP error about a listener passes",
+    ),
+    mutant(
+        "cookie-port",
+        ADMIT,
+        "TcpSocket::ListenerCookie if open_to(flow, lookup).is_some() =>",
+        "TcpSocket::ListenerCookie if now > 0 =>",
+        "a cookie opens a port where no SYN may pass",
+    ),
+    mutant(
+        "host-flow-of-served-port",
+        ADMIT,
+        "if lookup.in_port_set(PortSet::ServedUdp, source) || lookup.in_port_set(PortSet::AdminUdp, source)",
+        "if lookup.in_port_set(PortSet::AdminUdp, source)",
+        "a stranger makes the tunnel's answers write HOSTFLOW",
+    ),
+    // The program in the kernel.
+    mutant(
+        "counter-index",
+        EBPF_MAIN,
+        "let to_sample = maps::count(verdict, now);",
+        "let to_sample = maps::count(verdict ^ 1, now);",
+        "another reason is counted",
+    ),
+    mutant(
+        "audit-inverted-in-kernel",
+        EBPF_MAIN,
+        "return if enforces {",
+        "return if !enforces {",
+        "what would be dropped passes",
+    ),
+    mutant(
+        "relay-action",
+        EBPF_MAIN,
+        "if verdict == Verdict::Relay(RelayReason::Transmit).index() {",
+        "if verdict == Verdict::Relay(RelayReason::Redirect).index() {",
+        "packets leave by the wrong interface",
+    ),
+    mutant(
+        "listen-in-kernel",
+        EBPF_KERNEL,
+        "_ if (*socket).state != BPF_TCP_LISTEN => TcpSocket::Connection,",
+        "_ if (*socket).state <= BPF_TCP_LISTEN => TcpSocket::Connection,",
+        "a listener counts as a connection",
+    ),
+    mutant(
+        "cookie-numbers",
+        EBPF_KERNEL,
+        "acknowledgement: ack.acknowledgement.to_be(),",
+        "acknowledgement: ack.sequence.to_be(),",
+        "no cookie is ever right",
+    ),
+    mutant(
+        "bucket-not-stored",
+        EBPF_MAPS,
+        "        word.write_volatile(next);",
+        "        word.write_volatile(next.min(now));",
+        "budgets are never used up",
+    ),
+    mutant(
+        "hop-slot",
+        EBPF_MAPS,
+        "(index << 1) | (*slot as u32 & 1)",
+        "(index << 1) | (*slot as u32 & 0)",
+        "a next hop is read while it is written",
+    ),
+    mutant(
+        "bytes-of-flow",
+        EBPF_MAPS,
+        "atomic_add(&raw mut (*self.0).bytes, u64::from(length));",
+        "atomic_add(&raw mut (*self.0).bytes, u64::from(length) + 14);",
+        "a session's bytes are counted with another length",
+    ),
+    mutant(
+        "host-port",
+        EBPF_MAPS,
+        "if *word & bit == 0 {",
+        "if *word & bit != 0 {",
+        "answers to this host are dropped",
+    ),
+    mutant(
+        "revoked-in-kernel",
+        EBPF_MAPS,
+        "REVOKED.get_ptr(device).is_some()",
+        "REVOKED.get_ptr(device ^ 1).is_some()",
+        "another device is revoked",
+    ),
+];
