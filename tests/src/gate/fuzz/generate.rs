@@ -44,7 +44,7 @@ impl Generator {
         if self.rng.u8(..8) > 2 {
             self.damage(&mut frame);
         }
-        if self.rng.u16(..8_192) == 0 {
+        if self.rng.u16(..2_048) == 0 {
             // Around the longest that IP can be, in several buffers.
             frame.resize(65_536 + self.rng.usize(..128), 0);
         }
