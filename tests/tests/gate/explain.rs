@@ -60,7 +60,7 @@ fn the_explained_verdict_is_the_one_that_the_kernel_counts() {
             (
                 path.udp(50_000, 53, b"?"),
                 drop(DropReason::UdpUnsolicited),
-                "this host's own flow to there: none",
+                "port 53 is one this host has sent from (UDP): no",
             ),
             (
                 path.udp(50_000, 443, &quic::initial(&[7; 12])),
