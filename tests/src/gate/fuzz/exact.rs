@@ -25,6 +25,10 @@ struct State {
     /// Packets and bytes of each flow.
     relayed: Vec<(u64, u64)>,
     journal: Vec<Change>,
+    /// Buckets that the last packet asked, whether or not they gave.
+    asked: Vec<u32>,
+    /// The same of all packets since [`Exact::commit`].
+    asked_by_all: HashSet<u32>,
 }
 
 /// What [`Exact::undo`] takes back.
@@ -44,7 +48,13 @@ impl Exact {
 
     /// The verdict on a frame at `now`; the frame is left as the program would leave it.
     pub(in crate::gate) fn process(&self, frame: &mut Bytes, now: u64) -> Outcome {
+        self.state.borrow_mut().asked.clear();
         process(frame, self, INGRESS_IFINDEX, now)
+    }
+
+    /// Buckets that the last packet asked.
+    pub fn asked(&self) -> Vec<u32> {
+        self.state.borrow().asked.clone()
     }
 
     pub fn verdict(&self, frame: &[u8], now: u64) -> Verdict {
@@ -79,19 +89,16 @@ impl Exact {
         undone
     }
 
-    /// Words that changed since `mark`, as they are now.
-    pub fn changed(&self, mark: usize) -> HashMap<u32, u64> {
-        let state = self.state.borrow();
-        let changed = state.journal[mark..].iter().filter_map(|change| match change {
-            Change::Word { slot, .. } => Some((*slot, state.words[slot])),
-            Change::Count { .. } => None,
-        });
-        changed.collect()
+    /// Buckets that packets asked since [`Exact::commit`].
+    pub fn asked_by_all(&self) -> Vec<u32> {
+        self.state.borrow().asked_by_all.iter().copied().collect()
     }
 
     /// Nothing before now is taken back any more.
     pub fn commit(&self) {
-        self.state.borrow_mut().journal.clear();
+        let state = &mut *self.state.borrow_mut();
+        state.journal.clear();
+        state.asked_by_all.clear();
     }
 
     pub fn set_word(&self, slot: u32, word: u64) {
@@ -143,6 +150,8 @@ impl Lookup for Exact {
     fn take(&self, class: RateClass, hash: u64, now: u64) -> bool {
         let state = &mut *self.state.borrow_mut();
         let slot = class.slot(hash);
+        state.asked.push(slot);
+        state.asked_by_all.insert(slot);
         let word = state.words.entry(slot).or_default();
         let Some(next) = take_token(*word, now, class) else { return false };
         state.journal.push(Change::Word { slot, old: std::mem::replace(word, next) });

@@ -1,6 +1,6 @@
 //! One thread's comparison: a loaded program, the host's side of it, and packets for both.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 
 use anyhow::{Result, bail};
@@ -45,7 +45,7 @@ impl Lane {
             let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
             settings.network_hash(family, Address::from(*address))
         });
-        let recent: std::collections::HashSet<u64> = recent.collect();
+        let recent: HashSet<u64> = recent.collect();
         for hash in &recent {
             kernel.set_recent(*hash)?;
         }
@@ -97,7 +97,7 @@ impl Lane {
             frames.push(frame);
             let mark = self.exact.mark();
             let frame = &frames[frames.len() - 1];
-            match step(&self.kernel, &self.exact, &mut self.out, frame, &mut self.clock_moved)? {
+            match step(&mut self.kernel, &self.exact, &mut self.out, frame, &mut self.clock_moved)? {
                 Ok(verdict) => *self.expected.entry(verdict).or_default() += 1,
                 Err(difference) => {
                     self.restore(mark)?;
@@ -149,14 +149,10 @@ impl Lane {
         }
         self.counted = counted;
         self.expected.clear();
-        let changed = self.exact.changed(0);
-        for (slot, word) in self.kernel.words(changed.keys().copied())? {
-            if changed[&slot] != word {
-                write!(
-                    difference,
-                    "bucket {slot} is {word} in the kernel, {} on the host; ",
-                    changed[&slot]
-                )?;
+        for (slot, kernel) in self.kernel.words(self.exact.asked_by_all())? {
+            let host = self.exact.word(slot);
+            if kernel != host {
+                write!(difference, "bucket {slot} is {kernel} in the kernel, {host} on the host; ")?;
             }
         }
         let (kernel, host) = (self.kernel.relayed(&self.exact.model.flows)?, self.exact.relayed());
@@ -168,7 +164,9 @@ impl Lane {
 
     /// Budgets as they were at the mark, on both sides.
     fn restore(&mut self, mark: usize) -> Result<()> {
-        let words = self.exact.undo(mark);
+        let mut words = self.exact.undo(mark);
+        // The kernel may have taken what the host did not.
+        words.extend(self.exact.asked().into_iter().map(|slot| (slot, self.exact.word(slot))));
         self.kernel.set_words(words)
     }
 
@@ -188,8 +186,8 @@ impl Lane {
     /// One packet, with its counter.
     fn trial(&mut self, frame: &[u8]) -> Result<Option<Difference>> {
         let before = self.kernel.counters()?;
-        let mark = self.exact.mark();
-        let verdict = match step(&self.kernel, &self.exact, &mut self.out, frame, &mut self.clock_moved)? {
+        let verdict = match step(&mut self.kernel, &self.exact, &mut self.out, frame, &mut self.clock_moved)?
+        {
             Ok(verdict) => verdict,
             Err(difference) => return Ok(Some(difference)),
         };
@@ -198,10 +196,10 @@ impl Lane {
         if moved != [verdict] {
             return Ok(Some(format!("the kernel counted {moved:?}, the host {verdict:?}")));
         }
-        for (slot, word) in self.exact.changed(mark) {
-            let kernel = self.kernel.words([slot])?[0].1;
-            if kernel != word {
-                return Ok(Some(format!("bucket {slot} is {kernel} in the kernel, {word} on the host")));
+        for (slot, kernel) in self.kernel.words(self.exact.asked())? {
+            let host = self.exact.word(slot);
+            if kernel != host {
+                return Ok(Some(format!("bucket {slot} is {kernel} in the kernel, {host} on the host")));
             }
         }
         Ok(None)
@@ -257,7 +255,7 @@ fn deal_word(rng: &mut Rng, class: RateClass, now: u64) -> u64 {
 
 /// One packet on both sides: the verdict that both give, or how they differ.
 fn step(
-    kernel: &Kernel,
+    kernel: &mut Kernel,
     exact: &Exact,
     out: &mut Vec<u8>,
     frame: &[u8],
@@ -268,31 +266,55 @@ fn step(
     let (action, length) = kernel.act(frame, out)?;
     let after = monotonic_ns();
     let left = &out[..length];
-    let mark = exact.mark();
-    let first = judge(exact, frame, before, action, left);
     if before == after {
-        return Ok(first);
+        return Ok(judge(exact, frame, before, action, left));
     }
-    // The program read the clock at some time between. A budget that it took from tells when.
     *clock_moved += 1;
+    explain(kernel, exact, frame, (before, after), action, left)
+}
+
+/// The verdict on a packet during which the clock moved: that of a time between, at which the host gives, and takes,
+/// what the kernel did. A bucket that the kernel took from tells the time.
+fn explain(
+    kernel: &mut Kernel,
+    exact: &Exact,
+    frame: &[u8],
+    (before, after): (u64, u64),
+    action: u32,
+    left: &[u8],
+) -> Result<Result<Verdict, Difference>> {
+    let mark = exact.mark();
     let mut times = vec![before, after];
-    for (slot, word) in kernel.words(exact.changed(mark).into_keys())? {
-        let class = RateClass::ALL.into_iter().rev().find(|class| class.slot(0) <= slot);
-        times.extend(
-            class.and_then(|class| word.checked_sub(class.cost())).filter(|at| (before..=after).contains(at)),
-        );
+    let mut asked = BTreeSet::new();
+    // Once for the buckets that may have been asked, and once more to compare them all.
+    for now in [before, after] {
+        exact.undo(mark);
+        let _ = judge(exact, frame, now, action, left);
+        asked.extend(exact.asked());
     }
+    for (slot, word) in kernel.words(asked.iter().copied())? {
+        let class = RateClass::ALL.into_iter().rev().find(|class| class.slot(0) <= slot);
+        let at = class.and_then(|class| word.checked_sub(class.cost()));
+        times.extend(at.filter(|at| (before..=after).contains(at)));
+    }
+    let mut why = String::new();
     for now in times {
         exact.undo(mark);
-        if let Ok(verdict) = judge(exact, frame, now, action, left) {
-            let changed = exact.changed(mark);
-            if kernel.words(changed.keys().copied())?.iter().all(|(slot, word)| changed[slot] == *word) {
-                return Ok(Ok(verdict));
+        match judge(exact, frame, now, action, left) {
+            Ok(verdict) => {
+                asked.extend(exact.asked());
+                if kernel.words(asked.iter().copied())?.iter().all(|(slot, word)| exact.word(*slot) == *word)
+                {
+                    return Ok(Ok(verdict));
+                }
+                why = format!("no time from {before} to {after} explains the budgets after {verdict:?}");
             }
+            Err(difference) => why = difference,
         }
     }
     exact.undo(mark);
-    Ok(first.and_then(|_| Err(format!("no time from {before} to {after} explains the budgets"))))
+    kernel.set_words(asked.into_iter().map(|slot| (slot, exact.word(slot))))?;
+    Ok(Err(why))
 }
 
 /// What the host makes of a packet at `now`, if that is what the kernel did.

@@ -2,9 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use anyhow::Result;
-use portcullis_common::layout::{FlowEntry, Hop, HostFlowKey};
+use portcullis_common::layout::{FlowEntry, HOST_FLOW_NS, Hop, HostFlowKey};
 use portcullis_common::{Address, Family, Flow};
 use rustix::net::{AddressFamily, SocketType};
 
@@ -12,6 +13,7 @@ use crate::gate::kernel::monotonic_ns;
 use crate::gate::model::{INGRESS_IFINDEX, Model};
 use crate::gate::packet::Path;
 use crate::netns::Netns;
+use crate::process::wait_until;
 
 pub const LOCAL: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 pub const REMOTE: [&str; 2] = ["198.51.100.7", "2001:db8:bad::7"];
@@ -81,8 +83,10 @@ pub fn model() -> Model {
             model.flows.push((arriving, entry));
         }
         let (asked, now) = (flow(&path, 40_000, 53), monotonic_ns());
-        model.host_flows.insert(HostFlowKey::udp(&asked), now);
-        model.host_flows.insert(HostFlowKey::echo(asked.local, asked.remote, 77), now);
+        // A run may be longer than a flow lives.
+        let sent = now + 1_000 * HOST_FLOW_NS;
+        model.host_flows.insert(HostFlowKey::udp(&asked), sent);
+        model.host_flows.insert(HostFlowKey::echo(asked.local, asked.remote, 77), sent);
         let stale = Flow { remote_port: 54, ..asked };
         model.host_flows.insert(HostFlowKey::udp(&stale), now.saturating_sub(200_000_000_000).max(1));
     }
@@ -111,7 +115,10 @@ fn sockets(path: &Path) -> Result<(TcpListener, TcpListener, TcpStream, TcpStrea
     let socket: OwnedFd = rustix::net::socket(family, SocketType::STREAM, None)?;
     // Both ends are addresses of the namespace; left alone, the kernel would connect an address to itself.
     rustix::net::bind(&socket, &SocketAddr::new(path.local, 0))?;
-    rustix::net::connect(&socket, &far.local_addr()?)?;
+    // The kernel routes to a new IPv6 address a little later than it takes it.
+    wait_until("a route to the far end", Duration::from_secs(10), || {
+        Ok(rustix::net::connect(&socket, &SocketAddr::new(path.remote, FAR_PORT)).ok())
+    })?;
     let (answering, _) = far.accept()?;
     Ok((served, far, TcpStream::from(socket), answering))
 }
