@@ -152,8 +152,9 @@ fn any_bytes_parse_or_give_a_reason() {
         let frame = generator.frame();
         model.exhausted = frame.len().is_multiple_of(2);
         let verdict = model.verdict(&frame, 1);
-        // Padding behind the packet changes nothing, unless the frame was too short for its packet.
-        if verdict.is_pass() {
+        // Padding behind the packet changes nothing, unless the frame was too short for its packet, or gets too long
+        // for any.
+        if verdict.is_pass() && frame.len() < 60_000 {
             let padded = [&frame[..], &[0xa5; 64]].concat();
             assert_eq!(model.verdict(&padded, 1), verdict, "seed {seed}, {frame:02x?}");
         }
