@@ -10,6 +10,7 @@ pub mod edge;
 pub mod event;
 pub mod flow;
 pub mod gate;
+pub mod helper;
 pub mod identity;
 pub mod metrics;
 pub mod ops;

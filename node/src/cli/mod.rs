@@ -29,6 +29,12 @@ enum Command {
     },
     /// Run next to private applications: dials out to nodes, never listens
     Connector(ConnectorArgs),
+    /// What a node starts beside itself; of no use by hand
+    #[command(hide = true)]
+    Helper {
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Check, inspect and change a node
     Admin(admin::AdminArgs),
 }
@@ -68,6 +74,7 @@ pub fn main() -> ExitCode {
             allow: args.allow,
             connections: args.connections,
         }),
+        Command::Helper { config } => crate::helper::run(&config),
         Command::Admin(args) => admin::run(args),
     };
     match result {

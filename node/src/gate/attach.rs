@@ -16,8 +16,9 @@ use super::{GateError, XdpMode};
 pub(super) struct Attached {
     pub(super) interface: String,
     pub(super) mode: XdpMode,
-    ingress: OwnedFd,
-    egress: Egress,
+    pub(super) ifindex: u32,
+    pub(super) ingress: OwnedFd,
+    pub(super) egress: Egress,
 }
 
 impl Attached {
@@ -148,7 +149,7 @@ fn attach(
         Some(adopted) => adopted,
         None => create_ingress(object, pin, device)?,
     };
-    Ok(Attached { interface, mode, ingress, egress })
+    Ok(Attached { interface, mode, ifindex: device.ifindex, ingress, egress })
 }
 
 fn is_guarded(pin: &PinDir, device: &Device<'_>) -> Result<bool, GateError> {
@@ -178,7 +179,7 @@ pub(super) fn adopt(
         return Ok(None);
     }
     let program = object.program(name_of(hook))?;
-    if Identity::of_id(info.program_id)?.as_ref() == Some(&program.identity) {
+    if Identity::of_id(info.program_id)?.as_ref() == Some(program.identity) {
         tracing::info!(interface = device.name, ?hook, "the gate was in place and stays");
     } else {
         sys::link_update(link.as_fd(), program.fd).map_err(failed)?;

@@ -51,6 +51,14 @@ pub(super) enum Egress {
 }
 
 impl Egress {
+    /// That of a link, or of the filter on the interface of this index if there is none.
+    pub(super) fn adopt(link: Option<OwnedFd>, ifindex: u32) -> io::Result<Self> {
+        match link {
+            Some(link) => Ok(Self::Link(link)),
+            None => Ok(Self::Filter(place(ifindex), Mutex::new(Netlink::open()?))),
+        }
+    }
+
     /// Whether it is still there. Needs no privilege.
     pub(super) fn is_up(&self) -> bool {
         match self {
@@ -125,7 +133,7 @@ fn put_filter(object: &Object, device: &Device<'_>) -> Result<Egress, GateError>
         if !is_ours(filter) {
             return Err(GateError::OtherFilter { interface: interface.to_owned() });
         }
-        if Identity::of_id(filter.program_id)?.as_ref() == Some(&program.identity) {
+        if Identity::of_id(filter.program_id)?.as_ref() == Some(program.identity) {
             tracing::info!(%interface, hook = %EgressHook::Clsact, "the gate was in place and stays");
             return Ok(Egress::Filter(place, Mutex::new(netlink)));
         }

@@ -42,6 +42,8 @@ pub enum GateError {
     Load(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the gate's map {map} cannot be used")]
     Map { map: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the gate was taken down by hand: it is put up again by a restart")]
+    TakenDown,
     #[error("the gate's map {map} is full")]
     Full { map: &'static str },
     #[error("the gate's map {map} has the entry already")]

@@ -26,6 +26,7 @@ mod explain;
 mod kernel;
 mod maps;
 mod memory;
+mod mend;
 mod netlink;
 mod object;
 mod pin;
@@ -50,6 +51,7 @@ pub use events::{AsyncEvents, Ends, Events, SampledDrop};
 pub use hops::Detour;
 pub use explain::{Explainer, Explanation};
 pub use maps::Counters;
+pub use mend::{Attacher, Grip, LinkEvents};
 pub use object::{EGRESS, INGRESS, OBJECT};
 pub use relay::{
     Ended, FlowGrant, IdentityRef, Keeper, Leg, Relay, RelayError, RelayTotals, SessionRef, Usage,

@@ -20,6 +20,8 @@ pub const EGRESS: &str = "portcullis_out";
 /// The programs, verified and in the kernel, attached to nothing yet.
 pub(super) struct Object {
     ebpf: Ebpf,
+    /// Asked for at once: later the privileges for it may be gone.
+    identities: [(&'static str, Identity); 2],
 }
 
 impl Object {
@@ -37,22 +39,26 @@ impl Object {
         let egress: &mut SchedClassifier =
             ebpf.program_mut(EGRESS).ok_or_else(missing)?.try_into().map_err(GateError::load)?;
         egress.load().map_err(GateError::load)?;
-        Ok(Self { ebpf })
+        let identity = |name| -> Result<_, GateError> {
+            let program: &Program = ebpf.program(name).ok_or_else(missing)?;
+            Ok((name, Identity::of(&program.info().map_err(GateError::load)?)?))
+        };
+        let identities = [identity(INGRESS)?, identity(EGRESS)?];
+        Ok(Self { ebpf, identities })
     }
 
     pub(super) fn program(&self, name: &str) -> Result<Loaded<'_>, GateError> {
         let missing = || GateError::load("the object lacks a program");
         let program: &Program = self.ebpf.program(name).ok_or_else(missing)?;
-        Ok(Loaded {
-            fd: program.fd().map_err(GateError::load)?.as_fd(),
-            identity: Identity::of(&program.info().map_err(GateError::load)?)?,
-        })
+        let identity = self.identities.iter().find(|(known, _)| *known == name);
+        let (_, identity) = identity.ok_or_else(missing)?;
+        Ok(Loaded { fd: program.fd().map_err(GateError::load)?.as_fd(), identity })
     }
 }
 
 pub(super) struct Loaded<'a> {
     pub(super) fd: BorrowedFd<'a>,
-    pub(super) identity: Identity,
+    pub(super) identity: &'a Identity,
 }
 
 /// What makes two loads the same program: the same instructions on the same maps.

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
 use crate::event::{Action, Event};
-use crate::gate::{Control, Enforcement, Gate, SampledDrop};
+use crate::gate::{Control, Enforcement, Gate, LinkEvents, SampledDrop};
+use crate::helper::Helper;
 
 use super::Health;
 
@@ -21,7 +22,13 @@ const READ_EVERY: Duration = Duration::from_secs(1);
 const REMEMBERED: usize = 8_192;
 
 /// Follows the gate until it is dropped; sources of sampled drops go to `recent`.
-pub fn watch_gate(gate: Option<Gate>, context: Arc<Context>, health: Health, recent: RecentDrops) {
+pub fn watch_gate(
+    gate: Option<Gate>,
+    helper: Option<Helper>,
+    context: Arc<Context>,
+    health: Health,
+    recent: RecentDrops,
+) {
     let Some(mut gate) = gate else { return };
     let control = gate.control();
     if let Some(events) = gate.events() {
@@ -45,9 +52,42 @@ pub fn watch_gate(gate: Option<Gate>, context: Arc<Context>, health: Health, rec
     tokio::spawn(async move {
         let mut tick = tokio::time::interval(READ_EVERY);
         let mut before = None;
+        let mut links = match LinkEvents::open() {
+            Ok(links) => Some(links),
+            Err(error) => {
+                tracing::warn!(%error, "interfaces are only looked at every second");
+                None
+            }
+        };
+        let mut mender = helper.map(|helper| Mender { helper, told: HashMap::new() });
         loop {
-            tick.tick().await;
+            let changed = async {
+                match &mut links {
+                    Some(links) => links.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = tick.tick() => {}
+                result = changed => if result.is_err() { links = None },
+            }
+            // Before it is mended, so that nothing hides the gap.
             look(&gate, &context, &health);
+            let wanted = &context.active().config.gate.interfaces;
+            if !gate.unguarded(wanted).is_empty()
+                && let Some(mut mending) = mender.take()
+            {
+                let mine = Arc::clone(&context);
+                let mended = tokio::task::spawn_blocking(move || {
+                    mending.mend(&mut gate, &mine);
+                    (gate, mending)
+                });
+                match mended.await {
+                    Ok((mended, mending)) => (gate, mender) = (mended, Some(mending)),
+                    Err(error) => return tracing::error!(%error, "the gate is no longer followed"),
+                }
+                look(&gate, &context, &health);
+            }
             before = Some(look_at_mode(&control, before, &context, &health));
         }
     });
@@ -64,11 +104,40 @@ fn look(gate: &Gate, context: &Context, health: &Health) {
             false
         }
     };
-    let attached = counted && gate.is_up();
+    let attached = counted && gate.guards(&context.active().config.gate.interfaces);
     context.metrics.gate_attached.set(i64::from(attached));
     if health.set_gate(attached) && !attached {
         tracing::error!("the gate is no longer attached");
         context.events.emit(Event::new(Action::Gate, false).detail("the gate is no longer attached"));
+    }
+}
+
+/// Gets interfaces guarded that came while the daemon runs.
+struct Mender {
+    helper: Helper,
+    /// What stood in the way last, by interface: told once.
+    told: HashMap<String, String>,
+}
+
+impl Mender {
+    /// Blocks.
+    fn mend(&mut self, gate: &mut Gate, context: &Context) {
+        for interface in gate.unguarded(&context.active().config.gate.interfaces) {
+            let attached = self.helper.attach(&interface).and_then(|grip| Ok(gate.adopt(&interface, grip)?));
+            let (done, detail) = match attached {
+                Ok(()) => (true, format!("the gate is up on {interface}, which came while the node ran")),
+                Err(error) => (false, format!("the gate cannot be put up on {interface}: {error:#}")),
+            };
+            let told = self.told.insert(interface, detail.clone());
+            if done {
+                tracing::warn!("{detail}");
+            } else if told.as_ref() == Some(&detail) {
+                continue;
+            } else {
+                tracing::error!("{detail}");
+            }
+            context.events.emit(Event::new(Action::Gate, done).detail(detail));
+        }
     }
 }
 

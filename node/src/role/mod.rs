@@ -44,7 +44,7 @@ pub fn gate_mode(config: &Config) -> anyhow::Result<GateMode> {
 }
 
 /// Logs to standard error, as `RUST_LOG` says, at `info` without it.
-fn start_logging() {
+pub(crate) fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();

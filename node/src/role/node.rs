@@ -21,7 +21,8 @@ use crate::config::{Active, Config};
 use crate::context::Context;
 use crate::edge;
 use crate::event::{Action, Event, Events, FileTarget, install_panic_hook, log_before, open_log};
-use crate::gate::{Gate, GateMode};
+use crate::gate::{Dataplane, Gate, GateMode};
+use crate::helper::Helper;
 use crate::metrics::Metrics;
 use crate::ops;
 use crate::portal::Portal;
@@ -52,12 +53,16 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
     let sockets = Sockets::bind(&config)?;
     let mode = super::gate_mode(&config)?;
     let gate = open_gate(&config, mode)?;
+    let helper = match &gate {
+        Some(_) if config.gate.dataplane == Dataplane::Xdp => Some(Helper::start(&path)?),
+        _ => None,
+    };
     prepare_files(&config)?;
 
     privilege::drop(config.node.user.as_deref(), &paths(&config, &path))?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(serve(path, config, tls, sockets, gate));
+    let result = runtime.block_on(serve(path, config, tls, sockets, gate, helper));
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
@@ -180,6 +185,7 @@ async fn serve(
     tls: edge::Tls,
     sockets: Sockets,
     gate: Option<Gate>,
+    helper: Option<Helper>,
 ) -> anyhow::Result<()> {
     let now = clock::now();
     let store = Store::open(&config.node.state)?;
@@ -242,7 +248,7 @@ async fn serve(
     if let Some(gate) = &control {
         tokio::spawn(feed::keep(gate.clone(), devices.clone(), Arc::clone(&context), shutdown.clone()));
     }
-    ops::watch_gate(gate, Arc::clone(&context), health.clone(), recent_drops);
+    ops::watch_gate(gate, helper, Arc::clone(&context), health.clone(), recent_drops);
     tokio::spawn(ops::serve(sockets.metrics, Arc::clone(&context), health.clone(), shutdown.clone()));
     tokio::spawn(tend(Arc::clone(&context), shutdown.clone()));
     tokio::spawn(admin::serve(sockets.admin, service, shutdown.clone()));

@@ -12,11 +12,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Active, Config};
+use crate::config::{Active, Config, GateSettings};
 use crate::context::Context;
 use crate::edge::Tls;
 use crate::event::{Action, Event};
-use crate::gate::Control;
+use crate::gate::{Control, Dataplane};
 
 /// How often files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -97,7 +97,7 @@ impl Reloader {
         fixed("node.admin_socket", config.node.admin_socket == old.config.node.admin_socket)?;
         fixed("node.metrics", config.node.metrics == old.config.node.metrics)?;
         fixed("node.user", config.node.user == old.config.node.user)?;
-        fixed("[gate]", config.gate == old.config.gate)?;
+        fixed("[gate]", config.gate == more_interfaces(&old.config.gate, &config.gate))?;
         fixed("[events]", config.events == old.config.events)?;
         anyhow::ensure!(
             !config.tunnel.dark || self.gate.is_some(),
@@ -115,4 +115,12 @@ impl Reloader {
         self.publish.send_replace(active);
         Ok(())
     }
+}
+
+/// `old` with the interfaces of `new`, if those are more: they are guarded as they come. To let one go takes a restart.
+fn more_interfaces(old: &GateSettings, new: &GateSettings) -> GateSettings {
+    let more = old.interfaces.iter().all(|name| new.interfaces.contains(name));
+    let followed = old.dataplane == Dataplane::Xdp && !old.interfaces.is_empty() && more;
+    let interfaces = if followed { &new.interfaces } else { &old.interfaces };
+    GateSettings { interfaces: interfaces.clone(), ..old.clone() }
 }

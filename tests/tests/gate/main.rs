@@ -1,6 +1,7 @@
 //! The gate: what it decides, that the kernel and the host decide alike, and that it holds on real
 //! interfaces in namespaces of its own.
 
+mod closed;
 mod clsact;
 mod cookie;
 mod differential;

@@ -3,6 +3,7 @@
 mod admin;
 mod audit;
 mod connectors;
+mod flap;
 mod gated;
 mod lifecycle;
 mod privacy;
