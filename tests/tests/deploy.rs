@@ -48,6 +48,25 @@ fn the_example_of_a_connector_is_read() {
     assert_eq!(allowed, ["10.0.0.5:8080"]);
 }
 
+/// The unit for boot and the rule for interfaces run the same command.
+#[test]
+fn the_gate_is_put_up_by_a_command_that_exists() {
+    let help = Command::new(binary().unwrap()).args(["admin", "gate", "up", "--help"]).output().unwrap();
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    for (file, before) in [("portcullis-gate.service", "ExecStart="), ("80-portcullis.rules", "RUN+=\"")] {
+        let text = fs::read_to_string(deploy(file)).unwrap();
+        let (_, command) = text.split_once(before).unwrap();
+        let command = command.lines().next().unwrap().trim_end_matches('"');
+        let options = command.strip_prefix("/usr/local/bin/portcullis admin gate up ").unwrap();
+        assert!(options.starts_with("--config /etc/portcullis/node.toml"), "{file}: {options}");
+        for option in options.split(' ').filter(|word| word.starts_with("--")) {
+            assert!(help.contains(option), "{file}: no {option}");
+        }
+    }
+    let unit = fs::read_to_string(deploy("portcullis-gate.service")).unwrap();
+    assert!(unit.contains("Before=network-pre.target") && unit.contains("DefaultDependencies=no"));
+}
+
 #[test]
 fn the_units_start_what_exists() {
     for (unit, command) in

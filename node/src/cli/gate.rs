@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::admin::client::Target;
 use crate::admin::wire::Request;
 use crate::config::{Config, DEFAULT_PIN, parse_duration};
-use crate::gate;
+use crate::gate::{self, Dataplane, Gate};
 use crate::ops::Source;
 
 use super::{explain, output};
@@ -22,6 +22,13 @@ pub(super) enum GateCommand {
         /// Where the gate is pinned, when not as in the configuration
         #[arg(long)]
         pin: Option<PathBuf>,
+    },
+    /// Put the gate up as the configuration says, without a node: for boot, and for interfaces that appear.
+    /// Interfaces that are not there are left out
+    Up {
+        /// Only if this interface is configured
+        #[arg(long)]
+        interface: Option<String>,
     },
     /// What the gate does with a packet, and why: the verdict's path through the live maps
     Explain(explain::ExplainArgs),
@@ -55,6 +62,7 @@ pub(super) enum GateCommand {
 pub(super) fn run(command: GateCommand, config: Option<&Path>, node: &Target) -> anyhow::Result<()> {
     match command {
         GateCommand::Status { pin } => status(&pin_of(pin, config)?),
+        GateCommand::Up { interface } => up(config.context("`up` needs --config")?, interface.as_deref()),
         GateCommand::Explain(args) => {
             let pin = pin_of(args.pin.clone(), config)?;
             explain::run(args, &pin)
@@ -99,6 +107,22 @@ fn pin_of(pin: Option<PathBuf>, config: Option<&Path>) -> anyhow::Result<PathBuf
         (None, Some(path)) => Ok(Config::load(path)?.gate.pin),
         (None, None) => Ok(PathBuf::from(DEFAULT_PIN)),
     }
+}
+
+/// What is up already stays as it is.
+fn up(config: &Path, interface: Option<&str>) -> anyhow::Result<()> {
+    let config = Config::load(config)?;
+    let configured = &config.gate.interfaces;
+    if configured.is_empty() || interface.is_some_and(|name| configured.iter().all(|known| known != name)) {
+        return Ok(());
+    }
+    let wanted = config.gate_config(crate::role::gate_mode(&config)?);
+    let wanted = if wanted.dataplane == Dataplane::Xdp { wanted.present()? } else { wanted };
+    if wanted.interfaces.is_empty() {
+        return output::line("no configured interface is there yet");
+    }
+    Gate::open(&wanted)?;
+    output::line(&format!("the gate is up: {}", wanted.interfaces.join(", ")))
 }
 
 fn ask(node: &Target, request: Request, each: impl FnMut(Value) -> anyhow::Result<()>) -> anyhow::Result<()> {

@@ -57,6 +57,7 @@ impl Attacher {
         if !self.pin.maps().exists() {
             return Err(GateError::TakenDown);
         }
+        let _lock = self.pin.lock()?;
         let device = Device::find(interface)?;
         let attached = attach::attach_all(&self.object, &self.pin, &[device], self.egress)?;
         let attached = attached.into_iter().next();
@@ -67,6 +68,25 @@ impl Attacher {
             Egress::Filter(..) => None,
         };
         Ok(Grip { mode: attached.mode, ifindex: attached.ifindex, ingress: attached.ingress, egress })
+    }
+}
+
+impl GateConfig {
+    /// Only those interfaces that are there now.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot be asked.
+    pub fn present(mut self) -> io::Result<Self> {
+        let netlink = Netlink::open()?;
+        let mut present = Vec::new();
+        for interface in self.interfaces {
+            if netlink.index_of(&interface)?.is_some() {
+                present.push(interface);
+            }
+        }
+        self.interfaces = present;
+        Ok(self)
     }
 }
 

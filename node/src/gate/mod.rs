@@ -138,6 +138,7 @@ impl Gate {
             config.interfaces.iter().map(|name| Device::find(name)).collect::<Result<Vec<_>, _>>()?;
         let pin = PinDir::new(&config.pin);
         pin.prepare()?;
+        let _lock = pin.lock()?;
         let object = Object::load(&pin)?;
         maps::configure(&pin, config)?;
         let attached = attach::attach_all(&object, &pin, &devices, config.egress)?;

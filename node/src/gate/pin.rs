@@ -41,6 +41,17 @@ impl PinDir {
         fs::create_dir_all(self.links()).map_err(failed)
     }
 
+    /// Waits until no other process puts the gate up here, and keeps them waiting while the file is held: one that
+    /// fails half way takes off what it found absent, which must not be what another has just put on.
+    pub(super) fn lock(&self) -> Result<File, GateError> {
+        let lock = || -> io::Result<File> {
+            let file = File::open(&self.root)?;
+            flock(&file, FlockOperation::LockExclusive)?;
+            Ok(file)
+        };
+        lock().map_err(|source| GateError::Pin { path: self.root.clone(), source })
+    }
+
     pub(super) fn maps(&self) -> PathBuf {
         self.root.join(format!("{MAPS_PREFIX}{}", layout::VERSION))
     }

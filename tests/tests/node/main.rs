@@ -2,6 +2,7 @@
 
 mod admin;
 mod audit;
+mod boot;
 mod connectors;
 mod flap;
 mod gated;
