@@ -158,12 +158,8 @@ impl LinkEvents {
     pub async fn changed(&mut self) -> io::Result<()> {
         let mut ready = self.socket.readable().await?;
         let mut buffer = [0; 1];
-        loop {
-            match rustix::net::recv(self.socket.get_ref(), &mut buffer[..], RecvFlags::TRUNC) {
-                Ok(_) | Err(rustix::io::Errno::NOBUFS) => {}
-                Err(_) => break,
-            }
-        }
+        let mut drain = || rustix::net::recv(self.socket.get_ref(), &mut buffer[..], RecvFlags::TRUNC);
+        while matches!(drain(), Ok(_) | Err(rustix::io::Errno::NOBUFS)) {}
         ready.clear_ready();
         Ok(())
     }

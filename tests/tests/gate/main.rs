@@ -14,6 +14,7 @@ mod reach;
 mod relay;
 mod relay_lab;
 mod rewrite;
+mod tcp;
 mod tunnel;
 mod userspace;
 mod verdicts;

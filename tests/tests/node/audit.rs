@@ -130,3 +130,33 @@ fn in_userspace_audit_counts_and_a_trial_is_refused() {
     assert!(error.contains("userspace dataplane cannot enforce on trial"), "{error}");
     says(&lab, "audit mode");
 }
+
+/// Rates come from the kernel; sources from the node, if one runs.
+#[test]
+fn top_shows_rates_and_sources_and_says_when_no_node_knows_them() {
+    let mut lab = Gated::start();
+    let flood = |lab: &Gated| {
+        std::thread::scope(|scope| {
+            let top = scope.spawn(|| lab.node.admin(&["gate", "top", "--seconds", "2"]).unwrap());
+            let deadline = std::time::Instant::now() + Duration::from_secs(3);
+            let socket = lab.stranger.enter(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+            while std::time::Instant::now() < deadline {
+                socket.send_to(b"?", (EDGE, PLANTED)).unwrap();
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            top.join().unwrap()
+        })
+    };
+    let told = flood(&lab);
+    let row = told.lines().find(|line| line.starts_with("udp_unsolicited")).unwrap();
+    let per_second: f64 = row.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!((20.0..=220.0).contains(&per_second), "{told}");
+    assert!(
+        told.lines().any(|line| line.starts_with("198.18.40.0/24") && line.contains("udp_unsolicited")),
+        "{told}"
+    );
+
+    lab.node.process().unwrap().kill().unwrap();
+    let told = flood(&lab);
+    assert!(told.contains("udp_unsolicited") && told.contains("sources are not known"), "{told}");
+}
