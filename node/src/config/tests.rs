@@ -135,6 +135,18 @@ fn a_provider_that_may_claim_any_address_is_named() {
 }
 
 #[test]
+fn a_port_is_dark_where_it_is_asked_for_and_a_gate_can_keep_it_so() {
+    assert!(!parse(GOOD).unwrap().tunnel.dark);
+    let dark = format!("{GOOD}\n[tunnel]\ndark = true\n");
+    assert!(parse(&dark).unwrap().tunnel.dark);
+    let ungated = dark.replace("interfaces = [\"eth0\"]", "ungated = true");
+    assert!(parse(&ungated).unwrap_err().to_string().contains("`dark` takes a gate"));
+    for bad in ["dark = 1", "dark = \"yes\"", "darc = true"] {
+        assert!(parse(&dark.replace("dark = true", bad)).is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn several_faults_are_told_at_once() {
     let text = GOOD.replace("action = \"allow\"", "action = \"permit\"").replace("\"8h\"", "\"x\"");
     assert!(parse(&text).unwrap_err().faults.len() >= 2);

@@ -45,17 +45,18 @@ impl Store {
         .await
     }
 
-    /// The connector has come back by its own key: the devices of tokens that it has spent are void.
-    pub async fn void_spent_tokens(&self, connector: &str, now: UnixTime) -> Result<(), StoreError> {
+    /// The connector has come back by its own key: the devices of tokens that it has spent are void. Says whether there
+    /// were any.
+    pub async fn void_spent_tokens(&self, connector: &str, now: UnixTime) -> Result<bool, StoreError> {
         let connector = connector.to_owned();
         self.run(move |connection| {
-            connection.execute(
+            let changed = connection.execute(
                 "UPDATE device SET revoked_at = ?2
                  WHERE connector = ?1 AND token_hash IS NOT NULL AND revoked_at IS NULL
                  AND token_hash NOT IN (SELECT token_hash FROM enrolment)",
                 params![connector, now.0],
             )?;
-            Ok(())
+            Ok(changed > 0)
         })
         .await
     }

@@ -81,8 +81,10 @@ impl Devices {
     ///
     /// As [`tell`](Self::tell).
     pub(super) async fn void_spent_tokens(&self, connector: &str) -> Result<(), DevicesError> {
-        self.store.void_spent_tokens(connector, clock::now()).await?;
-        self.tell(clock::now()).await
+        if self.store.void_spent_tokens(connector, clock::now()).await? {
+            self.tell(clock::now()).await?;
+        }
+        Ok(())
     }
 
     /// Tells the gate what has changed since it was told last: at first, of every device there ever was.

@@ -201,18 +201,20 @@ impl<'a> Peer<'a> {
                             next = Some(NodeInput::Redeemed(self.redeem(&secret).await));
                         }
                         NodeAction::Spend(secret, connector) => self.spend(&secret, &connector).await,
-                        NodeAction::Register(connector) => match self.register(&connector).await {
-                            Ok((registered, of_connector)) => {
-                                remember(self.node, &connector, self.address);
-                                *service = Some(registered);
-                                origins = Some(of_connector);
-                                place.take();
-                                if by_key {
-                                    self.void_spent_tokens(&connector).await;
-                                }
+                        NodeAction::Register(connector) => {
+                            if by_key {
+                                self.void_spent_tokens(&connector).await;
                             }
-                            Err(refusal) => next = Some(NodeInput::NotRegistered(refusal)),
-                        },
+                            match self.register(&connector).await {
+                                Ok((registered, of_connector)) => {
+                                    remember(self.node, &connector, self.address);
+                                    *service = Some(registered);
+                                    origins = Some(of_connector);
+                                    place.take();
+                                }
+                                Err(refusal) => next = Some(NodeInput::NotRegistered(refusal)),
+                            }
+                        }
                         NodeAction::Device => next = self.device().await.map(NodeInput::Device),
                         NodeAction::Healthy(healthy) => {
                             if let Some(Service { link, .. }) = service {
