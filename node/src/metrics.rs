@@ -5,7 +5,7 @@ use prometheus::{
 };
 
 use crate::event::{Action, Event};
-use crate::gate::Counters;
+use crate::gate::{Counters, RelayTotals};
 
 pub struct Metrics {
     registry: Registry,
@@ -32,6 +32,12 @@ pub struct Metrics {
     pub gate_events_lost: IntCounter,
     /// Flows that this host opened and the gate could not note: answers to them are dropped.
     pub gate_host_flows_lost: IntCounter,
+    /// Sessions and flows that the gate relays.
+    pub relay_sessions: IntGauge,
+    pub relay_flows: IntGauge,
+    /// What relayed sessions have carried, by the end that sent it (`client`, `connector`).
+    pub relay_packets: IntCounterVec,
+    pub relay_bytes: IntCounterVec,
     /// Whether the gate is up.
     pub gate_attached: IntGauge,
     /// Whether the gate does the drops that it counts.
@@ -102,6 +108,18 @@ impl Metrics {
             "portcullis_gate_host_flows_lost_total",
             "Flows that this host opened and the gate could not note",
         )?;
+        let relay_sessions = gauge("portcullis_relay_sessions", "Sessions that the gate relays")?;
+        let relay_flows = gauge("portcullis_relay_flows", "Flows of relayed sessions, two of each")?;
+        let relay_packets = counters(
+            "portcullis_relay_packets_total",
+            "Relayed packets, by the end that sent them (client, connector)",
+            &["from"],
+        )?;
+        let relay_bytes = counters(
+            "portcullis_relay_bytes_total",
+            "Bytes of relayed IP packets, by the end that sent them (client, connector)",
+            &["from"],
+        )?;
         let gate_attached =
             gauge("portcullis_gate_attached", "1 while the gate guards every configured interface")?;
         let gate_enforcing = gauge(
@@ -123,6 +141,10 @@ impl Metrics {
             gate_packets,
             gate_events_lost,
             gate_host_flows_lost,
+            relay_sessions,
+            relay_flows,
+            relay_packets,
+            relay_bytes,
             gate_attached,
             gate_enforcing,
         })
@@ -141,6 +163,18 @@ impl Metrics {
         }
         raise(&self.gate_events_lost, counters.events_lost);
         raise(&self.gate_host_flows_lost, counters.host_flows_lost);
+    }
+
+    /// Takes over what the gate has relayed.
+    pub fn set_relay(&self, totals: &RelayTotals) {
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.relay_sessions.set(gauge(totals.sessions));
+        self.relay_flows.set(gauge(totals.flows));
+        let raise = |counter: &IntCounter, to: u64| counter.inc_by(to.saturating_sub(counter.get()));
+        for (from, usage) in ["client", "connector"].into_iter().zip(totals.usage) {
+            raise(&self.relay_packets.with_label_values(&[from]), usage.packets);
+            raise(&self.relay_bytes.with_label_values(&[from]), usage.bytes);
+        }
     }
 
     /// Counts an event; called by the event sink alone, so that log and metrics agree.

@@ -1,6 +1,7 @@
 //! For operators: `/metrics`, `/healthz` and `/readyz` on a loopback listener, and the gate's numbers.
 
 mod gate;
+mod relay;
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -103,10 +103,20 @@ impl RelayNode {
 
     /// A session, and the secrets of its client and its connector.
     pub fn open(&self, session: SessionRef, terms: Terms) -> Result<[LegSecrets; 2]> {
+        self.open_with(session, terms, clock::random)
+    }
+
+    /// The same with tickets that a gate in front of the node lets through.
+    pub fn open_with(
+        &self,
+        session: SessionRef,
+        terms: Terms,
+        ticket: impl Fn() -> [u8; 16],
+    ) -> Result<[LegSecrets; 2]> {
         let mut binds = self.binds.lock().unwrap_or_else(PoisonError::into_inner);
         binds.register(session, terms)?;
         let secrets =
-            Leg::BOTH.map(|leg| LegSecrets { session, leg, key: clock::random(), ticket: clock::random() });
+            Leg::BOTH.map(|leg| LegSecrets { session, leg, key: clock::random(), ticket: ticket() });
         for LegSecrets { leg, key, ticket, .. } in &secrets {
             binds.expect(session, *leg, LegSecret { key: BindKey::from_bytes(*key), ticket: *ticket })?;
         }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::admin::client::Target;
 use crate::admin::wire::Request;
 use crate::config::{Config, DEFAULT_PIN, parse_duration};
-use crate::gate::{self, Dataplane, Gate};
+use crate::gate::{self, Dataplane, FlowStatus, Gate, Leg, SessionStatus, Standing};
 use crate::ops::Source;
 
 use super::{explain, output};
@@ -51,6 +51,12 @@ pub(super) enum GateCommand {
     Confirm,
     /// Go back to audit mode: count drops, and do none
     Audit,
+    /// Which sessions the gate relays by itself, and what they have carried
+    Flows {
+        /// Where the gate is pinned, when not as in the configuration
+        #[arg(long)]
+        pin: Option<PathBuf>,
+    },
     /// Break glass: take the gate down. Traffic flows until the node starts again
     Detach {
         /// Where the gate is pinned, when not as in the configuration
@@ -87,6 +93,7 @@ pub(super) fn run(command: GateCommand, config: Option<&Path>, node: &Target) ->
                 _ => "audit mode: drops are counted, not done",
             })
         }),
+        GateCommand::Flows { pin } => flows(&pin_of(pin, config)?),
         GateCommand::Detach { pin } => {
             let taken = gate::detach(&pin_of(pin, config)?)?;
             if taken.is_empty() {
@@ -198,4 +205,33 @@ fn status(pin: &Path) -> anyhow::Result<()> {
         .collect();
     rows.sort();
     output::table(&["VERDICT", "REASON", "PACKETS"], &rows)
+}
+
+/// A line for each direction: from whom to whom its packets arrive, and leave.
+fn flows(pin: &Path) -> anyhow::Result<()> {
+    let mut rows = Vec::new();
+    for SessionStatus { session, identity, standing, flows } in gate::flows(pin)? {
+        let left = match standing {
+            Standing::Live(left) => format!("{}s", left.as_secs()),
+            Standing::Expired => "expired".to_owned(),
+            Standing::Revoked => "revoked".to_owned(),
+        };
+        for FlowStatus { from, input, output, usage } in flows {
+            let from = match from {
+                Leg::Client => "client",
+                Leg::Connector => "connector",
+            };
+            rows.push(vec![
+                format!("{}.{}", session.index, session.generation),
+                identity.to_string(),
+                from.to_owned(),
+                format!("{}>{}", input.remote, input.local),
+                format!("{}>{}", output.local, output.remote),
+                usage.packets.to_string(),
+                usage.bytes.to_string(),
+                left.clone(),
+            ]);
+        }
+    }
+    output::table(&["SESSION", "IDENTITY", "FROM", "ARRIVES", "LEAVES", "PACKETS", "BYTES", "LEFT"], &rows)
 }

@@ -219,6 +219,13 @@ impl PeerAddress {
         }
     }
 
+    pub(super) fn of(flow: &Flow) -> Self {
+        Self {
+            local: SocketAddr::new(flow.local.into(), flow.local_port),
+            remote: SocketAddr::new(flow.remote.into(), flow.remote_port),
+        }
+    }
+
     fn key(&self) -> HostFlowKey {
         HostFlowKey::udp(&self.flow())
     }

@@ -21,8 +21,9 @@ mod control;
 mod egress;
 mod error;
 mod events;
-mod hops;
 mod explain;
+mod flows;
+mod hops;
 mod kernel;
 mod maps;
 mod memory;
@@ -31,6 +32,8 @@ mod netlink;
 mod object;
 mod pin;
 mod relay;
+#[cfg(test)]
+mod relay_faults;
 mod relay_maps;
 mod relay_state;
 mod routing;
@@ -48,14 +51,16 @@ pub use control::{Control, Enforcement, PeerAddress};
 pub use egress::EgressHook;
 pub use error::GateError;
 pub use events::{AsyncEvents, Ends, Events, SampledDrop};
-pub use hops::Detour;
 pub use explain::{Explainer, Explanation};
+pub use flows::{FlowStatus, SessionStatus, Standing, flows};
+pub use hops::Detour;
 pub use maps::Counters;
 pub use mend::{Attacher, Grip, LinkEvents};
 pub use object::{EGRESS, INGRESS, OBJECT};
 pub use relay::{
     Ended, FlowGrant, IdentityRef, Keeper, Leg, Relay, RelayError, RelayTotals, SessionRef, Usage,
 };
+pub use routing::keep_neighbour;
 pub use status::{InterfaceStatus, Status, status};
 pub use userspace::DatagramGate;
 

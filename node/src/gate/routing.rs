@@ -5,12 +5,14 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_route::link::{
     InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, VlanProtocol,
 };
 use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia,
@@ -67,7 +69,7 @@ impl Routing {
         message.header.source_prefix_length = bits(from);
         message.attributes.push(RouteAttribute::Destination(to.into()));
         message.attributes.push(RouteAttribute::Source(from.into()));
-        let answer = match self.ask(RouteNetlinkMessage::GetRoute(message)) {
+        let answer = match self.ask(RouteNetlinkMessage::GetRoute(message), 0) {
             Ok(Some(RouteNetlinkMessage::NewRoute(answer))) => answer,
             Ok(_) => return Ok(None),
             Err(error) if is_unroutable(&error) => return Ok(None),
@@ -101,7 +103,7 @@ impl Routing {
     /// The link-layer address of a neighbour, as far as the kernel knows and has not found it wrong.
     pub(super) fn neighbour(&mut self, interface: u32, address: IpAddr) -> io::Result<Option<[u8; 6]>> {
         let message = neighbour_message(interface, address);
-        let answer = match self.ask(RouteNetlinkMessage::GetNeighbour(message)) {
+        let answer = match self.ask(RouteNetlinkMessage::GetNeighbour(message), 0) {
             Ok(Some(RouteNetlinkMessage::NewNeighbour(answer))) => answer,
             Ok(_) => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -125,7 +127,7 @@ impl Routing {
     pub(super) fn link(&mut self, interface: u32) -> io::Result<Option<Link>> {
         let mut message = LinkMessage::default();
         message.header.index = interface;
-        match self.ask(RouteNetlinkMessage::GetLink(message)) {
+        match self.ask(RouteNetlinkMessage::GetLink(message), 0) {
             Ok(Some(RouteNetlinkMessage::NewLink(answer))) => Ok(Some(link_of(&answer))),
             Ok(_) => Ok(None),
             Err(error) if is_no_device(&error) => Ok(None),
@@ -133,11 +135,18 @@ impl Routing {
         }
     }
 
+    fn keep_neighbour(&mut self, interface: u32, address: IpAddr) -> io::Result<()> {
+        let mut message = neighbour_message(interface, address);
+        message.attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
+        let flags = NLM_F_CREATE | NLM_F_REPLACE | NLM_F_ACK;
+        self.ask(RouteNetlinkMessage::NewNeighbour(message), flags).map(drop)
+    }
+
     /// The answer; `None` where it is a bare acknowledgement.
-    fn ask(&mut self, question: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
+    fn ask(&mut self, question: RouteNetlinkMessage, flags: u16) -> io::Result<Option<RouteNetlinkMessage>> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST;
+        header.flags = NLM_F_REQUEST | flags;
         header.sequence_number = self.sequence;
         let mut request = NetlinkMessage::new(header, NetlinkPayload::from(question));
         request.finalize();
@@ -159,6 +168,17 @@ impl Routing {
             };
         }
     }
+}
+
+/// Has the kernel find a neighbour on an interface and keep it found (`NTF_EXT_MANAGED`, Linux 5.16): it does not see
+/// what is relayed, and would forget who it never speaks to. For a process that has CAP_NET_ADMIN, on behalf of
+/// [`Relay::set_keeper`](super::Relay::set_keeper).
+///
+/// # Errors
+///
+/// Without that capability, or such an interface.
+pub fn keep_neighbour(interface: u32, address: IpAddr) -> io::Result<()> {
+    Routing::open()?.keep_neighbour(interface, address)
 }
 
 /// News of neighbours, links and routes.

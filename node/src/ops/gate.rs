@@ -15,6 +15,7 @@ use crate::gate::{Control, Enforcement, Gate, LinkEvents, SampledDrop};
 use crate::helper::Helper;
 
 use super::Health;
+use super::relay::keep_relay;
 
 /// How often the gate's counters are read.
 const READ_EVERY: Duration = Duration::from_secs(1);
@@ -48,6 +49,9 @@ pub fn watch_gate(
                 }
             }
         });
+    }
+    if let Some(relay) = gate.relay() {
+        tokio::spawn(keep_relay(relay, Arc::clone(&context)));
     }
     tokio::spawn(async move {
         let mut tick = tokio::time::interval(READ_EVERY);

@@ -12,6 +12,7 @@ mod lifecycle;
 mod limits;
 mod reach;
 mod relay;
+mod relay_ends;
 mod relay_lab;
 mod rewrite;
 mod tcp;

@@ -1,11 +1,16 @@
 //! Sessions that the gate relays, on the real kernel.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use portcullis::gate::{Detour, FlowGrant, Gate, Leg, PeerAddress, RelayError, SessionRef, Usage};
+use portcullis::gate::{
+    self, Detour, FlowGrant, Gate, Leg, PeerAddress, RelayError, SessionRef, Standing, Usage,
+};
 use portcullis_common::{DropReason, Verdict};
+use portcullis_tests::netns::run;
+use portcullis_tests::portcullis::binary;
 
 use crate::relay_lab::{PORT, RelayLab, Shape, install, peer, relayed, socket};
 
@@ -44,6 +49,18 @@ fn a_granted_session_passes_both_ways_and_is_counted_exactly() {
                 expected[1].bytes += header + length as u64;
             }
             assert_eq!(relayed(&gate), before + 15);
+            let [seen] = &gate::flows(&lab.pin.path).unwrap()[..] else { panic!("one session") };
+            assert_eq!((seen.session, seen.flows.len()), (session, 2));
+            assert!(matches!(seen.standing, Standing::Live(left) if left < HOUR && left > HOUR / 2));
+            for (flow, (from, usage)) in seen.flows.iter().zip(Leg::BOTH.into_iter().zip(expected)) {
+                assert_eq!((flow.from, flow.usage), (from, usage));
+            }
+            let grant = pair.grant(session, &ends);
+            assert_eq!((seen.flows[0].input, seen.flows[0].output), (grant.client, grant.connector));
+            let mut admin = lab.node.command(binary().unwrap());
+            let shown = run(admin.args(["admin", "gate", "flows", "--pin"]).arg(&lab.pin.path)).unwrap();
+            assert_eq!(shown.lines().count(), 3, "{shown}");
+            assert!(shown.contains(&grant.client.remote.to_string()), "{shown}");
             let ended = relay.revoke(session).unwrap().unwrap();
             assert_eq!(ended.usage, expected, "{shape:?}");
             assert_eq!(pair.passes_both(&ends, b"x"), [false; 2], "{shape:?}: revoked");
@@ -292,6 +309,34 @@ fn next_hops_follow_neighbours_and_routes() {
             wait_until("the new address to be used", || pair.passes(&ends, Leg::Client, b"x"));
         }
         relay.revoke(session).unwrap();
+    }
+}
+
+/// Nobody has spoken to the ends yet; the kernel learns where they are, and goes on asking.
+#[test]
+fn a_neighbour_that_the_kernel_does_not_know_is_found_and_kept() {
+    let lab = RelayLab::new(Shape::TwoInterfaces);
+    let (_gate, relay) = lab.open();
+    for (with_keeper, ends) in [false, true, true].into_iter().zip([0, 0, 1]) {
+        let ends = lab.families()[ends];
+        let pair = lab.pair(&ends);
+        let session = relay.open_session(relay.identity("local:alice").unwrap(), HOUR).unwrap();
+        let grant = pair.grant(session, &ends);
+        if !with_keeper {
+            let error = relay.install(&grant).unwrap_err();
+            assert!(matches!(error, RelayError::Detour(Detour::Unresolved)), "{error:?}");
+            continue;
+        }
+        let node = lab.node.clone();
+        relay.set_keeper(Arc::new(move |interface, address| {
+            node.enter(|| gate::keep_neighbour(interface, address)).unwrap()
+        }));
+        relay.install(&grant).unwrap();
+        assert_eq!(pair.passes_both(&ends, b"x"), [true; 2]);
+        for address in [ends.client, ends.connector] {
+            let shown = lab.node.run(&format!("ip neigh show {address}")).unwrap();
+            assert!(shown.contains("managed"), "{shown}");
+        }
     }
 }
 

@@ -36,6 +36,7 @@ const TEST: &[Tool] = &[
     tool(&["chromedriver", "--version"], "chromium-driver"),
     tool(&["python3", "--version"], "python3"),
     tool(&["tcpdump", "--version"], "tcpdump"),
+    tool(&["iperf3", "--version"], "iperf3"),
 ];
 
 /// What the gate is measured against. (`xdp-filter` has no command that succeeds without an interface.)

@@ -1,0 +1,319 @@
+//! The relay's books over maps whose writes fail when a test says so.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use portcullis_common::layout::{FlowEntry, Hop, Session, Settings};
+use portcullis_common::{Address, Family, Flow, SipKey};
+
+use super::hops::HopKey;
+use super::relay::{FlowGrant, Leg, Network, Resolved, SessionRef};
+use super::relay_maps::RelayMaps;
+use super::relay_state::State;
+use super::{GateError, PeerAddress};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Write {
+    Session,
+    Epoch,
+    Insert,
+    Take,
+    Barrier,
+}
+
+type Key = (IpAddr, IpAddr, u16, u16);
+
+fn key(flow: &Flow) -> Key {
+    (flow.local.into(), flow.remote.into(), flow.local_port, flow.remote_port)
+}
+
+#[derive(Default)]
+struct Memory {
+    sessions: HashMap<u32, Session>,
+    epochs: HashMap<u32, u64>,
+    flows: BTreeMap<Key, (Flow, FlowEntry)>,
+    slots: HashMap<u32, u32>,
+    hops: HashMap<u32, Hop>,
+    failing: BTreeSet<Write>,
+    /// In the order in which they happened.
+    log: Vec<Write>,
+}
+
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Memory>>);
+
+impl Shared {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.0.lock().unwrap()
+    }
+
+    fn write(&self, write: Write) -> Result<MutexGuard<'_, Memory>, GateError> {
+        let mut memory = self.memory();
+        if memory.failing.contains(&write) {
+            return Err(GateError::map("TEST", "planted"));
+        }
+        memory.log.push(write);
+        Ok(memory)
+    }
+
+    /// As the kernel's program asks.
+    fn passes(&self, flow: &Flow, now: u64) -> bool {
+        let memory = self.memory();
+        let Some((_, entry)) = memory.flows.get(&key(flow)) else { return false };
+        let Some(session) = memory.sessions.get(&entry.session) else { return false };
+        let epoch = memory.epochs.get(&session.identity).copied().unwrap_or(0);
+        session.generation == entry.generation && session.epoch == epoch && now < session.expires
+    }
+}
+
+impl RelayMaps for Shared {
+    fn session(&self, index: u32) -> Result<Session, GateError> {
+        Ok(self.memory().sessions.get(&index).copied().unwrap_or_default())
+    }
+
+    fn set_session(&mut self, index: u32, session: &Session) -> Result<(), GateError> {
+        self.write(Write::Session)?.sessions.insert(index, *session);
+        Ok(())
+    }
+
+    fn epoch(&self, identity: u32) -> Result<u64, GateError> {
+        Ok(self.memory().epochs.get(&identity).copied().unwrap_or(0))
+    }
+
+    fn set_epoch(&mut self, identity: u32, epoch: u64) -> Result<(), GateError> {
+        self.write(Write::Epoch)?.epochs.insert(identity, epoch);
+        Ok(())
+    }
+
+    fn insert_flow(&mut self, input: &Flow, entry: &FlowEntry) -> Result<(), GateError> {
+        let mut memory = self.write(Write::Insert)?;
+        if memory.flows.contains_key(&key(input)) {
+            return Err(GateError::Taken { map: "TEST" });
+        }
+        memory.flows.insert(key(input), (*input, *entry));
+        Ok(())
+    }
+
+    fn take_flow(&mut self, input: &Flow) -> Result<Option<FlowEntry>, GateError> {
+        Ok(self.write(Write::Take)?.flows.remove(&key(input)).map(|(_, entry)| entry))
+    }
+
+    fn flow(&self, input: &Flow) -> Result<Option<FlowEntry>, GateError> {
+        Ok(self.memory().flows.get(&key(input)).map(|(_, entry)| *entry))
+    }
+
+    fn flows(&self) -> Result<Vec<(Flow, FlowEntry)>, GateError> {
+        Ok(self.memory().flows.values().copied().collect())
+    }
+
+    fn hop(&self, number: u32) -> Result<Hop, GateError> {
+        Ok(self.memory().hops.get(&number).copied().unwrap_or_default())
+    }
+
+    fn set_hop(&mut self, number: u32, hop: &Hop) -> Result<(), GateError> {
+        let mut memory = self.memory();
+        *memory.slots.entry(number).or_default() += 1;
+        memory.hops.insert(number, *hop);
+        Ok(())
+    }
+
+    fn peer_until(&self, _: &Flow) -> Result<u64, GateError> {
+        Ok(0)
+    }
+
+    fn settings(&self) -> Result<Settings, GateError> {
+        Ok(Settings { seed: SipKey::from_bytes([7; 16]), ..Settings::default() })
+    }
+
+    fn barrier(&self) -> Result<(), GateError> {
+        self.write(Write::Barrier).map(drop)
+    }
+}
+
+/// Every destination is its own neighbour.
+struct Flat;
+
+impl Network for Flat {
+    fn resolve(&mut self, _: IpAddr, to: IpAddr) -> std::io::Result<Resolved> {
+        let hop = Hop { ifindex: 1, mtu: 1500, ..Hop::default() };
+        Ok(Ok((HopKey { interface: 1, neighbour: to }, hop)))
+    }
+}
+
+struct World {
+    maps: Shared,
+    state: State,
+    session: SessionRef,
+    grant: FlowGrant,
+    flows: [Flow; 2],
+}
+
+const LIFETIME: Duration = Duration::from_secs(60);
+
+fn world() -> World {
+    let maps = Shared::default();
+    let mut state = adopt(&maps, 0);
+    let session = state.open_session(state.identity("local:alice").unwrap(), LIFETIME, 0).unwrap();
+    let end = |last: u8| PeerAddress {
+        local: SocketAddr::from(([192, 0, 2, 1], 443)),
+        remote: SocketAddr::from(([192, 0, 2, last], 5_000)),
+    };
+    let grant = FlowGrant { session, client: end(2), connector: end(3) };
+    state.install(&grant, 0).unwrap();
+    let flows = [grant.client.flow(), grant.connector.flow()];
+    assert!(flows.iter().all(|flow| maps.passes(flow, 1)));
+    World { maps, state, session, grant, flows }
+}
+
+fn adopt(maps: &Shared, now: u64) -> State {
+    State::adopt(Box::new(maps.clone()), Box::new(Flat), vec![443], now).unwrap()
+}
+
+impl World {
+    fn passes(&self) -> bool {
+        self.flows.iter().any(|flow| self.maps.passes(flow, 1))
+    }
+
+    fn fail(&self, writes: &[Write]) {
+        self.maps.memory().failing = writes.iter().copied().collect();
+    }
+}
+
+#[test]
+fn a_revocation_stores_the_generation_first_and_ends_with_a_barrier() {
+    let mut world = world();
+    world.maps.memory().log.clear();
+    world.state.revoke(world.session, 1).unwrap().unwrap();
+    let log = world.maps.memory().log.clone();
+    assert_eq!(log, [Write::Session, Write::Take, Write::Take, Write::Barrier]);
+    assert!(world.maps.memory().flows.is_empty());
+}
+
+/// Whichever of the writes fail, an answer without an error means that nothing passes.
+#[test]
+fn a_revocation_that_succeeds_is_one_whatever_fails() {
+    let writes = [Write::Session, Write::Epoch, Write::Take];
+    for chosen in 0..8u32 {
+        let mut world = world();
+        let failing: Vec<_> = writes.iter().enumerate().filter(|(at, _)| chosen >> at & 1 == 1).collect();
+        let failing: Vec<_> = failing.into_iter().map(|(_, write)| *write).collect();
+        world.fail(&failing);
+        let result = world.state.revoke(world.session, 1);
+        assert_eq!(result.is_ok(), !world.passes(), "{failing:?}");
+        assert_eq!(result.is_err(), chosen == 7, "{failing:?}");
+
+        // Once the maps can be written again, what was left goes; and only then is the index free.
+        world.fail(&[]);
+        if chosen == 7 {
+            assert!(world.state.revoke(world.session, 2).unwrap().is_some());
+        }
+        world.state.expire(2).unwrap();
+        assert!(!world.passes());
+        let memory = world.maps.memory();
+        assert!(memory.flows.is_empty(), "{failing:?}");
+        assert_ne!(memory.sessions[&world.session.index].generation, world.session.generation);
+    }
+}
+
+#[test]
+fn a_revocation_without_a_barrier_is_an_error() {
+    let mut world = world();
+    world.fail(&[Write::Barrier]);
+    assert!(world.state.revoke(world.session, 1).is_err());
+    assert!(!world.passes());
+}
+
+#[test]
+fn a_person_is_cut_off_session_by_session_where_the_epoch_cannot_be_stored_and_it_is_said() {
+    let mut world = world();
+    world.fail(&[Write::Epoch]);
+    let identity = world.state.identity("local:alice").unwrap();
+    assert!(world.state.revoke_identity(identity.index, 1).is_err());
+    assert!(!world.passes());
+}
+
+#[test]
+fn half_a_grant_is_none() {
+    let mut world = world();
+    let identity = world.state.identity("local:bob").unwrap();
+    let session = world.state.open_session(identity, LIFETIME, 0).unwrap();
+    let mut grant = FlowGrant { session, ..world.grant };
+    grant.client.remote.set_port(6_000);
+    assert!(world.state.install(&grant, 0).is_err(), "the connector's side is another session's");
+    let (client, count) = (grant.client.flow(), world.maps.memory().flows.len());
+    assert_eq!((world.maps.memory().flows.contains_key(&key(&client)), count), (false, 2));
+    assert_eq!(*world.maps.memory().log.last().unwrap(), Write::Barrier, "before its memory is used again");
+    assert!(world.passes(), "the other's is as it was");
+}
+
+/// Between a removal and the next insertion, every CPU has let go of what was removed.
+#[test]
+fn memory_of_a_removed_entry_is_not_used_before_a_barrier() {
+    let mut world = world();
+    world.maps.memory().log.clear();
+    let old = world.grant.client.flow();
+    let mut grant = world.grant;
+    grant.client.remote.set_port(6_000);
+    world.state.replace_leg(Leg::Client, &old, &grant, 1).unwrap();
+    let log = world.maps.memory().log.clone();
+    assert_eq!(log, [Write::Take, Write::Take, Write::Barrier, Write::Insert, Write::Insert]);
+    assert!(!world.maps.passes(&old, 1));
+    assert!(world.maps.passes(&grant.client.flow(), 1));
+    assert_eq!(world.maps.memory().flows[&key(&world.flows[1])].1.destination_port, 6_000);
+}
+
+#[test]
+fn a_move_that_cannot_be_written_ends_the_session() {
+    let mut world = world();
+    let old = world.grant.client.flow();
+    let mut grant = world.grant;
+    grant.client.remote.set_port(6_000);
+    world.fail(&[Write::Insert]);
+    assert!(world.state.replace_leg(Leg::Client, &old, &grant, 1).is_err());
+    assert!(!world.passes() && world.state.sessions().is_empty());
+}
+
+#[test]
+fn what_an_earlier_process_left_over_is_removed_and_the_rest_adopted() {
+    let mut world = world();
+    let identity = world.state.identity("local:bob").unwrap();
+    let gone = world.state.open_session(identity, Duration::from_nanos(5), 0).unwrap();
+    let mut grant = FlowGrant { session: gone, ..world.grant };
+    grant.client.remote.set_port(6_000);
+    grant.connector.remote.set_port(6_000);
+    world.state.install(&grant, 0).unwrap();
+    let mut stray = world.flows[0];
+    stray.remote = Address::v4([192, 0, 2, 99]);
+    assert_eq!(stray.family, Family::V4);
+    let entry = FlowEntry { generation: 77, session: world.session.index, ..FlowEntry::default() };
+    world.maps.memory().flows.insert(key(&stray), (stray, entry));
+
+    let state = adopt(&world.maps, 10);
+    assert_eq!(state.sessions(), [(world.session, state.identity("local:alice").unwrap().index)]);
+    let left: BTreeSet<_> = world.maps.memory().flows.keys().map(|key| key.3).collect();
+    assert_eq!((left, world.maps.memory().flows.len()), (BTreeSet::from([5_000]), 2));
+    assert!(world.passes());
+}
+
+/// A next hop that changes is written once for all flows that use it; one that moves is another number.
+#[test]
+fn next_hops_are_rewritten_or_exchanged() {
+    let mut world = world();
+    let (from, to) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 3]));
+    let near = HopKey { interface: 1, neighbour: to };
+    let hop = |mac: u8| Hop { ifindex: 1, mtu: 1500, destination: [mac; 6], ..Hop::default() };
+    let number = |world: &World| world.maps.memory().flows[&key(&world.flows[0])].1.hop;
+    let before = number(&world);
+    world.state.set_hops(HashMap::from([((from, to), Ok((near, hop(5))))]), 1).unwrap();
+    assert_eq!(world.maps.hop(before).unwrap(), hop(5));
+    assert_eq!(number(&world), before);
+    world.maps.memory().log.clear();
+    let router = HopKey { interface: 1, neighbour: IpAddr::from([192, 0, 2, 254]) };
+    world.state.set_hops(HashMap::from([((from, to), Ok((router, hop(6))))]), 1).unwrap();
+    assert_ne!(number(&world), before);
+    assert_eq!(world.maps.hop(number(&world)).unwrap(), hop(6));
+    assert_eq!(world.maps.memory().log, [Write::Take, Write::Barrier, Write::Insert]);
+    assert!(world.passes());
+}
