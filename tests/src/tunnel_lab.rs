@@ -9,8 +9,10 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
+use aya::maps::{Array, Map, MapData};
 use portcullis::tunnel::enrolment::EnrolmentToken;
-use portcullis_common::DeviceKeys;
+use portcullis_common::layout::{Settings, VERSION, recent_bit};
+use portcullis_common::{Address, DeviceKeys, Family};
 
 use crate::ca::Ca;
 use crate::netns::{Netns, veth};
@@ -96,6 +98,18 @@ impl TunnelLab {
             .lines()
             .find(|line| line.starts_with("portcullis_tunnel_connections") && line.contains(&label));
         Ok(line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0))
+    }
+
+    /// Whether the gate takes the network of an address for one with a recent login. XDP only.
+    pub fn is_recent(&self, address: IpAddr) -> Result<bool> {
+        let maps = self.edge.bpffs().join(format!("maps_{VERSION}"));
+        let open = |name: &str| MapData::from_pin(maps.join(name)).with_context(|| name.to_owned());
+        let settings: Array<_, Settings> = Map::Array(open("SETTINGS")?).try_into()?;
+        let recent: Array<_, u64> = Map::Array(open("RECENT")?).try_into()?;
+        let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
+        let hash = settings.get(&0, 0)?.network_hash(family, Address::from(address));
+        let (word, bit) = recent_bit(hash);
+        Ok(recent.get(&word, 0)? & bit != 0)
     }
 
     /// What the stranger gets for a datagram to the tunnel's port, in each family. Each gets one of its own: the node

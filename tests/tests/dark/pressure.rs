@@ -1,7 +1,8 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use portcullis_tests::portcullis::Connector;
+use portcullis_tests::portcullis::{Connector, START};
+use portcullis_tests::process::wait_until;
 use portcullis_tests::quic::Client;
 use portcullis_tests::tunnel_lab::{FOR_STRANGER, PORT, TunnelLab, device, socket_in, wall};
 
@@ -43,6 +44,22 @@ fn who_knocks_gets_through_by_a_retry() {
         let stranger = client.handshake(socket, to, None, Duration::from_secs(1));
         assert!(runtime.block_on(stranger).is_err(), "control: a stranger has no such way");
     }
+}
+
+/// Where a connector is, openings have a budget of their own.
+#[test]
+fn the_network_of_a_connector_is_one_with_a_recent_login_at_the_gate() {
+    let mut lab = TunnelLab::start("xdp", false).unwrap();
+    let office = std::net::Ipv4Addr::new(198, 51, 100, 77).into();
+    let elsewhere = std::net::Ipv4Addr::new(198, 51, 101, 77).into();
+    assert!(!lab.is_recent(office).unwrap());
+    let token = lab.token("hq", 0).unwrap();
+    let _connector = Connector::enrol(&lab.dir.join("hq"), Some(&lab.office), &token).unwrap();
+    lab.connected("hq", 2).unwrap();
+    wait_until("the gate to know", START, || Ok(lab.is_recent(office)?.then_some(()))).unwrap();
+    assert!(!lab.is_recent(elsewhere).unwrap());
+    lab.node.process().unwrap().kill().unwrap();
+    assert!(lab.is_recent(office).unwrap(), "the gate outlives the daemon");
 }
 
 fn unconnected(lab: &TunnelLab, to: IpAddr) -> UdpSocket {
