@@ -1,18 +1,21 @@
 //! The one part of a node that keeps a privilege: a process of its own, started before the daemon gives all of them
 //! up, which ends with it.
 //!
-//! It holds CAP_NET_ADMIN and CAP_BPF and does one thing: it attaches the gate, as it is pinned, to an interface that
-//! the configuration names. It reads the configuration itself, so that a daemon that was taken over can ask for nothing
-//! else. A false answer costs nothing but an interface that is guarded.
+//! It holds CAP_NET_ADMIN and CAP_BPF and does two things: it attaches the gate, as it is pinned, to an interface that
+//! the configuration names, and has the kernel keep a neighbour on such an interface found. It reads the configuration
+//! itself, so that a daemon that was taken over can ask for nothing else. A false answer costs nothing but an interface
+//! that is guarded, or a neighbour that is asked for.
 //!
-//! One request and one answer at a time, each one packet on a pair of sockets: a kind and a text; a status, numbers and
-//! a text, with the descriptors of the links beside it.
+//! One request and one answer at a time, each one packet on a pair of sockets: a kind and a name, or a kind, an index
+//! and an address; a status, numbers and a text, with the descriptors of the links beside it.
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::net::{IpAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -28,6 +31,7 @@ use crate::gate::{Attacher, GateMode, Grip, XdpMode};
 /// Longest packet of either side.
 const LONGEST: usize = 1024;
 const ATTACH: u8 = 1;
+const KEEP_NEIGHBOUR: u8 = 2;
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
 /// How long the daemon waits for an answer.
@@ -38,6 +42,8 @@ const LINKS: usize = 2;
 /// The daemon's end.
 pub struct Helper {
     socket: OwnedFd,
+    /// One request at a time.
+    turn: Mutex<()>,
     /// Kept, so that nobody else gets its process id.
     _child: Child,
 }
@@ -64,7 +70,7 @@ impl Helper {
                 .stdin(Stdio::from(other))
                 .stdout(Stdio::null())
                 .spawn()?;
-            Ok(Self { socket: own, _child: child })
+            Ok(Self { socket: own, turn: Mutex::new(()), _child: child })
         };
         start().context("the gate's helper cannot be started")
     }
@@ -73,11 +79,26 @@ impl Helper {
     pub fn attach(&self, interface: &str) -> anyhow::Result<Grip> {
         let mut request = vec![ATTACH];
         request.extend(interface.bytes());
-        rustix::net::send(&self.socket, &request, SendFlags::NOSIGNAL)
-            .context("the gate's helper is gone")?;
+        let (numbers, links) = self.ask(&request)?;
+        grip(&numbers, links)
+    }
+
+    /// Has the kernel find a neighbour on an interface that the configuration names, and keep it found. Blocks until it
+    /// has begun to.
+    pub fn keep_neighbour(&self, ifindex: u32, address: IpAddr) -> anyhow::Result<()> {
+        let mut request = vec![KEEP_NEIGHBOUR];
+        request.extend(ifindex.to_ne_bytes());
+        request.extend(address_bytes(address));
+        self.ask(&request).map(drop)
+    }
+
+    /// Sends a request and waits for its answer, after those of others.
+    fn ask(&self, request: &[u8]) -> anyhow::Result<(Vec<u8>, Vec<OwnedFd>)> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        rustix::net::send(&self.socket, request, SendFlags::NOSIGNAL).context("the gate's helper is gone")?;
         let (answer, links) = receive(self.socket.as_fd())?;
         match answer.split_first() {
-            Some((&DONE, rest)) => grip(rest, links),
+            Some((&DONE, rest)) => Ok((rest.to_vec(), links)),
             Some((_, text)) => anyhow::bail!("{}", String::from_utf8_lossy(text)),
             None => anyhow::bail!("the gate's helper is gone"),
         }
@@ -106,6 +127,10 @@ pub fn run(config: &Path) -> anyhow::Result<()> {
                 Ok(grip) => answer(stdin.as_fd(), &grip)?,
                 Err(error) => refuse(stdin.as_fd(), &format!("{error:#}"))?,
             },
+            Some((&KEEP_NEIGHBOUR, rest)) => match keep(config, rest) {
+                Ok(()) => rustix::net::send(&stdin, &[DONE], SendFlags::NOSIGNAL).map(drop)?,
+                Err(error) => refuse(stdin.as_fd(), &format!("{error:#}"))?,
+            },
             Some(_) => refuse(stdin.as_fd(), "not a request of this version")?,
         }
     }
@@ -119,6 +144,28 @@ fn attach(attacher: &Attacher, config: &Path, name: &[u8]) -> anyhow::Result<Gri
         "`{name}` is not in `gate.interfaces`"
     );
     Ok(attacher.attach(name)?)
+}
+
+fn keep(config: &Path, request: &[u8]) -> anyhow::Result<()> {
+    let (ifindex, address) = request.split_first_chunk::<4>().context("a short request")?;
+    let address: [u8; 16] = address.try_into().context("not an address")?;
+    let ifindex = u32::from_ne_bytes(*ifindex);
+    let socket = UdpSocket::bind("[::]:0").or_else(|_| UdpSocket::bind("0.0.0.0:0"))?;
+    let index = |name: &String| rustix::net::netdevice::name_to_index(&socket, name);
+    let config = Config::load(config)?;
+    ensure!(
+        config.gate.interfaces.iter().any(|name| index(name).is_ok_and(|index| index == ifindex)),
+        "interface {ifindex} is not in `gate.interfaces`"
+    );
+    Ok(crate::gate::keep_neighbour(ifindex, IpAddr::from(address).to_canonical())?)
+}
+
+/// IPv4 as a mapped address.
+fn address_bytes(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
 }
 
 fn keep_little() -> anyhow::Result<()> {

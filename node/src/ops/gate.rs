@@ -31,6 +31,7 @@ pub fn watch_gate(
     recent: RecentDrops,
 ) {
     let Some(mut gate) = gate else { return };
+    let helper = helper.map(Arc::new);
     let control = gate.control();
     if let Some(events) = gate.events() {
         let (context, control) = (Arc::clone(&context), control.clone());
@@ -51,6 +52,11 @@ pub fn watch_gate(
         });
     }
     if let Some(relay) = gate.relay() {
+        if let Some(helper) = helper.clone() {
+            relay.set_keeper(Arc::new(move |interface, address| {
+                helper.keep_neighbour(interface, address).map_err(std::io::Error::other)
+            }));
+        }
         tokio::spawn(keep_relay(relay, Arc::clone(&context)));
     }
     tokio::spawn(async move {
@@ -118,7 +124,7 @@ fn look(gate: &Gate, context: &Context, health: &Health) {
 
 /// Gets interfaces guarded that came while the daemon runs.
 struct Mender {
-    helper: Helper,
+    helper: Arc<Helper>,
     /// What stood in the way last, by interface: told once.
     told: HashMap<String, String>,
 }
