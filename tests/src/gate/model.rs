@@ -19,6 +19,8 @@ pub struct Model {
     pub host_flows: HashMap<HostFlowKey, u64>,
     /// Listening sockets, by local address.
     pub listeners: HashSet<SocketAddr>,
+    /// Those of them which take any ACK for the answer to a SYN cookie of theirs.
+    pub cookies: HashSet<SocketAddr>,
     /// Connections: (local, remote).
     pub connections: HashSet<(SocketAddr, SocketAddr)>,
     /// Whether every budget is used up, or none.
@@ -209,11 +211,13 @@ impl Lookup for Model {
         })
     }
 
-    fn tcp_socket(&self, flow: &Flow, _: Option<Ack>) -> TcpSocket {
+    fn tcp_socket(&self, flow: &Flow, ack: Option<Ack>) -> TcpSocket {
         let local = SocketAddr::new(flow.local.into(), flow.local_port);
         let remote = SocketAddr::new(flow.remote.into(), flow.remote_port);
         if self.connections.contains(&(local, remote)) {
             TcpSocket::Connection
+        } else if ack.is_some() && self.cookies.contains(&local) {
+            TcpSocket::ListenerCookie
         } else if self.listeners.contains(&local) {
             TcpSocket::Listener
         } else {

@@ -1,17 +1,17 @@
 //! Who pays from which budget, and what ends when: written by hand, and asked of the kernel and of the host.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use portcullis_common::layout::{CidKey, HostFlowKey};
 use portcullis_common::{
     Address, ConnectionId, DropReason as D, Family, PassReason as P, RateClass, SipKey, Verdict,
 };
 use portcullis_tests::gate::fuzz::exact::Exact;
-use portcullis_tests::gate::fuzz::world::{self, LOCAL, RECENT, REMOTE, flow};
+use portcullis_tests::gate::fuzz::world::{self, ADMIN, LOCAL, RECENT, REMOTE, flow};
 use portcullis_tests::gate::kernel::{Kernel, monotonic_ns};
 use portcullis_tests::gate::model::Model;
-use portcullis_tests::gate::packet::{self, Path, SYN, TCP};
+use portcullis_tests::gate::packet::{self, ACK, Path, SYN, TCP};
 use portcullis_tests::gate::quic;
 use portcullis_tests::netns::Netns;
 
@@ -168,6 +168,31 @@ fn a_budget_gives_its_burst_in_the_kernel_too() {
             assert!((16..=19).contains(&passed), "{verdicts:?}");
         })
         .unwrap();
+}
+
+/// A cookie opens no port that a SYN does not: not even one that the kernel gave out before the gate was there. On the
+/// host alone, since a real one takes a handshake (`cookie.rs`).
+#[test]
+fn a_cookie_is_worth_no_more_than_a_syn_from_the_same_end() {
+    let mut model = world::model();
+    for local in LOCAL {
+        let local: IpAddr = local.parse().unwrap();
+        model.cookies.extend([443, 22, 8_080].map(|port| SocketAddr::new(local, port)));
+    }
+    let (taken, refused) = (Verdict::Pass(P::TcpCookie), Verdict::Drop(D::TcpListener));
+    for family in 0..2 {
+        for (remotes, port, expected) in [
+            (REMOTE, 443, taken),
+            (REMOTE, 22, refused),
+            (REMOTE, 8_080, refused),
+            (ADMIN, 22, taken),
+            (ADMIN, 8_080, refused),
+        ] {
+            let path = Path::new(remotes[family], LOCAL[family]);
+            let verdict = model.verdict(&path.frame(TCP, &packet::tcp(ELSEWHERE, port, ACK)), 1);
+            assert_eq!(verdict, expected, "{path:?} {port}");
+        }
+    }
 }
 
 /// A key, and the standing of a peer, end by the clock even if nobody takes them away.
