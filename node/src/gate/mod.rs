@@ -22,8 +22,6 @@ mod egress;
 mod error;
 mod events;
 mod explain;
-mod flows;
-mod hops;
 mod kernel;
 mod maps;
 mod memory;
@@ -32,12 +30,6 @@ mod netlink;
 mod object;
 mod pin;
 mod relay;
-#[cfg(test)]
-mod relay_faults;
-mod relay_maps;
-mod relay_state;
-mod routing;
-mod session_table;
 mod status;
 mod sys;
 mod userspace;
@@ -52,15 +44,13 @@ pub use egress::EgressHook;
 pub use error::GateError;
 pub use events::{AsyncEvents, Ends, Events, SampledDrop};
 pub use explain::{Explainer, Explanation};
-pub use flows::{FlowStatus, SessionStatus, Standing, flows};
-pub use hops::Detour;
 pub use maps::Counters;
 pub use mend::{Attacher, Grip, LinkEvents};
 pub use object::{EGRESS, INGRESS, OBJECT};
 pub use relay::{
-    Ended, FlowGrant, IdentityRef, Keeper, Leg, Relay, RelayError, RelayTotals, SessionRef, Usage,
+    Detour, Ended, FlowGrant, FlowStatus, IdentityRef, Keeper, Leg, Relay, RelayError, RelayTotals,
+    SessionRef, SessionStatus, Standing, Usage, flows, keep_neighbour,
 };
-pub use routing::keep_neighbour;
 pub use status::{InterfaceStatus, Status, status};
 pub use userspace::DatagramGate;
 

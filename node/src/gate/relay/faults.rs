@@ -9,10 +9,10 @@ use portcullis_common::layout::{FlowEntry, Hop, Session, Settings};
 use portcullis_common::{Address, Family, Flow, SipKey};
 
 use super::hops::HopKey;
-use super::relay::{FlowGrant, Leg, Network, Resolved, SessionRef};
-use super::relay_maps::RelayMaps;
-use super::relay_state::State;
-use super::{GateError, PeerAddress};
+use super::maps::RelayMaps;
+use super::state::State;
+use super::{FlowGrant, Leg, Network, Resolved, SessionRef};
+use crate::gate::{GateError, PeerAddress};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Write {

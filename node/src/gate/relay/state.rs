@@ -13,11 +13,11 @@ use portcullis_common::Flow;
 use portcullis_common::layout::{FlowEntry, Hop, IDENTITIES, SESSIONS, Session};
 
 use super::hops::{Detour, HopKey, HopTable};
-use super::relay::{Ended, FlowGrant, IdentityRef};
-use super::relay::{Keeper, Leg, Network, RelayError, RelayTotals, Resolved, SessionRef, Usage, entry};
-use super::relay_maps::RelayMaps;
-use super::session_table::{Direction, Live, SessionTable};
-use super::{GateError, PeerAddress};
+use super::maps::RelayMaps;
+use super::sessions::{Direction, Live, SessionTable};
+use super::{Ended, FlowGrant, IdentityRef};
+use super::{Keeper, Leg, Network, RelayError, RelayTotals, Resolved, SessionRef, Usage, entry};
+use crate::gate::{GateError, PeerAddress};
 
 pub(super) struct State {
     maps: Box<dyn RelayMaps>,

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use portcullis_common::layout::{HOPS, Hop};
 
-use super::relay::Resolved;
+use super::Resolved;
 use super::routing::{Link, Route, Routing};
 
 /// Why a packet cannot take the fast path. The userspace relay can carry it, unless there is no way at all.

@@ -12,6 +12,15 @@
 //! Calls block, those that remove entries for some milliseconds: memory of a removed entry is used again only when no
 //! CPU can still read it, and a revocation returns only when no CPU still acts on what was revoked.
 
+#[cfg(test)]
+mod faults;
+mod flows;
+mod hops;
+mod maps;
+mod routing;
+mod sessions;
+mod state;
+
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -21,12 +30,16 @@ use portcullis_common::Flow;
 use portcullis_common::layout::{FlowEntry, Hop};
 
 use super::control::monotonic;
-use super::hops::{self, Detour, HopKey};
 use super::pin::PinDir;
-use super::relay_maps::KernelMaps;
-use super::relay_state::State;
-use super::routing::{Changes, Routing};
 use super::{GateError, PeerAddress};
+use hops::HopKey;
+use maps::KernelMaps;
+use routing::{Changes, Routing};
+use state::State;
+
+pub use flows::{FlowStatus, SessionStatus, Standing, flows};
+pub use hops::Detour;
+pub use routing::keep_neighbour;
 
 /// A session's place in the gate, and which of the sessions that have had that place it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -290,12 +303,12 @@ impl std::fmt::Debug for Relay {
 }
 
 /// Where packets to a destination go next.
-pub(super) trait Network: Send {
+trait Network: Send {
     /// From one of this host's addresses to a destination. With [`Detour::Unresolved`], whose address is missing.
     fn resolve(&mut self, from: IpAddr, to: IpAddr) -> io::Result<Resolved>;
 }
 
-pub(super) type Resolved = Result<(HopKey, Hop), (Detour, Option<HopKey>)>;
+type Resolved = Result<(HopKey, Hop), (Detour, Option<HopKey>)>;
 
 pub(super) struct KernelNetwork {
     routing: Routing,
@@ -315,7 +328,7 @@ impl Network for KernelNetwork {
 }
 
 /// The entry that makes packets of `input` leave on `output`.
-pub(super) fn entry(input: &Flow, output: &Flow, session: SessionRef, from: Leg, hop: u32) -> FlowEntry {
+fn entry(input: &Flow, output: &Flow, session: SessionRef, from: Leg, hop: u32) -> FlowEntry {
     FlowEntry {
         hop,
         session: session.index,

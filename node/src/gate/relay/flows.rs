@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use portcullis_common::Flow;
 
-use super::control::monotonic;
-use super::pin::PinDir;
-use super::relay_maps::{KernelMaps, RelayMaps};
-use super::{GateError, Leg, PeerAddress, SessionRef, Usage};
+use super::maps::{KernelMaps, RelayMaps};
+use crate::gate::control::monotonic;
+use crate::gate::pin::PinDir;
+use crate::gate::{GateError, Leg, PeerAddress, SessionRef, Usage};
 
 /// A session that has flows in the gate.
 #[derive(Clone, Debug, PartialEq, Eq)]

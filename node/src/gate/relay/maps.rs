@@ -8,10 +8,10 @@ use portcullis_common::layout::{FlowEntry, FlowKey4, FlowKey6, Hop, HostFlowKey,
 use portcullis_common::{Family, Flow};
 use rustix::thread::{MembarrierCommand, membarrier};
 
-use super::GateError;
-use super::maps::open;
-use super::pin::PinDir;
-use super::sys;
+use crate::gate::GateError;
+use crate::gate::maps::open;
+use crate::gate::pin::PinDir;
+use crate::gate::sys;
 
 /// What the relay reads and writes; behind a trait so that a test can let each write fail.
 pub(super) trait RelayMaps: Send {
