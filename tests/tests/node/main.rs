@@ -6,6 +6,7 @@ mod boot;
 mod connectors;
 mod flap;
 mod gated;
+mod helper;
 mod lifecycle;
 mod privacy;
 mod reload;
