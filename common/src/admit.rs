@@ -80,7 +80,7 @@ impl From<Verdict> for Outcome {
     }
 }
 
-/// All that the gate does to a frame that arrives by the interface `ingress`: [`parse`](crate::parse),
+/// All that the gate does to a frame that arrives by the interface `ingress`: [`parse`],
 /// [`admit`] and, for a relayed packet, the rewrite. `now` is monotonic, in nanoseconds.
 #[inline(always)]
 pub fn process<F: FrameMut + ?Sized, L: Lookup>(

@@ -5,7 +5,7 @@
 //! | [`netns`] | network namespaces with links, addresses and firewalls, removed on drop |
 //! | [`process`] | child processes killed on drop, their output kept, readiness waits |
 //! | [`ports`] | ports on loopback that no other test of this machine gets |
-//! | [`bench`] | the measurements of `cargo xtask bench` |
+//! | [`mod@bench`] | the measurements of `cargo xtask bench` |
 //! | [`ca`] | a certificate authority made on the spot |
 //! | [`origin`] | an HTTP origin that records every request it sees |
 //! | [`flood`] | packets from everywhere, and who is served meanwhile |

@@ -2,13 +2,13 @@
 //!
 //! | module | gives |
 //! |---|---|
-//! | [`drop`], [`forward`], [`size`] | the figures |
-//! | [`relay`], [`userspace`], [`coturn`] | the relay as it is measured, and two of its peers |
-//! | [`contender`], [`measure`] | something that is given packets; interleaved runs of several |
-//! | [`lab`], [`generator`], [`traffic`] | where, by whom and which packets are sent |
-//! | [`gate`] | the gate as it is measured |
-//! | [`program`], [`asm`], [`sys`] | the bench's own XDP programs |
-//! | [`figure`], [`report`], [`plot`] | a figure against its target; the table, JSON, SVG |
+//! | `drop`, `forward`, `size` | the figures |
+//! | `relay`, `userspace`, `coturn` | the relay as it is measured, and two of its peers |
+//! | `contender`, `measure` | something that is given packets; interleaved runs of several |
+//! | `lab`, `generator`, `traffic` | where, by whom and which packets are sent |
+//! | `gate` | the gate as it is measured |
+//! | `program`, `asm`, `sys` | the bench's own XDP programs |
+//! | `figure`, `report`, `plot` | a figure against its target; the table, JSON, SVG |
 
 use std::time::Duration;
 
