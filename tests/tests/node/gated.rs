@@ -58,10 +58,13 @@ type = "local"
         Self { stranger, edge, node, _dir: dir }
     }
 
-    /// Whether a connection of the stranger to `port` opens within a second.
+    /// Whether a connection of the stranger to `port` opens. A veth may lose the first SYN while a program comes or goes;
+    /// TCP sends it again after a second.
     pub fn reaches(&self, port: u16) -> bool {
         let address: SocketAddr = format!("{EDGE}:{port}").parse().unwrap();
-        self.stranger.enter(|| TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()).unwrap()
+        self.stranger
+            .enter(|| TcpStream::connect_timeout(&address, Duration::from_millis(2_500)).is_ok())
+            .unwrap()
     }
 
     /// What `/readyz` says.
