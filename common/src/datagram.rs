@@ -74,7 +74,7 @@ pub(crate) fn is_bind<F: Frame + ?Sized>(frame: &F, payload: Span) -> bool {
     if usize::from(payload.length) != BIND_DATAGRAM {
         return false;
     }
-    let head: Option<[u8; 2]> = frame.read(usize::from(payload.at));
+    let head: Option<[u8; 2]> = frame.read(payload.start());
     head.is_some_and(|[kind, _]| is_bind_kind(kind))
 }
 

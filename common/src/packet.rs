@@ -45,6 +45,15 @@ pub struct Span {
     pub length: u16,
 }
 
+impl Span {
+    /// Where it begins. Headers end long before the mask does; it gives the verifiers of older kernels the bound that
+    /// they lose when a number goes through memory.
+    #[inline(always)]
+    pub(crate) const fn start(self) -> usize {
+        (self.at & 0x1ff) as usize
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     V4,

@@ -49,8 +49,8 @@ pub(crate) fn forward<F: FrameMut + ?Sized>(
     if ip.packet.length > hop.mtu {
         return Err(DropReason::RelayMtu);
     }
-    let at = usize::from(ip.packet.at);
-    udp(frame, ip.family, usize::from(payload.at) - UDP_HEADER, entry)?;
+    let at = ip.packet.start();
+    udp(frame, ip.family, payload.start() - UDP_HEADER, entry)?;
     match ip.family {
         Family::V4 => ipv4(frame, at, entry)?,
         Family::V6 => ipv6(frame, at, entry)?,

@@ -25,7 +25,7 @@ pub(crate) fn admit<F: Frame + ?Sized, L: Lookup>(
             Err(reason) => Admission::Settled(Verdict::Drop(reason)),
         };
     }
-    let verdict = match datagram(frame, usize::from(payload.at), usize::from(payload.length)) {
+    let verdict = match datagram(frame, payload.start(), usize::from(payload.length)) {
         Ok(Datagram::Quic(id)) => quic(&id, flow, lookup, now),
         Ok(Datagram::Initial(InitialId::Minted(id))) if is_minted(&id, lookup, now) => {
             proven(&id, flow, lookup, now)
