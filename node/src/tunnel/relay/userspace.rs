@@ -116,7 +116,7 @@ impl Table {
         true
     }
 
-    /// Deletes a direction, if it is this session's.
+    /// Deletes a direction, if it belongs to `session`.
     pub fn remove(&mut self, session: SessionRef, input: Tuple) -> bool {
         let owned = self.flows.get(&input).is_some_and(|flow| flow.session == session);
         owned && self.flows.remove(&input).is_some()
