@@ -1,12 +1,14 @@
-//! The relay as it is measured: the gate's own program, with flows written into its pinned maps as the daemon writes them.
+//! The relay as it is measured: the gate's own program. A session that is revoked is granted as the daemon would; flows by the
+//! thousand, more than sessions have room, are written into the pinned maps.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
-use portcullis::gate::Gate;
+use portcullis::gate::{FlowGrant, Gate, PeerAddress};
 use portcullis_common::layout::{FlowEntry, FlowKey4, Hop, Session, VERSION};
-use portcullis_common::{Address, DropReason, Family, Flow, RelayReason, Verdict};
+use portcullis_common::{Address, Family, Flow, RelayReason, Verdict};
 
 use super::contender::{Contender, CountAt};
 use super::figure::{Figure, Target, Unit};
@@ -26,6 +28,8 @@ pub const ABSENT: &str = "not measured";
 /// Idle flows beside the active one.
 const INSTALLED: [(&str, u32); 3] =
     [("one flow", 1), ("one flow among 1,000", 1_000), ("one flow among 100,000", 100_000)];
+/// Where relayed packets go in a lab with one port: the generator's own link.
+const FAR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)), 5_000);
 /// Runs that are revoked in the middle.
 const REVOCATIONS: u32 = 20;
 
@@ -75,14 +79,26 @@ fn per_packet(alone: &Samples, busy: &Samples) -> Figure {
     Figure::ratio(&format!("time per packet of {}", busy.name), alone, busy, Target::AtMost(1.1))
 }
 
-/// Packets that the gate sent on after the revocation had returned, while the generator never paused.
+/// Packets that the gate sent on after [`Relay::revoke`](portcullis::gate::Relay::revoke) had returned, while the generator never
+/// paused.
 fn revocations(options: &Options) -> Result<u64> {
     let mut passed = 0;
     for _ in 0..REVOCATIONS {
-        let relay = Relay::one_port(1)?;
-        let contender =
-            Contender::new(ONE_PORT, relay.lab, &Traffic::flows(1, TUNNEL)?, CountAt::Node, options.cpu, ())?;
-        let (gate, mut sessions) = (relay.gate, relay.sessions);
+        let traffic = Traffic::flows(1, TUNNEL)?;
+        let source = sources(1).next().context("one source")?;
+        let mut lab = Lab::one_port("revoke")?;
+        let (gate, _) = gate::open(&lab)?;
+        for neighbour in [source.ip(), FAR.ip()] {
+            let to = format!("ip neigh replace {neighbour} lladdr 02:00:00:00:00:02 dev in0 nud permanent");
+            lab.node.run(&to)?;
+        }
+        let relay = gate.relay().context("a gate that relays")?;
+        let session = relay.open_session(relay.identity("somebody")?, Duration::from_secs(600))?;
+        let client = PeerAddress { local: TUNNEL, remote: source };
+        let connector = PeerAddress { local: TUNNEL, remote: FAR };
+        relay.install(&FlowGrant { session, client, connector })?;
+        lab.absorb()?;
+        let contender = Contender::new(ONE_PORT, lab, &traffic, CountAt::Node, options.cpu, ())?;
         let sending = std::thread::spawn(move || {
             for _ in 0..3 {
                 contender.measure(Duration::from_millis(100))?;
@@ -90,28 +106,15 @@ fn revocations(options: &Options) -> Result<u64> {
             anyhow::Ok(contender)
         });
         std::thread::sleep(Duration::from_millis(150));
-        let session = Session { generation: 2, ..sessions.get(&0, 0)? };
-        sessions.set(0, session, 0)?;
-        barrier()?;
-        let relayed = relayed(&gate)?;
-        let refused = gate.counters()?.of(Verdict::Drop(DropReason::RelayRevoked));
+        relay.revoke(session)?;
+        let (relayed, dropped) = (relayed(&gate)?, gate.counters()?.dropped());
         let contender = sending.join().map_err(|_| anyhow::anyhow!("the generator panicked"))??;
         contender.measure(Duration::from_millis(50))?;
         passed += self::relayed(&gate)? - relayed;
         ensure!(relayed > 0, "control: nothing was relayed before the revocation");
-        let refused = gate.counters()?.of(Verdict::Drop(DropReason::RelayRevoked)) - refused;
-        ensure!(refused > 0, "control: nothing arrived after the revocation");
+        ensure!(gate.counters()?.dropped() > dropped, "control: nothing arrived after the revocation");
     }
     Ok(passed)
-}
-
-/// Until every CPU has left what it was running.
-fn barrier() -> Result<()> {
-    const GLOBAL: libc::c_int = 1;
-    // SAFETY: takes integers only.
-    let status = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
-    ensure!(status == 0, "membarrier: {}", std::io::Error::last_os_error());
-    Ok(())
 }
 
 fn relayed(gate: &Gate) -> Result<u64> {
@@ -123,7 +126,6 @@ fn relayed(gate: &Gate) -> Result<u64> {
 struct Relay {
     lab: Lab,
     gate: Gate,
-    sessions: Array<MapData, Session>,
 }
 
 impl Relay {
@@ -135,7 +137,7 @@ impl Relay {
             source: [2, 0, 0, 0, 0, 1],
             ..HOP
         };
-        Self::install(lab, hop, flows, ([198, 18, 0, 1], 5_000))
+        Self::install(lab, hop, flows, FAR)
     }
 
     fn two_ports(flows: u32) -> Result<Self> {
@@ -146,11 +148,11 @@ impl Relay {
             source: [2, 0, 0, 0, 0, 3],
             ..HOP
         };
-        Self::install(lab, hop, flows, ([198, 19, 0, 1], SINK.port()))
+        Self::install(lab, hop, flows, SINK)
     }
 
     /// A session for each flow, of a thousand people.
-    fn install(mut lab: Lab, hop: Hop, flows: u32, (far, far_port): ([u8; 4], u16)) -> Result<Self> {
+    fn install(mut lab: Lab, hop: Hop, flows: u32, far: SocketAddr) -> Result<Self> {
         let (gate, _) = gate::open(&lab)?;
         let mut sessions: Array<MapData, Session> = open(&lab, "SESSION")?;
         let count = flows.min(portcullis_common::layout::SESSIONS);
@@ -177,12 +179,12 @@ impl Relay {
             let entry = FlowEntry {
                 session: index % count,
                 generation: 1,
-                ..FlowEntry::rewrite(&arriving, &v4(Address::v4(far), far_port))
+                ..FlowEntry::rewrite(&arriving, &v4(Address::from(far.ip()), far.port()))
             };
             entries.insert(FlowKey4::new(&arriving), entry, 0)?;
         }
         lab.absorb()?;
-        Ok(Self { lab, gate, sessions })
+        Ok(Self { lab, gate })
     }
 }
 
