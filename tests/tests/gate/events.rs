@@ -9,6 +9,9 @@ use portcullis_tests::netns::Netns;
 
 use crate::verdicts::{HOST, STRANGER};
 
+/// More than any budget gives at once.
+const BURST: usize = 10_000;
+
 #[test]
 fn an_event_names_the_budget_or_the_session() {
     let netns = Netns::new("rules").unwrap();
@@ -19,8 +22,13 @@ fn an_event_names_the_budget_or_the_session() {
             kernel.adopt(&model).unwrap();
             let mut expected = Vec::new();
             let mut dropped = |kernel: &mut Kernel, frame: &[u8], reason, rule| {
-                kernel.sample_next(Verdict::Drop(reason)).unwrap();
-                assert_eq!(kernel.verdict(frame).unwrap(), Verdict::Drop(reason));
+                // A budget fills again while this machine does something else.
+                let judged = (0..BURST).find_map(|_| {
+                    kernel.sample_next(Verdict::Drop(reason)).unwrap();
+                    let verdict = kernel.verdict(frame).unwrap();
+                    (!verdict.is_pass()).then_some(verdict)
+                });
+                assert_eq!(judged, Some(Verdict::Drop(reason)));
                 expected.push((reason, rule));
             };
             for (remote, local) in STRANGER.iter().zip(HOST) {
@@ -31,7 +39,6 @@ fn an_event_names_the_budget_or_the_session() {
                 dropped(&mut kernel, &relayed(3), DropReason::RelayExpired, session(3));
                 dropped(&mut kernel, &path.udp(9, 53, b"x"), DropReason::UdpUnsolicited, None);
                 let opening = path.tcp(50_000, 443, SYN, 1, 0);
-                while kernel.verdict(&opening).unwrap().is_pass() {}
                 let network = Some(Rule::Budget(RateClass::SynNetwork));
                 dropped(&mut kernel, &opening, DropReason::SynRate, network);
             }
@@ -51,7 +58,7 @@ fn an_event_names_the_budget_or_the_session() {
                 };
                 told.push((reason, Rule::of(reason, event.rule)));
             }
-            // The first drop of a budget is sampled by itself.
+            // The first drop of a budget would be sampled in any case.
             told.dedup();
             assert_eq!(told, expected);
         })
