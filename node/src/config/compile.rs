@@ -9,14 +9,14 @@ use std::time::Duration;
 use toml::Spanned;
 
 use crate::event::{EventSettings, FileTarget};
-use crate::flow::{Application, Aud, EncodedSlash, Host};
+use crate::flow::Host;
 use crate::gate::{AdminRule, Dataplane, GateMode};
 use crate::policy::{Action, Policy, Rule, Selector};
 
 use super::error::Faults;
 use super::suggest::unknown;
 use super::units::{parse_duration, parse_size};
-use super::values::{check_issuer, check_name, check_web_origin, email_domain, parse_origin, parse_url};
+use super::values::{check_issuer, check_name, email_domain};
 use super::{
     CertificateFiles, Config, ConfigError, GateSettings, IdentityProvider, NodeConfig, OidcConfig,
     ProviderKind, Secret, TunnelSettings, raw,
@@ -28,8 +28,8 @@ pub const DEFAULT_ADMIN_SOCKET: &str = "/run/portcullis/admin.sock";
 const DEFAULT_METRICS: &str = "127.0.0.1:9464";
 /// Where the gate is pinned unless the file says otherwise.
 pub const DEFAULT_PIN: &str = "/sys/fs/bpf/portcullis";
-const MINUTE: u64 = 60;
-const DAY: u64 = 86_400;
+pub(super) const MINUTE: u64 = 60;
+pub(super) const DAY: u64 = 86_400;
 
 pub(super) fn compile(file: raw::File, text: &str, path: &Path) -> Result<Config, ConfigError> {
     let mut compiler =
@@ -61,10 +61,11 @@ fn read_secret_file(path: &Path) -> Result<Secret, String> {
     Ok(Secret::new(text.to_owned()))
 }
 
-struct Compiler<'a> {
+/// Its methods are spread over the files of this folder by topic.
+pub(super) struct Compiler<'a> {
     /// What relative file names are relative to.
     base: &'a Path,
-    faults: Faults<'a>,
+    pub(super) faults: Faults<'a>,
 }
 
 impl Compiler<'_> {
@@ -397,135 +398,8 @@ impl Compiler<'_> {
         compiled.map_err(|message| self.faults.at(selector.span(), message)).ok()
     }
 
-    fn applications(
-        &mut self,
-        applications: Vec<raw::Application>,
-        node: &NodeConfig,
-        policies: &[Policy],
-        providers: &[IdentityProvider],
-    ) -> Vec<Application> {
-        self.unique("application", applications.iter().map(|application| &application.name));
-        let mut compiled: Vec<Application> = Vec::new();
-        for application in applications {
-            let span = application.name.span();
-            let Some(application) = self.application(application, node, policies, providers) else {
-                continue;
-            };
-            if let Some(other) =
-                compiled.iter().find(|other| other.host == application.host && other.path == application.path)
-            {
-                self.faults.at(
-                    span,
-                    format!(
-                        "applications `{}` and `{}` have the same host and path",
-                        other.name, application.name
-                    ),
-                );
-                continue;
-            }
-            compiled.push(application);
-        }
-        compiled
-    }
-
-    fn application(
-        &mut self,
-        application: raw::Application,
-        node: &NodeConfig,
-        policies: &[Policy],
-        providers: &[IdentityProvider],
-    ) -> Option<Application> {
-        let name = application.name.get_ref().clone();
-        if let Some(kind) = &application.kind {
-            match kind.get_ref().as_str() {
-                "web" => {}
-                "ssh" | "rdp" | "tcp" | "udp" | "network" | "saas" => {
-                    self.faults.at(kind.span(), format!("type `{}` is not yet supported", kind.get_ref()));
-                    return None;
-                }
-                other => {
-                    self.faults.at(kind.span(), format!("`{other}` is no type of application: use `web`"));
-                    return None;
-                }
-            }
-        }
-        for (key, missing) in [("url", application.url.is_none()), ("origin", application.origin.is_none())] {
-            if missing {
-                self.faults.at(application.name.span(), format!("application `{name}` has no `{key}`"));
-            }
-        }
-        if application.policies.is_empty() {
-            self.faults.at(
-                application.name.span(),
-                format!("application `{name}` has no `policies`: nobody could reach it"),
-            );
-        }
-        let url = application.url.as_ref().and_then(|text| self.parse(text, |t| parse_url(t, node)));
-        let origin = application.origin.as_ref().and_then(|text| self.parse(text, parse_origin));
-        for policy in &application.policies {
-            if !policies.iter().any(|known| known.name == *policy.get_ref()) {
-                let message = unknown("policy", policy.get_ref(), policies.iter().map(|p| p.name.as_str()));
-                self.faults.at(policy.span(), message);
-            }
-        }
-        for provider in &application.providers {
-            if !providers.iter().any(|known| known.name == *provider.get_ref()) {
-                let names = providers.iter().map(|p| p.name.as_str());
-                self.faults.at(provider.span(), unknown("identity provider", provider.get_ref(), names));
-            }
-        }
-        if let Some(connector) = &application.connector {
-            self.parse(connector, |text| check_name("connector", text));
-        }
-        let session = self.duration(application.session.as_ref(), "session", MINUTE, 30 * DAY);
-        let allowed_origins = application
-            .allowed_origins
-            .iter()
-            .filter_map(|origin| self.parse(origin, check_web_origin))
-            .collect();
-        let encoded_slash = match &application.encoded_slash {
-            None => EncodedSlash::Reject,
-            Some(text) => self
-                .parse(text, |value| match value {
-                    "reject" => Ok(EncodedSlash::Reject),
-                    "pass" => Ok(EncodedSlash::Pass),
-                    other => Err(format!("`{other}`: use \"reject\" or \"pass\"")),
-                })
-                .unwrap_or_default(),
-        };
-        let ca = application.origin_ca.as_ref().map(|file| self.file(file));
-        let (host, path) = url?;
-        if encoded_slash == EncodedSlash::Pass && path.as_str() != "/" {
-            self.faults.at(
-                application.name.span(),
-                format!("application `{name}`: `encoded_slash = \"pass\"` needs one application for the whole host"),
-            );
-        }
-        let mut origin = origin?;
-        origin.connector = application.connector.map(Spanned::into_inner);
-        origin.ca = ca;
-        origin.server_name = application.origin_server_name.map(Spanned::into_inner);
-        origin.host_header = application.host_header.map(|value| match value.into_inner() {
-            own if own == "origin" => origin.authority(),
-            other => other,
-        });
-        Some(Application {
-            aud: Aud::derive(&node.domain, &name),
-            name,
-            host,
-            path,
-            origin,
-            policies: application.policies.into_iter().map(Spanned::into_inner).collect(),
-            providers: application.providers.into_iter().map(Spanned::into_inner).collect(),
-            session,
-            allowed_origins,
-            encoded_slash,
-            launcher: application.launcher.unwrap_or(true),
-        })
-    }
-
     /// Every name of a kind must be well-formed and occur once.
-    fn unique<'n>(&mut self, kind: &str, names: impl Iterator<Item = &'n Spanned<String>>) {
+    pub(super) fn unique<'n>(&mut self, kind: &str, names: impl Iterator<Item = &'n Spanned<String>>) {
         let mut seen: Vec<&str> = Vec::new();
         for name in names {
             if let Err(message) = check_name(kind, name.get_ref()) {
@@ -538,11 +412,15 @@ impl Compiler<'_> {
         }
     }
 
-    fn parse<T>(&mut self, text: &Spanned<String>, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+    pub(super) fn parse<T>(
+        &mut self,
+        text: &Spanned<String>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
         parse(text.get_ref()).map_err(|message| self.faults.at(text.span(), message)).ok()
     }
 
-    fn duration(
+    pub(super) fn duration(
         &mut self,
         text: Option<&Spanned<String>>,
         key: &str,
@@ -560,7 +438,7 @@ impl Compiler<'_> {
     }
 
     /// A file that must exist, relative to the configuration's directory.
-    fn file(&mut self, path: &Spanned<PathBuf>) -> PathBuf {
+    pub(super) fn file(&mut self, path: &Spanned<PathBuf>) -> PathBuf {
         let full = self.base.join(path.get_ref());
         if let Err(error) = std::fs::File::open(&full) {
             self.fault_at(path.span(), format!("{} cannot be read: {error}", full.display()));

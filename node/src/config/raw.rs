@@ -180,6 +180,7 @@ pub(super) struct Application {
     pub(super) kind: Option<Spanned<String>>,
     pub(super) url: Option<Spanned<String>>,
     pub(super) origin: Option<Spanned<String>>,
+    pub(super) network: Option<Spanned<Network>>,
     pub(super) connector: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) policies: Vec<Spanned<String>>,
@@ -192,5 +193,32 @@ pub(super) struct Application {
     pub(super) origin_ca: Option<Spanned<PathBuf>>,
     pub(super) origin_server_name: Option<Spanned<String>>,
     pub(super) host_header: Option<Spanned<String>>,
+    pub(super) ssh: Option<Spanned<Ssh>>,
     pub(super) launcher: Option<bool>,
+}
+
+/// Addresses and ports that clients may name.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Network {
+    pub(super) prefix: Spanned<String>,
+    pub(super) ports: Vec<Spanned<Port>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum Port {
+    One(i64),
+    /// `8000-8100`.
+    Range(String),
+}
+
+/// Who people may be on the host of an application of type `ssh`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Ssh {
+    #[serde(default)]
+    pub(super) users: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) email_user_domains: Vec<Spanned<String>>,
 }

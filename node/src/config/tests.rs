@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::flow::{Kind, Private, Protocol, Target};
 
 const GOOD: &str = r#"
 [node]
@@ -74,8 +75,9 @@ fn fault(from: &str, to: &str) -> String {
 fn a_good_file_is_understood() {
     let config = parse(GOOD).unwrap();
     assert_eq!(config.node.authority(), "access.example.com");
-    assert_eq!(config.applications[0].origin.authority(), "10.0.0.5:8080");
-    assert_eq!(config.applications[0].origin.connector.as_deref(), Some("hq"));
+    let Kind::Web(web) = &config.applications[0].kind else { panic!("web") };
+    assert_eq!(web.origin.authority(), "10.0.0.5:8080");
+    assert_eq!(config.applications[0].connector(), Some("hq"));
     let ProviderKind::Oidc(oidc) = &config.identity_providers[1].kind else { panic!("oidc") };
     assert_eq!(oidc.client_secret.as_ref().unwrap().expose(), "hush");
     assert!(!format!("{config:?}").contains("hush"));
@@ -92,10 +94,13 @@ fn faults_name_their_line_and_a_remedy() {
         ("cert = \"cert.pem\"", "cert = \"gone.pem\"", "cannot be read"),
         ("action = \"allow\"", "action = \"service_auth\"", "not yet supported"),
         ("{ group = \"contractors\" }", "{ country = [\"DE\"] }", "`country` is not yet supported"),
+        ("connector = \"hq\"", "type = \"saas\"", "not yet supported"),
+        ("connector = \"hq\"", "type = \"shh\"", "use web, tcp, udp, ssh or rdp"),
+        ("connector = \"hq\"", "ssh = { users = [\"deploy\"] }", "it is for `type = \"ssh\"`"),
         (
-            "origin = \"http://10.0.0.5:8080\"",
-            "type = \"ssh\"\norigin = \"10.0.0.9:22\"",
-            "not yet supported",
+            "connector = \"hq\"",
+            "network = { prefix = \"10.0.0.0/24\", ports = [22] }",
+            "it is for `type` tcp, udp, ssh and rdp",
         ),
         (
             "[[node.certificate]]",
@@ -115,6 +120,100 @@ fn faults_name_their_line_and_a_remedy() {
         assert!(
             found.lines().any(|f| f.starts_with(&format!("{line}: ")) && f.contains(message)),
             "{to}: expected {line}: {message}, found {found}"
+        );
+    }
+}
+
+/// The good file with one more application.
+fn with(application: &str) -> String {
+    format!("{GOOD}\n[[application]]\nname = \"db\"\npolicies = [\"engineers\"]\n{application}\n")
+}
+
+fn private(application: &str) -> Private {
+    let config = parse(&with(application)).unwrap_or_else(|error| panic!("{application}: {error}"));
+    match &config.applications[1].kind {
+        Kind::Private(private) => private.clone(),
+        Kind::Web(_) => panic!("{application} is no web application"),
+    }
+}
+
+#[test]
+fn private_applications_are_understood() {
+    let db = private(
+        "type = \"tcp\"\norigin = \"10.0.0.9:5432\"\nconnector = \"hq\"\nurl = \"https://db.example.com\"",
+    );
+    assert_eq!((db.protocol, db.connector.as_str()), (Protocol::Tcp, "hq"));
+    assert_eq!(db.host.as_ref().map(Host::as_str), Some("db.example.com"));
+    assert!(matches!(&db.target, Target::Single { host, port: 5432 } if host.as_str() == "10.0.0.9"));
+
+    let lan = private(
+        "type = \"ssh\"\nnetwork = { prefix = \"2001:db8::/64\", ports = [22, \"8000-8100\"] }\nconnector = \"hq\"\n\
+         ssh = { users = [\"deploy\"], email_user_domains = [\"Example.com\"] }",
+    );
+    let Target::Network { prefix, ports } = &lan.target else { panic!("a network") };
+    assert_eq!((prefix.to_string(), ports.to_string()), ("2001:db8::/64".into(), "22, 8000-8100".into()));
+    let ssh = lan.ssh.unwrap();
+    assert_eq!((ssh.users, ssh.email_user_domains), (vec!["deploy".into()], vec!["example.com".into()]));
+    private("type = \"udp\"\norigin = \"dns.internal:53\"\nconnector = \"hq\"");
+    private("type = \"rdp\"\norigin = \"[2001:db8::9]:3389\"\nconnector = \"hq\"");
+}
+
+#[test]
+fn faults_of_private_applications_name_line_and_remedy() {
+    let tcp = "type = \"tcp\"\nconnector = \"hq\"\n";
+    let network = |network: &str| format!("{tcp}network = {{ {network} }}");
+    // The line is that of the key at fault, counted from the application's type; 0 is the application's name.
+    for (application, line, message) in [
+        ("type = \"tcp\"\norigin = \"a:1\"".to_owned(), 0, "admin connector create"),
+        (tcp.to_owned(), 0, "neither `origin` nor `network`"),
+        (format!("{tcp}origin = \"a\""), 3, "write `a:5432`"),
+        (format!("{tcp}origin = \"a:0\""), 3, "write host:port"),
+        (format!("{tcp}origin = \"a:70000\""), 3, "write host:port"),
+        (format!("{tcp}origin = \"tcp://a:1\""), 3, "no URL"),
+        (network("prefix = \"10.0.0.5/24\", ports = [1]"), 3, "write `10.0.0.0/24`"),
+        (network("prefix = \"10.0.0.5\", ports = [1]"), 3, "write `10.0.0.5/32`"),
+        (network("prefix = \"::ffff:10.0.0.0/120\", ports = [1]"), 3, "write the IPv4 one"),
+        (network("prefix = \"lan\", ports = [1]"), 3, "is no prefix"),
+        (network("prefix = \"10.0.0.0/24\", ports = []"), 3, "there are no ports"),
+        (network("prefix = \"10.0.0.0/24\", ports = [0]"), 3, "from 1 to 65535"),
+        (network("prefix = \"10.0.0.0/24\", ports = [65536]"), 3, "from 1 to 65535"),
+        (network("prefix = \"10.0.0.0/24\", ports = [-1]"), 3, "from 1 to 65535"),
+        (network("prefix = \"10.0.0.0/24\", ports = [\"9-1\"]"), 3, "write \"1-9\""),
+        (network("prefix = \"10.0.0.0/24\", ports = [\"1-\"]"), 3, "like \"8000-8100\""),
+        (network("prefix = \"10.0.0.0/24\", ports = [\"+1-2\"]"), 3, "like \"8000-8100\""),
+        (network("prefix = \"10.0.0.0/24\", ports = [1], port = 1"), 3, "unknown field `port`"),
+        (network("prefix = \"10.0.0.0/24\", ports = [1]") + "\norigin = \"a:1\"", 3, "has both"),
+        (
+            network("prefix = \"10.0.0.0/24\", ports = [1]") + "\nurl = \"https://db.example.com\"",
+            4,
+            "single `origin`",
+        ),
+        (format!("{tcp}origin = \"a:1\"\nurl = \"https://db.example.com/x\""), 4, "has no path"),
+        (format!("{tcp}origin = \"a:1\"\nurl = \"https://*.example.com\""), 4, "cannot be a wildcard"),
+        (format!("{tcp}origin = \"a:1\"\nurl = \"https://jira.example.com\""), 0, "needs one of its own"),
+        (format!("{tcp}origin = \"a:1\"\nurl = \"https://access.example.com\""), 4, "auth domain"),
+        (format!("{tcp}origin = \"a:1\"\nssh = {{ users = [\"deploy\"] }}"), 4, "it is for `type = \"ssh\"`"),
+        (format!("{tcp}origin = \"a:1\"\nhost_header = \"x\""), 4, "`host_header` has no meaning"),
+        (format!("{tcp}origin = \"a:1\"\nallowed_origins = [\"https://x\"]"), 4, "no meaning"),
+        (
+            "type = \"udp\"\nconnector = \"hq\"\norigin = \"a:1\"\nurl = \"https://db.example.com\"".into(),
+            4,
+            "connections only",
+        ),
+        ("type = \"ssh\"\nconnector = \"hq\"\norigin = \"a:1\"\nssh = {}".into(), 4, "names nobody"),
+        (
+            "type = \"ssh\"\nconnector = \"hq\"\norigin = \"a:1\"\nssh = { users = [\"-o\"] }".into(),
+            4,
+            "no name of a UNIX user",
+        ),
+    ] {
+        let text = with(&application);
+        let first = 1 + text[..text.find(&application).unwrap()].matches('\n').count();
+        let expected = if line == 0 { first - 2 } else { first + line - 1 };
+        let error = parse(&text).expect_err(&application);
+        assert!(
+            error.faults.iter().any(|fault| fault.line == Some(expected) && fault.message.contains(message)),
+            "{application}: expected {expected}: {message}, found\n{error}"
         );
     }
 }

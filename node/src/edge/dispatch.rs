@@ -14,8 +14,8 @@ use tokio::time::timeout;
 
 use crate::clock;
 use crate::config::Active;
-use crate::flow::{Facts, PathError, Reason};
-use crate::policy::{Decision, Permit, decide};
+use crate::flow::{Facts, PathError, Reason, Web};
+use crate::policy::{Decision, PermitKind, PermitOf, decide};
 use crate::portal::page::{self, PageFacts};
 use crate::portal::{PREFIX, Visit};
 
@@ -66,7 +66,7 @@ pub(super) struct Call {
     pub(super) edge: Arc<Edge>,
     pub(super) peer: Arc<Peer>,
     pub(super) about: About,
-    started: Instant,
+    pub(super) started: Instant,
     in_flight: InFlight,
     /// Which kind of page the client reads.
     accept: Vec<HeaderValue>,
@@ -133,7 +133,12 @@ impl Call {
                 let person = person.filter(|_| permit.session().is_some());
                 self.about.session = permit.session().cloned();
                 self.about.policy = Some(permit.policy().to_owned());
-                self.forward(&active, asked, head, body, switch, &permit, person).await
+                match permit.kind() {
+                    PermitKind::Web(permit) => {
+                        self.forward(&active, asked, head, body, switch, permit, person).await
+                    }
+                    PermitKind::Private(permit) => self.private(permit, &head.headers),
+                }
             }
             Decision::Login(_) => self.challenge(asked, head.headers, nobody),
             Decision::Deny(denial) => {
@@ -204,13 +209,13 @@ impl Call {
         mut head: Parts,
         body: Incoming,
         switch: OnUpgrade,
-        permit: &Permit,
+        permit: PermitOf<'_, Web>,
         person: Option<Person>,
     ) -> Response<Reply> {
         let mut record = Record::allowed(&self.edge.ctx, self.about.clone(), self.started);
-        let origin = &permit.application().origin;
+        let origin = &permit.kind().origin;
         let public_host = active.config.node.authority_of(&asked.host);
-        let email = permit.session().and_then(|session| session.email.as_ref());
+        let email = permit.permit().session().and_then(|session| session.email.as_ref());
         let told = headers::Told {
             origin_host: origin.host_header.as_deref().unwrap_or(&public_host),
             public_host: &public_host,
@@ -237,7 +242,8 @@ impl Call {
         };
         let ends = (stop(&self.peer), self.edge.patience);
         let address = self.peer.address;
-        let lease = Arc::new(Lease::new(&self.edge.ctx, permit, address, person.as_ref(), ends, share));
+        let lease =
+            Arc::new(Lease::new(&self.edge.ctx, permit.permit(), address, person.as_ref(), ends, share));
         if asked.websocket {
             return upgrade::websocket(self, &asked, head, switch, permit, lease, record).await;
         }
@@ -347,7 +353,7 @@ impl Call {
     }
 
     /// A reply of the node's own.
-    fn own(self, reply: Response<Bytes>, record: Option<Record>) -> Response<Reply> {
+    pub(super) fn own(self, reply: Response<Bytes>, record: Option<Record>) -> Response<Reply> {
         let (mut head, mut body) = reply.into_parts();
         head.headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
         if self.closes {

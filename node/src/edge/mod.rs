@@ -21,6 +21,7 @@ mod lasting;
 mod limits;
 mod listener;
 mod origin_tls;
+mod private;
 mod proxy;
 mod record;
 mod request;

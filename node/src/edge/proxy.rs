@@ -1,4 +1,4 @@
-//! The way to an origin. It begins with a [`Permit`], and there is no other.
+//! The way to an origin. It begins with a [permit](PermitOf), and there is no other.
 //!
 //! A request is sent again only when nothing of it was sent: the connection had closed before. Where a connection
 //! from the pool breaks before the first byte of the response, a request without a body whose method is safe (RFC
@@ -11,8 +11,8 @@ use http::{Method, Request, Response, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
-use crate::flow::Reason;
-use crate::policy::Permit;
+use crate::flow::{Reason, Web};
+use crate::policy::PermitOf;
 use crate::tunnel::{OpenError, Registry};
 
 use super::body::{Broken, Upload};
@@ -71,12 +71,12 @@ impl ProxyError {
 pub(super) async fn proxy(
     upstreams: &Upstreams,
     registry: &Registry,
-    permit: &Permit,
+    permit: PermitOf<'_, Web>,
     target: &str,
     head: Parts,
     body: Upload,
 ) -> Result<Response<Incoming>, ProxyError> {
-    let upstream = upstreams.of(permit.application()).map_err(ConnectError::from)?;
+    let upstream = upstreams.of(permit).map_err(ConnectError::from)?;
     let (broken, lease) = (body.broken(), Arc::clone(body.lease()));
     let safe = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS) && body.is_end_stream();
     let again = safe.then(|| head.clone());
@@ -108,12 +108,12 @@ pub(super) async fn proxy(
 pub(super) async fn upgrade(
     upstreams: &Upstreams,
     registry: &Registry,
-    permit: &Permit,
+    permit: PermitOf<'_, Web>,
     target: &str,
     head: Parts,
     lease: &Arc<Lease>,
 ) -> Result<Response<Incoming>, ProxyError> {
-    let upstream = upstreams.of(permit.application()).map_err(ConnectError::from)?;
+    let upstream = upstreams.of(permit).map_err(ConnectError::from)?;
     if upstream.origin().scheme.is_http2() {
         return Err(ProxyError::NoUpgrade);
     }
@@ -143,14 +143,14 @@ fn addressed(
     mut request: Request<Upload>,
     upstream: &Upstream,
     target: &str,
-    permit: &Permit,
+    permit: PermitOf<'_, Web>,
 ) -> Result<Request<Upload>, http::Error> {
     let origin = upstream.origin();
     if origin.scheme.is_http2() {
         let scheme = if origin.scheme.is_tls() { "https" } else { "http" };
         let authority = match request.headers_mut().remove(http::header::HOST) {
             Some(host) => host.to_str().unwrap_or_default().to_owned(),
-            None => permit.application().origin.authority(),
+            None => permit.kind().origin.authority(),
         };
         *request.uri_mut() =
             Uri::builder().scheme(scheme).authority(authority).path_and_query(target).build()?;

@@ -60,7 +60,7 @@ impl About {
         }
         if let Some(application) = &self.application {
             event = event.application(application);
-            if let Some(connector) = &application.origin.connector {
+            if let Some(connector) = application.connector() {
                 event = event.connector(connector);
             }
         }

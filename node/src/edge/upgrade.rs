@@ -14,7 +14,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
-use crate::policy::Permit;
+use crate::flow::Web;
+use crate::policy::PermitOf;
 
 use super::body::Reply;
 use super::dispatch::Call;
@@ -32,7 +33,7 @@ const BLOCK: usize = 16 * 1024;
 
 /// Whether a WebSocket is opened by a page of the application or of an origin it lists. Clients that are no browsers
 /// send no `Origin`, and no page can make one leave it out.
-pub(super) fn is_own_origin(headers: &HeaderMap, public_host: &str, permit: &Permit) -> bool {
+pub(super) fn is_own_origin(headers: &HeaderMap, public_host: &str, permit: PermitOf<'_, Web>) -> bool {
     let mut origins = headers.get_all(header::ORIGIN).iter();
     let origin = match (origins.next(), origins.next()) {
         (None, _) => return true,
@@ -40,7 +41,7 @@ pub(super) fn is_own_origin(headers: &HeaderMap, public_host: &str, permit: &Per
         (Some(_), Some(_)) => return false,
     };
     let own = format!("https://{public_host}");
-    let listed = permit.application().allowed_origins.iter();
+    let listed = permit.kind().allowed_origins.iter();
     listed.chain([&own]).any(|allowed| origin.eq_ignore_ascii_case(allowed.as_bytes()))
 }
 
@@ -50,7 +51,7 @@ pub(super) async fn websocket(
     asked: &Asked,
     mut head: Parts,
     switch: OnUpgrade,
-    permit: &Permit,
+    permit: PermitOf<'_, Web>,
     lease: Arc<Lease>,
     mut record: Record,
 ) -> Response<Reply> {

@@ -1,7 +1,7 @@
 //! Connections to the origin of one application: opened through [`Registry::open`], kept while they are idle.
 //!
 //! HTTP/1.1 connections serve one request at a time and rest in a pool between them; an HTTP/2 origin gets one
-//! connection for all requests. Nobody gets a connection without a [`Permit`].
+//! connection for all requests. Nobody gets a connection without a permit.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,8 +16,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::flow::{Application, Origin};
-use crate::policy::Permit;
+use crate::flow::{Origin, Web};
+use crate::policy::PermitOf;
 use crate::tunnel::{OpenError, Registry};
 
 use super::body::Upload;
@@ -53,16 +53,17 @@ impl Upstreams {
         Self { roots, of: Mutex::default() }
     }
 
-    /// The upstream of an application. One whose origin has changed is forgotten with its connections.
-    pub(super) fn of(&self, application: &Application) -> Result<Arc<Upstream>, OriginTlsError> {
+    /// The upstream of a permitted application. One whose origin has changed is forgotten with its connections.
+    pub(super) fn of(&self, permit: PermitOf<'_, Web>) -> Result<Arc<Upstream>, OriginTlsError> {
+        let (name, origin) = (&permit.permit().application().name, &permit.kind().origin);
         let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(upstream) = of.get(&application.name)
-            && upstream.origin == application.origin
+        if let Some(upstream) = of.get(name)
+            && upstream.origin == *origin
         {
             return Ok(Arc::clone(upstream));
         }
-        let upstream = Arc::new(Upstream::new(&application.origin, &self.roots)?);
-        of.insert(application.name.clone(), Arc::clone(&upstream));
+        let upstream = Arc::new(Upstream::new(origin, &self.roots)?);
+        of.insert(name.clone(), Arc::clone(&upstream));
         Ok(upstream)
     }
 
@@ -147,7 +148,7 @@ impl Upstream {
     /// A new connection for the permitted request.
     pub(super) async fn connect(
         self: &Arc<Self>,
-        permit: &Permit,
+        permit: PermitOf<'_, Web>,
         registry: &Registry,
     ) -> Result<Line, ConnectError> {
         timeout(limits::ORIGIN_CONNECT, async {
@@ -163,7 +164,7 @@ impl Upstream {
 
     async fn connect_http1(
         self: &Arc<Self>,
-        permit: &Permit,
+        permit: PermitOf<'_, Web>,
         registry: &Registry,
     ) -> Result<Line, ConnectError> {
         let busy = Arc::clone(&self.busy).try_acquire_owned().map_err(|_| ConnectError::Busy)?;
@@ -182,7 +183,7 @@ impl Upstream {
 
     async fn connect_http2(
         self: &Arc<Self>,
-        permit: &Permit,
+        permit: PermitOf<'_, Web>,
         registry: &Registry,
     ) -> Result<Line, ConnectError> {
         let (stream, draining) = self.open(permit, registry).await?;
@@ -207,7 +208,7 @@ impl Upstream {
 
     async fn open(
         &self,
-        permit: &Permit,
+        permit: PermitOf<'_, Web>,
         registry: &Registry,
     ) -> Result<(Box<dyn Stream>, CancellationToken), ConnectError> {
         let stream = registry.open(permit).await?;

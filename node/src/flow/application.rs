@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Host, Path};
+use super::{Host, Path, Private};
 
 /// Audience tag of an application: 64 hexadecimal digits, derived from the auth domain and the application's name,
 /// so it survives restarts and needs no storage. Not a secret.
@@ -118,26 +118,100 @@ pub enum EncodedSlash {
     Pass,
 }
 
-/// A web application behind the node.
+/// What a web application is beside what every application is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Application {
-    pub name: String,
-    pub aud: Aud,
+pub struct Web {
     pub host: HostPattern,
     /// Everything below this path belongs to the application.
     pub path: Path,
     pub origin: Origin,
+    /// Foreign origins (`https://host`) that may open WebSockets.
+    pub allowed_origins: Vec<String>,
+    pub encoded_slash: EncodedSlash,
+}
+
+/// How an application is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// By a browser, through the edge's proxy.
+    Web(Web),
+    /// By `portcullis access`, in a session that ends at a connector.
+    Private(Private),
+}
+
+/// Something behind the node that policies guard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Application {
+    pub name: String,
+    pub aud: Aud,
     /// Names of policies, in order.
     pub policies: Vec<String>,
     /// Names of the identity providers a person may use; empty means all.
     pub providers: Vec<String>,
     /// Life of an application token unless a policy says otherwise.
     pub session: Option<Duration>,
-    /// Foreign origins (`https://host`) that may open WebSockets.
-    pub allowed_origins: Vec<String>,
-    pub encoded_slash: EncodedSlash,
     /// Whether the launcher shows it.
     pub launcher: bool,
+    pub kind: Kind,
+}
+
+impl Application {
+    /// The connector that reaches it.
+    pub fn connector(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Web(web) => web.origin.connector.as_deref(),
+            Kind::Private(private) => Some(&private.connector),
+        }
+    }
+
+    /// Whether it answers HTTP on `host`; a private application does so only on the host of its `url`.
+    pub fn answers_on(&self, host: &Host) -> bool {
+        match &self.kind {
+            Kind::Web(web) => web.host.matches(host),
+            Kind::Private(private) => private.host.as_ref() == Some(host),
+        }
+    }
+
+    /// The one address at which it answers HTTP, host and path: a wildcard has none.
+    pub fn address(&self) -> Option<(&Host, &str)> {
+        match &self.kind {
+            Kind::Web(Web { host: HostPattern::Exact(host), path, .. }) => Some((host, path.as_str())),
+            Kind::Web(Web { host: HostPattern::Below(_), .. }) => None,
+            Kind::Private(private) => private.host.as_ref().map(|host| (host, "/")),
+        }
+    }
+
+    /// The path on its hosts below which everything belongs to it. A private application has the whole host.
+    pub fn path(&self) -> &str {
+        match &self.kind {
+            Kind::Web(web) => web.path.as_str(),
+            Kind::Private(_) => "/",
+        }
+    }
+
+    /// Whether `path` belongs to it.
+    pub fn holds(&self, path: &Path) -> bool {
+        match &self.kind {
+            Kind::Web(web) => path.is_under(&web.path),
+            Kind::Private(_) => true,
+        }
+    }
+
+    /// Whether `path` would belong to it for a server that strips parameters and ignores case.
+    pub fn holds_loosely(&self, path: &Path) -> bool {
+        match &self.kind {
+            Kind::Web(web) => path.loose().is_under(&web.path.loose()),
+            Kind::Private(_) => true,
+        }
+    }
+
+    /// What happens to `%2F` in a path on its hosts.
+    pub const fn encoded_slash(&self) -> EncodedSlash {
+        match &self.kind {
+            Kind::Web(web) => web.encoded_slash,
+            Kind::Private(_) => EncodedSlash::Reject,
+        }
+    }
 }
 
 #[cfg(test)]

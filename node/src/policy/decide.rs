@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::flow::{Application, Facts, Reason, Session, UnixTime};
+use crate::flow::{Application, Facts, Kind, Private, Reason, Session, UnixTime, Web};
 
 use super::{Action, Policy, PolicySet};
 
@@ -45,12 +45,54 @@ pub struct Permit {
     decided_at: UnixTime,
 }
 
+/// A permit for an application of one kind: what it takes to reach the target of that kind, where the kind has been
+/// told apart once and needs no second look.
+#[derive(Debug)]
+pub struct PermitOf<'a, K> {
+    permit: &'a Permit,
+    kind: &'a K,
+}
+
+/// A permit by the kind of its application.
+#[derive(Debug, Clone, Copy)]
+pub enum PermitKind<'a> {
+    Web(PermitOf<'a, Web>),
+    Private(PermitOf<'a, Private>),
+}
+
+impl<'a, K> PermitOf<'a, K> {
+    pub const fn permit(&self) -> &'a Permit {
+        self.permit
+    }
+
+    /// What the application is as one of its kind.
+    pub const fn kind(&self) -> &'a K {
+        self.kind
+    }
+}
+
+impl<K> Clone for PermitOf<'_, K> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K> Copy for PermitOf<'_, K> {}
+
 /// Application tokens live this long unless policy or application say otherwise.
 const DEFAULT_TOKEN_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 impl Permit {
     pub fn application(&self) -> &Arc<Application> {
         &self.application
+    }
+
+    /// The same permit, by the kind of its application.
+    pub fn kind(&self) -> PermitKind<'_> {
+        match &self.application.kind {
+            Kind::Web(web) => PermitKind::Web(PermitOf { permit: self, kind: web }),
+            Kind::Private(private) => PermitKind::Private(PermitOf { permit: self, kind: private }),
+        }
     }
 
     /// The session it was granted to; nobody for a bypass.
@@ -146,23 +188,25 @@ mod tests {
         Application {
             name: "wiki".into(),
             aud: Aud::derive(&host, "wiki"),
-            host: HostPattern::Exact(host.clone()),
-            path: Path::parse("/", false).unwrap(),
-            origin: Origin {
-                scheme: OriginScheme::Http,
-                host,
-                port: 80,
-                connector: None,
-                ca: None,
-                server_name: None,
-                host_header: None,
-            },
             policies: policies.iter().map(|name| (*name).into()).collect(),
             providers: Vec::new(),
             session: None,
-            allowed_origins: Vec::new(),
-            encoded_slash: EncodedSlash::Reject,
             launcher: true,
+            kind: Kind::Web(Web {
+                host: HostPattern::Exact(host.clone()),
+                path: Path::parse("/", false).unwrap(),
+                origin: Origin {
+                    scheme: OriginScheme::Http,
+                    host,
+                    port: 80,
+                    connector: None,
+                    ca: None,
+                    server_name: None,
+                    host_header: None,
+                },
+                allowed_origins: Vec::new(),
+                encoded_slash: EncodedSlash::Reject,
+            }),
         }
     }
 
@@ -212,7 +256,8 @@ mod tests {
         let at = |name: &str, path: &str| {
             let mut application = application(&[]);
             application.name = name.into();
-            application.path = Path::parse(path, false).unwrap();
+            let Kind::Web(web) = &mut application.kind else { panic!("web") };
+            web.path = Path::parse(path, false).unwrap();
             application
         };
         let host = Host::parse("wiki.example.com").unwrap();

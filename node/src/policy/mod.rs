@@ -8,7 +8,7 @@ mod route;
 mod rule;
 mod selector;
 
-pub use decide::{Decision, Denial, Need, Permit, decide};
+pub use decide::{Decision, Denial, Need, Permit, PermitKind, PermitOf, decide};
 pub use route::PolicySet;
 pub use rule::{Action, Policy, Rule};
 pub use selector::Selector;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::flow::{Application, Host, HostPattern, Path};
+use crate::flow::{Application, EncodedSlash, Host, Path};
 
 use super::Policy;
 
@@ -38,37 +38,33 @@ impl PolicySet {
 
     /// Whether any application answers for `host`.
     pub fn has_host(&self, host: &Host) -> bool {
-        self.applications().any(|application| application.host.matches(host))
+        self.applications().any(|application| application.answers_on(host))
     }
 
     /// Whether `%2F` may pass on `host`: every application on it says so.
     pub fn passes_encoded_slash(&self, host: &Host) -> bool {
-        let mut on_host = self.applications().filter(|a| a.host.matches(host)).peekable();
+        let mut on_host = self.applications().filter(|a| a.answers_on(host)).peekable();
         on_host.peek().is_some()
-            && on_host.all(|a| a.encoded_slash == crate::flow::EncodedSlash::Pass && a.path.as_str() == "/")
+            && on_host.all(|a| a.encoded_slash() == EncodedSlash::Pass && a.path() == "/")
     }
 
     /// The application for a host and path: an exact host before a wildcard, then the longest path.
     pub fn route(&self, host: &Host, path: &Path) -> Option<&Arc<Application>> {
-        self.on_host(host).filter(|a| path.is_under(&a.path)).max_by_key(|a| a.path.as_str().len())
+        self.on_host(host).filter(|a| a.holds(path)).max_by_key(|a| a.path().len())
     }
 
     /// Whether an origin that strips path parameters (`/admin;x=1`) or ignores case (`/Admin`) would take the path
     /// for one of another application on the host. Such a path has two readings, and one policy for each.
     pub fn has_second_reading(&self, host: &Host, path: &Path) -> bool {
-        let loose = path.loose();
-        let other = self
-            .on_host(host)
-            .filter(|a| loose.is_under(&a.path.loose()))
-            .max_by_key(|a| a.path.as_str().len());
+        let other = self.on_host(host).filter(|a| a.holds_loosely(path)).max_by_key(|a| a.path().len());
         other.map(|a| &a.name) != self.route(host, path).map(|a| &a.name)
     }
 
     /// The applications of the most specific pattern that matches the host.
     fn on_host<'a>(&'a self, host: &Host) -> impl Iterator<Item = &'a Arc<Application>> {
-        let exact_host = self.applications().any(|a| matches!(&a.host, HostPattern::Exact(h) if h == host));
+        let exact_host = self.applications().any(|a| a.address().is_some_and(|(own, _)| own == host));
         self.applications()
-            .filter(move |a| matches!(a.host, HostPattern::Exact(_)) == exact_host)
-            .filter(move |a| a.host.matches(host))
+            .filter(move |a| a.address().is_some() == exact_host)
+            .filter(move |a| a.answers_on(host))
     }
 }

@@ -202,7 +202,7 @@ impl Call<'_> {
         let binding = self.context.tokens.binding(&live.session.id, &self.visit.host);
         Ok(vec![
             SetCookie::new(cookie::AUTHORIZATION, &token)
-                .path(application.path.as_str())
+                .path(application.path())
                 .until(permit.token_expires_at(), self.now),
             SetCookie::new(cookie::BINDING, &binding).until(live.session.expires_at, self.now),
         ])

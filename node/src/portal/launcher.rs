@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{Response, StatusCode};
 
-use crate::flow::{Application, Facts, HostPattern, Reason};
+use crate::flow::{Application, Facts, Reason};
 use crate::policy::{Decision, decide};
 
 use super::handover::known_as;
@@ -38,10 +38,9 @@ impl Call<'_> {
         page::html(StatusCode::OK, &page, &[])
     }
 
-    /// A wildcard has no one address to go to.
+    /// Not for what has no one address to go to.
     fn tile(&self, application: &Application) -> Option<Tile> {
-        let HostPattern::Exact(host) = &application.host else { return None };
-        let path = application.path.as_str();
+        let (host, path) = application.address()?;
         Some(Tile {
             name: application.name.clone(),
             initial: application.name.chars().next().unwrap_or('·'),

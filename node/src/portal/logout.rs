@@ -101,8 +101,8 @@ impl Call<'_> {
     /// The page, and no cookie is left.
     fn logged_out(&self) -> Response<Bytes> {
         let mut response = self.signed_out_page();
-        let of_host = self.active.policies.applications().filter(|app| app.host.matches(&self.visit.host));
-        let paths = of_host.map(|app| app.path.as_str()).filter(|path| *path != "/");
+        let of_host = self.active.policies.applications().filter(|app| app.answers_on(&self.visit.host));
+        let paths = of_host.map(|app| app.path()).filter(|path| *path != "/");
         set_cookies(&mut response, paths.map(|path| SetCookie::clear(cookie::AUTHORIZATION, path)));
         let whole = [cookie::AUTHORIZATION, cookie::BINDING, cookie::APP_SESSION_OWN, cookie::APP_SESSION];
         set_cookies(&mut response, whole.map(|name| SetCookie::clear(name, "/")));

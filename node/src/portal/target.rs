@@ -102,21 +102,23 @@ impl Target {
 }
 
 fn by_audience<'a>(policies: &'a PolicySet, aud: &str, host: &Host) -> Option<&'a Arc<Application>> {
-    policies.applications().find(|app| app.aud.as_str() == aud && app.host.matches(host))
+    policies.applications().find(|app| app.aud.as_str() == aud && app.answers_on(host))
 }
 
 /// Path and query to return to: inside the application and with one reading, or the application's start page.
 pub(super) fn back(application: &Application, wanted: Option<&str>) -> String {
-    let start = || application.path.as_str().to_owned();
+    let start = || application.path().to_owned();
     let Some(wanted) = wanted.filter(|wanted| wanted.len() <= LONGEST_BACK) else { return start() };
     let (path, query) = match wanted.split_once('?') {
         Some((path, query)) => (path, Some(query)),
         None => (wanted, None),
     };
-    let Ok(path) = Path::parse(path, application.encoded_slash == EncodedSlash::Pass) else { return start() };
+    let Ok(path) = Path::parse(path, application.encoded_slash() == EncodedSlash::Pass) else {
+        return start();
+    };
     // Our own endpoints are no place to return to: a login must not end in a logout.
     let ours = Path::parse(PREFIX.trim_end_matches('/'), false).is_ok_and(|prefix| path.is_under(&prefix));
-    if ours || !path.is_under(&application.path) {
+    if ours || !application.holds(&path) {
         return start();
     }
     match query {
@@ -149,30 +151,32 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::flow::{Aud, HostPattern, Origin, OriginScheme};
+    use crate::flow::{Aud, HostPattern, Kind, Origin, OriginScheme, Web};
 
     fn application(host: HostPattern, path: &str) -> Application {
         let auth = Host::parse("access.example.com").unwrap();
         Application {
             name: format!("app {path}"),
             aud: Aud::derive(&auth, path),
-            host,
-            path: Path::parse(path, false).unwrap(),
-            origin: Origin {
-                scheme: OriginScheme::Http,
-                host: auth,
-                port: 80,
-                connector: None,
-                ca: None,
-                server_name: None,
-                host_header: None,
-            },
             policies: vec![],
             providers: vec![],
             session: None,
-            allowed_origins: vec![],
-            encoded_slash: EncodedSlash::Reject,
             launcher: true,
+            kind: Kind::Web(Web {
+                host,
+                path: Path::parse(path, false).unwrap(),
+                origin: Origin {
+                    scheme: OriginScheme::Http,
+                    host: auth,
+                    port: 80,
+                    connector: None,
+                    ca: None,
+                    server_name: None,
+                    host_header: None,
+                },
+                allowed_origins: vec![],
+                encoded_slash: EncodedSlash::Reject,
+            }),
         }
     }
 

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::edge::{Tls, check_origin_tls};
+use crate::flow::Kind;
 use crate::gate::GateMode;
 use crate::store::Store;
 
@@ -28,8 +29,8 @@ pub fn install_crypto() -> anyhow::Result<()> {
 pub fn check_files(config: &Config) -> anyhow::Result<()> {
     Tls::load(&config.node.certificates)?;
     for application in &config.applications {
-        check_origin_tls(&application.origin)
-            .with_context(|| format!("application `{}`", application.name))?;
+        let Kind::Web(web) = &application.kind else { continue };
+        check_origin_tls(&web.origin).with_context(|| format!("application `{}`", application.name))?;
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ use crate::config::{Active, Config};
 use crate::context::Context;
 use crate::edge;
 use crate::event::{Action, Event, Events, FileTarget, install_panic_hook, log_before, open_log};
+use crate::flow::Kind;
 use crate::gate::{Dataplane, Gate, GateMode};
 use crate::helper::Helper;
 use crate::metrics::Metrics;
@@ -166,7 +167,10 @@ fn paths(config: &Config, path: &Path) -> privilege::Paths {
         .certificates
         .iter()
         .flat_map(|files| [directory(&files.cert), directory(&files.key)])
-        .chain(config.applications.iter().map(|a| a.origin.ca.as_deref().and_then(directory)))
+        .chain(config.applications.iter().map(|application| match &application.kind {
+            Kind::Web(web) => web.origin.ca.as_deref().and_then(directory),
+            Kind::Private(_) => None,
+        }))
         .flatten();
     let log = match &config.events.file {
         Some(FileTarget::Path(path)) => vec![path.clone(), log_before(path)],

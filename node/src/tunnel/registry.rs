@@ -1,5 +1,5 @@
 //! The connections of connectors, and the one way through them: [`Registry::open`], which takes nothing but a
-//! [`Permit`].
+//! permit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error};
 
-use crate::flow::Reason;
-use crate::policy::{Permit, PolicySet};
+use crate::flow::{Application, Kind, Private, Reason, Target, Web};
+use crate::policy::{PermitOf, PolicySet};
 
 use super::control::{self, ControlError, FrameReader};
 use super::dial::{DIAL_TIMEOUT, dial};
@@ -115,13 +115,25 @@ impl Registry {
     /// Opens a stream to the origin of the permitted application: through its connector, or directly where it has
     /// none. Nothing of the application's bytes has been sent before the origin is connected, so a failed attempt on
     /// one connection is safely repeated on another.
-    pub async fn open(&self, permit: &Permit) -> Result<TunnelStream, OpenError> {
-        let origin = &permit.application().origin;
+    pub async fn open(&self, permit: PermitOf<'_, Web>) -> Result<TunnelStream, OpenError> {
+        let origin = &permit.kind().origin;
         let authority = Authority::from(origin);
         let Some(connector) = &origin.connector else {
             let stream = dial(&authority).await.map_err(OpenError::OriginDown)?;
             return Ok(TunnelStream::direct(stream, self.draining.clone()));
         };
+        self.open_through(connector, authority).await
+    }
+
+    /// Opens a stream to the single target of the permitted application, for the WebSocket wire of `cloudflared
+    /// access`. Nothing else is opened this way: a network, datagrams, an application without `url`.
+    pub async fn open_private(&self, permit: PermitOf<'_, Private>) -> Result<TunnelStream, OpenError> {
+        let private = permit.kind();
+        let authority = stream_target(private).ok_or(OpenError::Refused)?;
+        self.open_through(&private.connector, authority).await
+    }
+
+    async fn open_through(&self, connector: &str, authority: Authority) -> Result<TunnelStream, OpenError> {
         let (epoch, links) = self.candidates(connector);
         for link in links.into_iter().take(MAX_ATTEMPTS) {
             let request = OpenRequest { epoch, origin: authority.clone() };
@@ -139,11 +151,10 @@ impl Registry {
     pub fn configure(&self, policies: &PolicySet) {
         let mut wanted: BTreeMap<&str, BTreeSet<Authority>> = BTreeMap::new();
         for application in policies.applications() {
-            let origin = &application.origin;
-            let Some(connector) = &origin.connector else { continue };
+            let Some((connector, origin)) = stream_origin(application) else { continue };
             let of_connector = wanted.entry(connector).or_default();
             if of_connector.len() < MAX_ORIGINS {
-                of_connector.insert(origin.into());
+                of_connector.insert(origin);
             } else {
                 error!(
                     connector,
@@ -258,6 +269,24 @@ impl Registry {
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(self.connectors()).finish()
+    }
+}
+
+/// What of an application its connector has to dial for streams that end at the node.
+fn stream_origin(application: &Application) -> Option<(&str, Authority)> {
+    match &application.kind {
+        Kind::Web(web) => Some((web.origin.connector.as_deref()?, Authority::from(&web.origin))),
+        Kind::Private(private) => Some((&private.connector, stream_target(private)?)),
+    }
+}
+
+/// The target of a private application that the node may open a stream to.
+fn stream_target(private: &Private) -> Option<Authority> {
+    match &private.target {
+        Target::Single { host, port } if private.host.is_some() && !private.protocol.is_datagrams() => {
+            Some(Authority::new(host, *port))
+        }
+        Target::Single { .. } | Target::Network { .. } => None,
     }
 }
 

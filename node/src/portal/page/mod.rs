@@ -2,6 +2,7 @@
 //!
 //! Every text that comes from outside is escaped by the templates. Nothing is loaded from anywhere but the node.
 
+mod connect;
 mod words;
 
 use std::sync::LazyLock;
@@ -14,6 +15,7 @@ use http::{Response, StatusCode};
 
 use crate::flow::{Host, RayId, Reason};
 
+pub use self::connect::{ConnectFacts, connect};
 use self::words::words;
 
 /// The one stylesheet, part of every page so that a page needs nothing else, wherever it is shown.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::sleep;
 
-use super::lab::{Lab, RunningConnector, TestOrigin, soon, until};
+use super::lab::{Lab, RunningConnector, TestOrigin, soon, until, web};
 use crate::tunnel::{OpenError, TunnelStream};
 
 async fn echoes(stream: &mut TunnelStream) {
@@ -26,7 +26,7 @@ async fn a_connector_that_drains_finishes_what_it_carries() {
     soon(stream.draining().cancelled()).await;
     until("no new streams", || lab.node.registry.connectors().get("hq").is_none_or(|hq| hq.healthy == 0))
         .await;
-    assert_eq!(lab.node.registry.open(&permit).await.unwrap_err(), OpenError::ConnectorGone);
+    assert_eq!(lab.node.registry.open(web(&permit)).await.unwrap_err(), OpenError::ConnectorGone);
     echoes(&mut stream).await;
     assert!(!connector.task.is_finished());
     stream.shutdown().await.unwrap();
@@ -45,7 +45,7 @@ async fn a_node_that_drains_finishes_what_it_carries() {
     let mut stream = lab.open(origin.address).await;
     let stopping = lab.begin_stop();
     soon(stream.draining().cancelled()).await;
-    assert_eq!(lab.node.registry.open(&permit).await.unwrap_err(), OpenError::ConnectorGone);
+    assert_eq!(lab.node.registry.open(web(&permit)).await.unwrap_err(), OpenError::ConnectorGone);
     echoes(&mut stream).await;
     // The last bytes go out with the end, and the drain waits for them.
     stream.write_all(b"last words").await.unwrap();

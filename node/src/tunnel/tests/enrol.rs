@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::lab::{Lab, RunningConnector, TestOrigin, soon};
+use super::lab::{Lab, RunningConnector, TestOrigin, soon, web};
 use crate::clock;
 use crate::tunnel::OpenError;
 use crate::tunnel::connector::ConnectorError;
@@ -129,7 +129,7 @@ async fn a_revoked_connector_is_cut_at_once_and_stays_out() {
     lab.node.store.revoke_connector("hq", clock::now()).await.unwrap();
     lab.node.registry.disconnect("hq");
     assert!(soon(stream.read_u8()).await.is_err());
-    assert_eq!(lab.node.registry.open(&permit).await.unwrap_err(), OpenError::ConnectorGone);
+    assert_eq!(lab.node.registry.open(web(&permit)).await.unwrap_err(), OpenError::ConnectorGone);
     // Both of its connections try again, and are refused for their key.
     lab.logged("unknown_connector", 2).await;
     assert!(lab.node.registry.connectors().is_empty());

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::lab::{Lab, RunningConnector, TestOrigin, application, permit, policies, soon, until};
+use super::lab::{Lab, RunningConnector, TestOrigin, application, permit, policies, soon, until, web};
 use crate::tunnel::transport::STREAM_WINDOW;
 use crate::tunnel::wire::DialFailure;
 use crate::tunnel::{OpenError, Registry};
@@ -136,21 +136,21 @@ async fn failures_are_told_apart_and_none_names_an_address() {
     let lab = Lab::start().await;
     let origin = TestOrigin::echo().await;
     let gone = lab.permit(origin.address);
-    assert_eq!(lab.node.registry.open(&gone).await.unwrap_err(), OpenError::ConnectorGone);
+    assert_eq!(lab.node.registry.open(web(&gone)).await.unwrap_err(), OpenError::ConnectorGone);
 
     let connector = lab.connector().await;
     let closed = {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         listener.local_addr().unwrap()
     };
-    let down = soon(lab.node.registry.open(&lab.permit(closed))).await.unwrap_err();
+    let down = soon(lab.node.registry.open(web(&lab.permit(closed)))).await.unwrap_err();
     assert_eq!(down, OpenError::OriginDown(DialFailure::ConnectionRefused));
     assert!(!down.to_string().contains("127.0.0.1"));
 
     // A permit from before a reload that took the application away.
     let stale = lab.permit(origin.address);
     lab.node.registry.configure(&policies(&[]));
-    assert_eq!(soon(lab.node.registry.open(&stale)).await.unwrap_err(), OpenError::Refused);
+    assert_eq!(soon(lab.node.registry.open(web(&stale))).await.unwrap_err(), OpenError::Refused);
     assert_eq!(origin.count(), 0);
     connector.stop().await;
 }
@@ -164,7 +164,7 @@ async fn the_local_list_limits_what_a_node_may_name() {
     let connector = RunningConnector::start(lab.directory.path(), Some(token), Some(allow));
     lab.connected(2).await;
     drop(lab.open(allowed.address).await);
-    let refused = soon(lab.node.registry.open(&lab.permit(forbidden.address))).await.unwrap_err();
+    let refused = soon(lab.node.registry.open(web(&lab.permit(forbidden.address)))).await.unwrap_err();
     assert_eq!(refused, OpenError::Refused);
     assert_eq!(forbidden.count(), 0);
     connector.stop().await;
@@ -175,12 +175,12 @@ async fn an_origin_without_connector_is_dialled_by_the_node() {
     let (origin, mut ended) = recording().await;
     let registry = Registry::default();
     let direct = permit(application(origin.address, None));
-    let mut stream = soon(registry.open(&direct)).await.unwrap();
+    let mut stream = soon(registry.open(web(&direct))).await.unwrap();
     soon(stream.write_all(b"direct")).await.unwrap();
     soon(stream.shutdown()).await.unwrap();
     assert_eq!(soon(ended.recv()).await.unwrap().unwrap(), b"direct");
     drop(stream);
-    drop(soon(registry.open(&direct)).await.unwrap());
+    drop(soon(registry.open(web(&direct))).await.unwrap());
     assert!(soon(ended.recv()).await.unwrap().is_err(), "dropped without shutdown is a reset here too");
 }
 

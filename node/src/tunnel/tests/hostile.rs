@@ -13,7 +13,7 @@ use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, Sen
 use tokio::io::AsyncReadExt as _;
 use tokio::time::Duration;
 
-use super::lab::{Lab, TestOrigin, soon};
+use super::lab::{Lab, TestOrigin, soon, web};
 use crate::clock;
 use crate::tunnel::OpenError;
 use crate::tunnel::admission::PLACES_OF_NETWORK;
@@ -345,7 +345,7 @@ async fn a_connector_that_answers_nonsense_is_cut() {
         let (mut send, _recv) = connection.accept_bi().await.unwrap();
         send.write_all(&[0xff; 16]).await.unwrap();
     };
-    let (opened, ()) = soon(async { tokio::join!(lab.node.registry.open(&permit), answers) }).await;
+    let (opened, ()) = soon(async { tokio::join!(lab.node.registry.open(web(&permit)), answers) }).await;
     assert_eq!(opened.unwrap_err(), OpenError::ConnectorGone);
     assert_eq!(close_code(&connection).await, VarInt::from(CloseCode::Protocol));
     assert_eq!(origin.count(), 0);
@@ -377,8 +377,8 @@ async fn a_connection_lost_while_opening_is_made_up_for_by_another() {
         }
     });
     // The second is opened while the first is in use, so both connections are asked.
-    let first = soon(lab.node.registry.open(&permit)).await.unwrap();
-    let second = soon(lab.node.registry.open(&permit)).await.unwrap();
+    let first = soon(lab.node.registry.open(web(&permit))).await.unwrap();
+    let second = soon(lab.node.registry.open(web(&permit))).await.unwrap();
     lab.connected(1).await;
     drop((first, second, controls));
     answers.abort();

@@ -17,10 +17,13 @@ use tokio_util::sync::CancellationToken;
 use crate::clock;
 use crate::event::{EventSettings, Events, FileTarget};
 use crate::flow::{
-    Application, Aud, EncodedSlash, Facts, Host, HostPattern, Origin, OriginScheme, Path as UrlPath,
+    Application, Aud, EncodedSlash, Facts, Host, HostPattern, Kind, Origin, OriginScheme, Path as UrlPath,
+    Web,
 };
 use crate::metrics::Metrics;
-use crate::policy::{Action, Decision, Permit, Policy, PolicySet, Rule, Selector, decide};
+use crate::policy::{
+    Action, Decision, Permit, PermitKind, PermitOf, Policy, PolicySet, Rule, Selector, decide,
+};
 use crate::recent::Recent;
 use crate::store::Store;
 use crate::tunnel::connector::{self, ConnectorConfig, ConnectorError};
@@ -163,7 +166,7 @@ impl Lab {
     }
 
     pub(super) async fn open(&self, origin: SocketAddr) -> TunnelStream {
-        soon(self.node.registry.open(&self.permit(origin))).await.unwrap()
+        soon(self.node.registry.open(web(&self.permit(origin)))).await.unwrap()
     }
 
     /// The lines of the access log.
@@ -208,24 +211,32 @@ pub(super) fn application(origin: SocketAddr, connector: Option<&str>) -> Applic
     Application {
         name: "app".into(),
         aud: Aud::derive(&host, "app"),
-        host: HostPattern::Exact(host),
-        path: UrlPath::parse("/", false).unwrap(),
-        origin: Origin {
-            scheme: OriginScheme::Http,
-            host: Host::parse(&origin.ip().to_string()).unwrap(),
-            port: origin.port(),
-            connector: connector.map(str::to_owned),
-            ca: None,
-            server_name: None,
-            host_header: None,
-        },
         policies: vec!["all".into()],
         providers: Vec::new(),
         session: None,
-        allowed_origins: Vec::new(),
-        encoded_slash: EncodedSlash::Reject,
         launcher: true,
+        kind: Kind::Web(Web {
+            host: HostPattern::Exact(host),
+            path: UrlPath::parse("/", false).unwrap(),
+            origin: Origin {
+                scheme: OriginScheme::Http,
+                host: Host::parse(&origin.ip().to_string()).unwrap(),
+                port: origin.port(),
+                connector: connector.map(str::to_owned),
+                ca: None,
+                server_name: None,
+                host_header: None,
+            },
+            allowed_origins: Vec::new(),
+            encoded_slash: EncodedSlash::Reject,
+        }),
     }
+}
+
+/// The permit as one for a web application.
+pub(super) fn web(permit: &Permit) -> PermitOf<'_, Web> {
+    let PermitKind::Web(permit) = permit.kind() else { panic!("a web application") };
+    permit
 }
 
 pub(super) fn policies(applications: &[Application]) -> PolicySet {
