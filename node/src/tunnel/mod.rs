@@ -11,6 +11,7 @@
 //! Start with `wire`, which says what is spoken, and `session`, which says in which order. `node`, `peer` and
 //! `connector` are the loops that perform what the session decides.
 
+pub mod access_wire;
 mod admission;
 pub mod connector;
 mod control;

@@ -222,6 +222,11 @@ impl<'a> Peer<'a> {
                                 link.set_healthy(healthy);
                             }
                         }
+                        // Nobody offers anything yet.
+                        NodeAction::TakesSessions
+                        | NodeAction::Taken(_)
+                        | NodeAction::Declined(..)
+                        | NodeAction::SessionEnded(_) => {}
                         NodeAction::PeerDrains => {
                             if let Some(Service { link, .. }) = service {
                                 link.drain();

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! control stream    the connector opens it; one for the life of the connection, frames in both directions
-//!                   connector → node  Hello | Enrol, then Device, Ack, Heartbeat, Drain
-//!                   node → connector  Welcome | Refused, then Device, Origins, Drain
+//!                   connector → node  Hello | Enrol, then Device, Ack, Heartbeat, Drain, and what `private` says
+//!                   node → connector  Welcome | Refused, then Device, Origins, Drain, and what `private` says
 //! origin stream     the node opens one for each origin connection
 //!                   node → connector  OpenRequest, then the bytes for the origin
 //!                   connector → node  OpenReply, then the bytes of the origin
@@ -13,6 +13,8 @@
 //! The end of a direction (FIN) is the end of the origin connection's direction; a reset is a reset. A length beyond
 //! the limit of its frame is refused before anything is allocated for it, and a body must be used up to its last byte.
 //! Pure: no clock, no socket.
+
+mod private;
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -26,6 +28,10 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::flow::{Host, Origin};
+
+use super::relay::SessionRef;
+
+pub use private::{Decline, EndReason, MAX_GRANT, Offer, RelayPath};
 
 /// Application protocol (RFC 7301) of a tunnel. Anything that changes the meaning of a frame changes this name.
 pub const ALPN: &[u8] = b"portcullis/1";
@@ -60,6 +66,14 @@ pub enum ConnectorFrame {
     Drain,
     /// The connector asks what to knock with. One that is older does not, and the node does not tell it unasked.
     Device,
+    /// The connector takes private sessions. One that is older does not say so, and is offered none.
+    TakesSessions,
+    /// The answer to an offer: the connector binds its leg.
+    Taken { session: SessionRef },
+    /// The answer to an offer.
+    Declined { session: SessionRef, why: Decline },
+    /// The connector has ended a session that it had taken.
+    SessionEnded { session: SessionRef },
 }
 
 impl Frame for ConnectorFrame {
@@ -79,6 +93,12 @@ pub enum NodeFrame {
     Drain,
     /// The answer to `Device`: what the connector knocks with from now on.
     Device(DeviceSecret),
+    /// A private session to take; only to a connector that said `TakesSessions`.
+    Session(Offer),
+    /// The session's bind number `counter` is in force: packets may be sent.
+    SessionReady { session: SessionRef, counter: u64, path: RelayPath },
+    /// The session is over.
+    EndSession { session: SessionRef, reason: EndReason },
 }
 
 impl Frame for NodeFrame {
@@ -447,4 +467,4 @@ impl fmt::Display for Authority {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

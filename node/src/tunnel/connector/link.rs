@@ -306,6 +306,10 @@ impl Link {
                     debug!(epoch, origins = origins.len(), "the node's origins");
                     self.origins.send_replace(Origins { epoch, of_node: origins.into_iter().collect() });
                 }
+                // Come only to a connector that has said that it takes sessions.
+                ConnectorAction::Offer(_)
+                | ConnectorAction::SessionReady { .. }
+                | ConnectorAction::EndSession { .. } => {}
                 ConnectorAction::Close(CloseCode::Timeout) => return Err(LinkError::Timeout),
                 ConnectorAction::Close(CloseCode::Shutdown) => return Err(LinkError::Shutdown),
                 ConnectorAction::Close(_) => return Err(LinkError::Protocol),

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// Session indices are below this: as many entries as the gate's session map has.
 pub const MAX_SESSIONS: u32 = 65_536;
 
@@ -25,7 +27,7 @@ impl Leg {
 }
 
 /// A session's place in the gate's map, and which of the sessions that have used that place it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SessionRef {
     pub index: u32,
     pub generation: u32,

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use super::super::relay::SessionRef;
 use super::super::wire::{
-    Authority, CloseCode, ConnectorFrame, ConnectorName, DeviceSecret, EnrolmentSecret, NodeFrame, Refusal,
+    Authority, CloseCode, ConnectorFrame, ConnectorName, Decline, DeviceSecret, EndReason, EnrolmentSecret,
+    NodeFrame, Offer, Refusal, RelayPath,
 };
 use super::{HEARTBEAT_INTERVAL, OPENING_TIMEOUT};
 
@@ -20,6 +22,14 @@ pub(in super::super) enum Credential {
 #[derive(Debug)]
 pub(in super::super) enum ConnectorInput {
     Frame(NodeFrame),
+    /// After the welcome: the connector takes private sessions on this connection.
+    TakesSessions,
+    /// The session of a [`ConnectorAction::Offer`] is taken.
+    Taken(SessionRef),
+    /// The session of a [`ConnectorAction::Offer`] is not taken.
+    Declined(SessionRef, Decline),
+    /// A session that was taken is over.
+    SessionEnded(SessionRef),
     /// The connector is about to end.
     Drain,
     /// [`ConnectorSession::deadline`] has passed.
@@ -41,6 +51,19 @@ pub(in super::super) enum ConnectorAction {
         epoch: u64,
         origins: Vec<Authority>,
     },
+    /// Take this session or decline it, then hand in which.
+    Offer(Offer),
+    /// A bind of this session is in force.
+    SessionReady {
+        session: SessionRef,
+        counter: u64,
+        path: RelayPath,
+    },
+    /// The session is over, taken or not yet.
+    EndSession {
+        session: SessionRef,
+        reason: EndReason,
+    },
     /// The node will open no more streams on this connection.
     NodeDrains,
     Close(CloseCode),
@@ -52,7 +75,7 @@ pub(in super::super) struct ConnectorSession {
 
 enum State {
     Opening { until: Duration },
-    Ready { heartbeat_at: Duration, epoch: u64 },
+    Ready { heartbeat_at: Duration, epoch: u64, takes_sessions: bool },
     Closed,
 }
 
@@ -78,6 +101,16 @@ impl ConnectorSession {
     pub(in super::super) fn handle(&mut self, input: ConnectorInput, now: Duration) -> Vec<ConnectorAction> {
         match input {
             ConnectorInput::Frame(frame) => self.frame(frame, now),
+            ConnectorInput::TakesSessions => match &mut self.state {
+                State::Ready { takes_sessions, .. } if !*takes_sessions => {
+                    *takes_sessions = true;
+                    vec![ConnectorAction::Send(ConnectorFrame::TakesSessions)]
+                }
+                State::Ready { .. } | State::Opening { .. } | State::Closed => Vec::new(),
+            },
+            ConnectorInput::Taken(session) => self.send(ConnectorFrame::Taken { session }),
+            ConnectorInput::Declined(session, why) => self.send(ConnectorFrame::Declined { session, why }),
+            ConnectorInput::SessionEnded(session) => self.send(ConnectorFrame::SessionEnded { session }),
             ConnectorInput::Drain => match self.state {
                 State::Ready { .. } => vec![ConnectorAction::Send(ConnectorFrame::Drain)],
                 State::Opening { .. } => self.close(CloseCode::Shutdown),
@@ -98,7 +131,8 @@ impl ConnectorSession {
         match (&mut self.state, frame) {
             (State::Closed, _) => Vec::new(),
             (State::Opening { .. }, NodeFrame::Welcome { connector }) => {
-                self.state = State::Ready { heartbeat_at: now.saturating_add(HEARTBEAT_INTERVAL), epoch: 0 };
+                let heartbeat_at = now.saturating_add(HEARTBEAT_INTERVAL);
+                self.state = State::Ready { heartbeat_at, epoch: 0, takes_sessions: false };
                 vec![ConnectorAction::Welcome(connector), ConnectorAction::Send(ConnectorFrame::Device)]
             }
             (State::Opening { .. }, NodeFrame::Refused(refusal)) => {
@@ -121,10 +155,40 @@ impl ConnectorSession {
             }
             (State::Ready { .. }, NodeFrame::Device(device)) => vec![ConnectorAction::Device(device)],
             (State::Ready { .. }, NodeFrame::Drain) => vec![ConnectorAction::NodeDrains],
-            (State::Opening { .. }, NodeFrame::Origins { .. } | NodeFrame::Drain | NodeFrame::Device(_))
-            | (State::Ready { .. }, NodeFrame::Welcome { .. } | NodeFrame::Origins { .. }) => {
-                self.close(CloseCode::Protocol)
+            (State::Ready { takes_sessions: true, .. }, NodeFrame::Session(offer)) => {
+                vec![ConnectorAction::Offer(offer)]
             }
+            (
+                State::Ready { takes_sessions: true, .. },
+                NodeFrame::SessionReady { session, counter, path },
+            ) => vec![ConnectorAction::SessionReady { session, counter, path }],
+            (State::Ready { takes_sessions: true, .. }, NodeFrame::EndSession { session, reason }) => {
+                vec![ConnectorAction::EndSession { session, reason }]
+            }
+            (
+                State::Opening { .. },
+                NodeFrame::Origins { .. }
+                | NodeFrame::Drain
+                | NodeFrame::Device(_)
+                | NodeFrame::Session(_)
+                | NodeFrame::SessionReady { .. }
+                | NodeFrame::EndSession { .. },
+            )
+            | (
+                State::Ready { .. },
+                NodeFrame::Welcome { .. }
+                | NodeFrame::Origins { .. }
+                | NodeFrame::Session(_)
+                | NodeFrame::SessionReady { .. }
+                | NodeFrame::EndSession { .. },
+            ) => self.close(CloseCode::Protocol),
+        }
+    }
+
+    fn send(&self, frame: ConnectorFrame) -> Vec<ConnectorAction> {
+        match self.state {
+            State::Ready { .. } => vec![ConnectorAction::Send(frame)],
+            State::Opening { .. } | State::Closed => Vec::new(),
         }
     }
 

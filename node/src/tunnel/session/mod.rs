@@ -6,9 +6,13 @@
 //!            ◀───────────────  Welcome(name)  or Refused
 //!   Device                 ───────────────▶   once
 //!            ◀───────────────  Device(keys)   what to knock with
+//!   TakesSessions          ───────────────▶   once; from then on offers may come
 //!            ◀───────────────  Origins(epoch) at once and after each reload
 //!   Ack(epoch)             ───────────────▶
 //!   Heartbeat every 5 s    ───────────────▶   healthy while heard within 12 s
+//!            ◀───────────────  Session(offer) for each private session
+//!   Taken | Declined       ───────────────▶   once for each offer
+//!            ◀───────────────  SessionReady, EndSession
 //!   Drain                  ◀──────────────▶   no new origin streams; running ones end
 //! ```
 //!
@@ -36,9 +40,10 @@ pub(super) const HEALTHY_FOR: Duration = Duration::from_secs(12);
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::relay::SessionRef;
     use super::super::wire::{
-        Authority, CloseCode, ConnectorFrame, ConnectorName, DeviceSecret, EnrolmentSecret, NodeFrame,
-        Refusal,
+        Authority, CloseCode, ConnectorFrame, ConnectorName, Decline, DeviceSecret, EndReason,
+        EnrolmentSecret, NodeFrame, Offer, Refusal, RelayPath,
     };
     use super::*;
 
@@ -256,6 +261,97 @@ mod tests {
         assert_eq!(pair.take_log(), ["connector NodeDrains"]);
     }
 
+    const SESSION: SessionRef = SessionRef { index: 7, generation: 3 };
+
+    fn offer(session: SessionRef) -> Offer {
+        Offer { session, ticket: [9; 16], grant: vec![1, 2, 3] }
+    }
+
+    #[test]
+    fn sessions_are_offered_answered_readied_and_ended() {
+        let mut pair = Pair::new(Some(hq()), Credential::Key);
+        pair.settle();
+        pair.connector(ConnectorInput::TakesSessions);
+        pair.connector(ConnectorInput::TakesSessions);
+        pair.settle();
+        assert_eq!(pair.take_log().last().unwrap(), "node TakesSessions");
+        pair.node(NodeInput::Offer(offer(SESSION)));
+        pair.settle();
+        assert_eq!(pair.take_log(), [format!("connector Offer({:?})", offer(SESSION))]);
+        pair.connector(ConnectorInput::Taken(SESSION));
+        pair.settle();
+        assert_eq!(pair.take_log(), [format!("node Taken({SESSION:?})")]);
+        pair.node(NodeInput::SessionReady { session: SESSION, counter: 1, path: RelayPath::Kernel });
+        pair.node(NodeInput::EndSession { session: SESSION, reason: EndReason::Revoked });
+        pair.settle();
+        let log = pair.take_log();
+        assert!(matches!(&log[..], [ready, end] if ready.starts_with("connector SessionReady")
+            && end.starts_with("connector EndSession")));
+        pair.connector(ConnectorInput::SessionEnded(SESSION));
+        // Offered again, as after a lost connection, and declined.
+        pair.node(NodeInput::Offer(offer(SESSION)));
+        pair.settle();
+        pair.take_log();
+        pair.connector(ConnectorInput::Declined(SESSION, Decline::Busy));
+        pair.settle();
+        assert_eq!(pair.take_log(), [format!("node Declined({SESSION:?}, Busy)")]);
+    }
+
+    #[test]
+    fn a_connector_that_is_older_is_told_of_no_session() {
+        let mut pair = Pair::new(Some(hq()), Credential::Key);
+        pair.settle();
+        pair.take_log();
+        pair.node(NodeInput::Offer(offer(SESSION)));
+        pair.node(NodeInput::SessionReady { session: SESSION, counter: 1, path: RelayPath::Kernel });
+        pair.node(NodeInput::EndSession { session: SESSION, reason: EndReason::Revoked });
+        assert!(pair.to_connector.is_empty());
+        let now = Duration::ZERO;
+        for frame in [
+            NodeFrame::Session(offer(SESSION)),
+            NodeFrame::SessionReady { session: SESSION, counter: 1, path: RelayPath::Kernel },
+            NodeFrame::EndSession { session: SESSION, reason: EndReason::Revoked },
+        ] {
+            let (mut connector, _) = ConnectorSession::new(Credential::Key, now);
+            connector.handle(ConnectorInput::Frame(NodeFrame::Welcome { connector: hq() }), now);
+            let last = connector.handle(ConnectorInput::Frame(frame), now);
+            assert!(matches!(last[..], [ConnectorAction::Close(CloseCode::Protocol)]), "{last:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_to_what_was_not_offered_ends_the_session() {
+        let other = SessionRef { generation: 4, ..SESSION };
+        let now = Duration::ZERO;
+        let answers = [
+            ConnectorFrame::Taken { session: other },
+            ConnectorFrame::Declined { session: other, why: Decline::Busy },
+            ConnectorFrame::TakesSessions,
+        ];
+        for answer in answers {
+            let mut node = NodeSession::new(Some(hq()), now);
+            for frame in [ConnectorFrame::Hello, ConnectorFrame::TakesSessions] {
+                node.handle(NodeInput::Frame(frame), now);
+            }
+            node.handle(NodeInput::Offer(offer(SESSION)), now);
+            let last = node.handle(NodeInput::Frame(answer), now);
+            assert!(matches!(last[..], [NodeAction::Close(CloseCode::Protocol)]), "{last:?}");
+        }
+        // One answer to each offer, and none before it said that it takes any.
+        let mut node = NodeSession::new(Some(hq()), now);
+        for frame in [ConnectorFrame::Hello, ConnectorFrame::TakesSessions] {
+            node.handle(NodeInput::Frame(frame), now);
+        }
+        node.handle(NodeInput::Offer(offer(SESSION)), now);
+        let taken = || NodeInput::Frame(ConnectorFrame::Taken { session: SESSION });
+        assert!(matches!(node.handle(taken(), now)[..], [NodeAction::Taken(SESSION)]));
+        assert!(matches!(node.handle(taken(), now)[..], [NodeAction::Close(CloseCode::Protocol)]));
+        let mut node = NodeSession::new(Some(hq()), now);
+        node.handle(NodeInput::Frame(ConnectorFrame::Hello), now);
+        let ended = NodeInput::Frame(ConnectorFrame::SessionEnded { session: SESSION });
+        assert!(matches!(node.handle(ended, now)[..], [NodeAction::Close(CloseCode::Protocol)]));
+    }
+
     #[test]
     fn frames_out_of_order_end_the_session() {
         let close = |actions: Vec<NodeAction>| {
@@ -267,6 +363,9 @@ mod tests {
             ConnectorFrame::Drain,
             ConnectorFrame::Ack { epoch: 0 },
             ConnectorFrame::Device,
+            ConnectorFrame::TakesSessions,
+            ConnectorFrame::Taken { session: SESSION },
+            ConnectorFrame::SessionEnded { session: SESSION },
         ] {
             close(NodeSession::new(Some(hq()), now).handle(NodeInput::Frame(first), now));
         }
@@ -309,6 +408,8 @@ mod tests {
             Just(ConnectorFrame::Heartbeat),
             Just(ConnectorFrame::Drain),
             Just(ConnectorFrame::Device),
+            Just(ConnectorFrame::TakesSessions),
+            Just(ConnectorFrame::Taken { session: SESSION }),
         ]
     }
 
@@ -330,7 +431,7 @@ mod tests {
                 }
                 for action in actions {
                     prop_assert!(!closed, "{action:?} after the close");
-                    prop_assert!(!matches!(action, NodeAction::Register(_) | NodeAction::Device));
+                    prop_assert!(!matches!(action, NodeAction::Register(_) | NodeAction::Device | NodeAction::Taken(_)));
                     closed = matches!(action, NodeAction::Close(_));
                 }
             }

@@ -1,9 +1,12 @@
 //! The node's end of the control session.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::super::relay::SessionRef;
 use super::super::wire::{
-    Authority, CloseCode, ConnectorFrame, ConnectorName, DeviceSecret, EnrolmentSecret, NodeFrame, Refusal,
+    Authority, CloseCode, ConnectorFrame, ConnectorName, Decline, DeviceSecret, EndReason, EnrolmentSecret,
+    NodeFrame, Offer, Refusal, RelayPath,
 };
 use super::{HEALTHY_FOR, OPENING_TIMEOUT};
 
@@ -21,6 +24,19 @@ pub(in super::super) enum NodeInput {
     Configure {
         epoch: u64,
         origins: Vec<Authority>,
+    },
+    /// A private session for the connector, if it takes any.
+    Offer(Offer),
+    /// A bind of a session that the connector has taken is in force.
+    SessionReady {
+        session: SessionRef,
+        counter: u64,
+        path: RelayPath,
+    },
+    /// A session that was offered is over.
+    EndSession {
+        session: SessionRef,
+        reason: EndReason,
     },
     /// The node is about to end.
     Drain,
@@ -42,6 +58,14 @@ pub(in super::super) enum NodeAction {
     Device,
     /// Whether new streams should prefer other connections.
     Healthy(bool),
+    /// The connector takes private sessions.
+    TakesSessions,
+    /// The connector has taken a session that was offered.
+    Taken(SessionRef),
+    /// The connector has declined a session that was offered.
+    Declined(SessionRef, Decline),
+    /// The connector has ended a session. Whether it ever was this connector's is not known here.
+    SessionEnded(SessionRef),
     /// The connector takes no new streams.
     PeerDrains,
     /// Close the connection, after what was sent has arrived.
@@ -67,6 +91,8 @@ struct Ready {
     acknowledged_epoch: u64,
     drain_sent: bool,
     device_asked: bool,
+    /// What was offered and not answered; absent until the connector has said that it takes sessions.
+    offered: Option<BTreeSet<SessionRef>>,
 }
 
 impl NodeSession {
@@ -107,6 +133,21 @@ impl NodeSession {
                 }
                 State::Opening { .. } | State::Redeeming { .. } | State::Closed => Vec::new(),
             },
+            NodeInput::Offer(offer) => match &mut self.state {
+                State::Ready(Ready { offered: Some(offered), .. }) => {
+                    offered.insert(offer.session);
+                    vec![NodeAction::Send(NodeFrame::Session(offer))]
+                }
+                State::Ready(_) | State::Opening { .. } | State::Redeeming { .. } | State::Closed => {
+                    Vec::new()
+                }
+            },
+            NodeInput::SessionReady { session, counter, path } => {
+                self.about_session(NodeFrame::SessionReady { session, counter, path })
+            }
+            NodeInput::EndSession { session, reason } => {
+                self.about_session(NodeFrame::EndSession { session, reason })
+            }
             NodeInput::Drain => match &mut self.state {
                 State::Ready(ready) if !ready.drain_sent => {
                     ready.drain_sent = true;
@@ -116,6 +157,14 @@ impl NodeSession {
                 State::Opening { .. } | State::Redeeming { .. } => self.close(CloseCode::Shutdown),
             },
             NodeInput::Timer => self.timer(now),
+        }
+    }
+
+    /// To a connector that takes sessions, and to no other.
+    fn about_session(&self, frame: NodeFrame) -> Vec<NodeAction> {
+        match &self.state {
+            State::Ready(Ready { offered: Some(_), .. }) => vec![NodeAction::Send(frame)],
+            State::Ready(_) | State::Opening { .. } | State::Redeeming { .. } | State::Closed => Vec::new(),
         }
     }
 
@@ -148,21 +197,35 @@ impl NodeSession {
             // Once: what is asked for twice is no connector of ours.
             (State::Ready(ready), ConnectorFrame::Device) if !ready.device_asked => {
                 ready.device_asked = true;
-                let mut actions = ready.heard(now);
-                actions.push(NodeAction::Device);
-                actions
+                ready.heard_with(now, NodeAction::Device)
             }
-            (State::Ready(ready), ConnectorFrame::Drain) => {
-                let mut actions = ready.heard(now);
-                actions.push(NodeAction::PeerDrains);
-                actions
+            (State::Ready(ready), ConnectorFrame::Drain) => ready.heard_with(now, NodeAction::PeerDrains),
+            (State::Ready(ready), ConnectorFrame::TakesSessions) if ready.offered.is_none() => {
+                ready.offered = Some(BTreeSet::new());
+                ready.heard_with(now, NodeAction::TakesSessions)
+            }
+            // One answer to each offer, and none to what was not offered: the session may be another connector's.
+            (State::Ready(ready), ConnectorFrame::Taken { session }) if ready.awaits(session) => {
+                ready.answered(session);
+                ready.heard_with(now, NodeAction::Taken(session))
+            }
+            (State::Ready(ready), ConnectorFrame::Declined { session, why }) if ready.awaits(session) => {
+                ready.answered(session);
+                ready.heard_with(now, NodeAction::Declined(session, why))
+            }
+            (State::Ready(ready), ConnectorFrame::SessionEnded { session }) if ready.offered.is_some() => {
+                ready.heard_with(now, NodeAction::SessionEnded(session))
             }
             (
                 State::Opening { .. },
                 ConnectorFrame::Ack { .. }
                 | ConnectorFrame::Heartbeat
                 | ConnectorFrame::Drain
-                | ConnectorFrame::Device,
+                | ConnectorFrame::Device
+                | ConnectorFrame::TakesSessions
+                | ConnectorFrame::Taken { .. }
+                | ConnectorFrame::Declined { .. }
+                | ConnectorFrame::SessionEnded { .. },
             )
             | (State::Redeeming { .. }, _)
             | (
@@ -170,7 +233,11 @@ impl NodeSession {
                 ConnectorFrame::Hello
                 | ConnectorFrame::Enrol(_)
                 | ConnectorFrame::Ack { .. }
-                | ConnectorFrame::Device,
+                | ConnectorFrame::Device
+                | ConnectorFrame::TakesSessions
+                | ConnectorFrame::Taken { .. }
+                | ConnectorFrame::Declined { .. }
+                | ConnectorFrame::SessionEnded { .. },
             ) => self.close(CloseCode::Protocol),
         }
     }
@@ -197,6 +264,7 @@ impl NodeSession {
             acknowledged_epoch: 0,
             drain_sent: false,
             device_asked: false,
+            offered: None,
         });
         vec![
             NodeAction::Send(NodeFrame::Welcome { connector: connector.clone() }),
@@ -219,5 +287,21 @@ impl Ready {
     fn heard(&mut self, now: Duration) -> Vec<NodeAction> {
         self.heard_at = now;
         if std::mem::replace(&mut self.healthy, true) { Vec::new() } else { vec![NodeAction::Healthy(true)] }
+    }
+
+    fn heard_with(&mut self, now: Duration, action: NodeAction) -> Vec<NodeAction> {
+        let mut actions = self.heard(now);
+        actions.push(action);
+        actions
+    }
+
+    fn awaits(&self, session: SessionRef) -> bool {
+        self.offered.as_ref().is_some_and(|offered| offered.contains(&session))
+    }
+
+    fn answered(&mut self, session: SessionRef) {
+        if let Some(offered) = &mut self.offered {
+            offered.remove(&session);
+        }
     }
 }

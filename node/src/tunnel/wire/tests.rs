@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn authority() -> impl Strategy<Value = Authority> {
+pub(in super::super) fn authority() -> impl Strategy<Value = Authority> {
     let host = prop_oneof![
         "[a-z]([a-z0-9-]{0,20}[a-z0-9])?(\\.[a-z]{2,8}){0,4}".prop_map(|name| name),
         any::<[u8; 4]>().prop_map(|bytes| std::net::Ipv4Addr::from(bytes).to_string()),
@@ -25,6 +25,45 @@ fn device() -> impl Strategy<Value = DeviceSecret> {
     })
 }
 
+pub(in super::super) fn session() -> impl Strategy<Value = SessionRef> {
+    (any::<u32>(), any::<u32>()).prop_map(|(index, generation)| SessionRef { index, generation })
+}
+
+fn decline() -> impl Strategy<Value = Decline> {
+    prop::sample::select(vec![
+        Decline::NotAllowed,
+        Decline::BadGrant,
+        Decline::Busy,
+        Decline::Draining,
+        Decline::NoSocket,
+    ])
+}
+
+pub(in super::super) fn path() -> impl Strategy<Value = RelayPath> {
+    prop::sample::select(vec![RelayPath::Kernel, RelayPath::Userspace])
+}
+
+pub(in super::super) fn end_reason() -> impl Strategy<Value = EndReason> {
+    prop::sample::select(vec![
+        EndReason::Closed,
+        EndReason::LoginEnded,
+        EndReason::Revoked,
+        EndReason::NotAllowed,
+        EndReason::Expired,
+        EndReason::ConnectorGone,
+        EndReason::ConnectorRevoked,
+        EndReason::ConnectorEnded,
+        EndReason::Declined,
+        EndReason::ClientGone,
+        EndReason::NotBound,
+        EndReason::RelayFailed,
+    ])
+}
+
+pub(in super::super) fn grant() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(any::<u8>(), 0..=MAX_GRANT)
+}
+
 fn connector_frame() -> impl Strategy<Value = ConnectorFrame> {
     prop_oneof![
         Just(ConnectorFrame::Hello),
@@ -33,6 +72,10 @@ fn connector_frame() -> impl Strategy<Value = ConnectorFrame> {
         Just(ConnectorFrame::Heartbeat),
         Just(ConnectorFrame::Drain),
         Just(ConnectorFrame::Device),
+        Just(ConnectorFrame::TakesSessions),
+        session().prop_map(|session| ConnectorFrame::Taken { session }),
+        (session(), decline()).prop_map(|(session, why)| ConnectorFrame::Declined { session, why }),
+        session().prop_map(|session| ConnectorFrame::SessionEnded { session }),
     ]
 }
 
@@ -45,6 +88,14 @@ fn node_frame() -> impl Strategy<Value = NodeFrame> {
             .prop_map(|(epoch, origins)| NodeFrame::Origins { epoch, origins }),
         Just(NodeFrame::Drain),
         device().prop_map(NodeFrame::Device),
+        (session(), any::<[u8; 16]>(), grant())
+            .prop_map(|(session, ticket, grant)| NodeFrame::Session(Offer { session, ticket, grant })),
+        (session(), any::<u64>(), path()).prop_map(|(session, counter, path)| NodeFrame::SessionReady {
+            session,
+            counter,
+            path
+        }),
+        (session(), end_reason()).prop_map(|(session, reason)| NodeFrame::EndSession { session, reason }),
     ]
 }
 
@@ -61,7 +112,7 @@ fn open_reply() -> impl Strategy<Value = OpenReply> {
 }
 
 /// The frame comes back from single bytes, asking for no byte beyond it, and what follows it stays.
-fn survives<F: Frame + PartialEq + Clone + fmt::Debug>(frame: &F) {
+pub(in super::super) fn survives<F: Frame + PartialEq + Clone + fmt::Debug>(frame: &F) {
     let mut bytes = BytesMut::new();
     encode(frame, &mut bytes).unwrap();
     let mut trickle = BytesMut::new();
@@ -79,7 +130,7 @@ fn survives<F: Frame + PartialEq + Clone + fmt::Debug>(frame: &F) {
     assert_eq!(&bytes[..], b"more");
 }
 
-fn never_panics<F: Frame>(bytes: &[u8]) {
+pub(in super::super) fn never_panics<F: Frame>(bytes: &[u8]) {
     let mut input = BytesMut::from(bytes);
     while let Ok(Decoded::Frame(_)) = decode::<F>(&mut input) {}
 }
