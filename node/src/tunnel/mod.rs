@@ -19,6 +19,7 @@ mod devices;
 mod dial;
 pub mod enrolment;
 mod gated;
+pub mod grant;
 mod identity;
 mod ids;
 mod layered;
