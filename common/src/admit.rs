@@ -41,7 +41,7 @@ pub trait Lookup {
     fn session(&self, index: u32) -> Option<Session>;
     fn identity_epoch(&self, index: u32) -> Option<u64>;
     fn hop(&self, index: u32) -> Option<Hop>;
-    /// Counts a relayed packet of `length` bytes.
+    /// Counts a packet of a session, of `length` bytes.
     fn count(&self, entry: &Self::Entry, length: u16);
 }
 
@@ -61,7 +61,7 @@ pub enum TcpSocket {
 /// What becomes of a packet, before anything is done to it.
 pub enum Admission<E> {
     Settled(Verdict),
-    /// It belongs to an authorised session and goes on as the entry says. The span is its UDP payload.
+    /// It belongs to an authorised session and goes on as the entry says, or to this host. The span is its UDP payload.
     Relay(E, Span),
 }
 
@@ -98,6 +98,10 @@ pub fn process<F: FrameMut + ?Sized, L: Lookup>(
         Admission::Relay(entry, payload) => (entry, payload),
     };
     let PacketMeta::Ip(ip) = &packet else { return Verdict::Drop(DropReason::RelayNoHop).into() };
+    if entry.is_to_host() {
+        lookup.count(&entry, ip.packet.length);
+        return Verdict::Pass(PassReason::RelayHost).into();
+    }
     let Some(hop) = lookup.hop(entry.hop) else { return Verdict::Drop(DropReason::RelayNoHop).into() };
     if let Err(reason) = relay::forward(frame, ip, payload, &entry, &hop) {
         return Verdict::Drop(reason).into();

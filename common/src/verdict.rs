@@ -63,6 +63,8 @@ reasons! {
         TunnelKnock = "tunnel_knock",
         /// Relay bind with a ticket that the node minted, within the budget.
         RelayBind = "relay_bind",
+        /// Packet of an authorised session that the node relays by itself, through its own sockets.
+        RelayHost = "relay_host",
     }
 }
 

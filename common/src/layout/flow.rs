@@ -79,7 +79,7 @@ pub struct FlowEntry {
     pub address_delta: u16,
     /// What the change of addresses and ports adds to the sum of a UDP datagram.
     pub transport_delta: u16,
-    /// Index of the next hop.
+    /// Index of the next hop, or [`TO_HOST`](Self::TO_HOST).
     pub hop: u32,
     /// Index of the session.
     pub session: u32,
@@ -93,6 +93,26 @@ pub struct FlowEntry {
 }
 
 impl FlowEntry {
+    /// In place of a next hop: the packets are for the node's own socket, which relays what the gate cannot. They are
+    /// judged by their session like any other, and then passed as they are.
+    pub const TO_HOST: u32 = u32::MAX;
+
+    #[inline(always)]
+    pub const fn is_to_host(&self) -> bool {
+        self.hop == Self::TO_HOST
+    }
+
+    /// What packets of an entry leave on, which are of that family.
+    pub const fn output(&self, family: Family) -> Flow {
+        Flow {
+            family,
+            local: self.source,
+            remote: self.destination,
+            local_port: self.source_port,
+            remote_port: self.destination_port,
+        }
+    }
+
     /// What makes packets of `arriving` leave on `leaving`. Both are seen from this host, and of one family.
     pub fn rewrite(arriving: &Flow, leaving: &Flow) -> Self {
         let mut addresses = 0u32;

@@ -226,7 +226,7 @@ fn flows(pin: &Path) -> anyhow::Result<()> {
                 identity.to_string(),
                 from.to_owned(),
                 format!("{}>{}", input.remote, input.local),
-                format!("{}>{}", output.local, output.remote),
+                output.map_or("node".to_owned(), |output| format!("{}>{}", output.local, output.remote)),
                 usage.packets.to_string(),
                 usage.bytes.to_string(),
                 left.clone(),

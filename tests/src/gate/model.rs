@@ -65,8 +65,8 @@ impl Model {
         self
     }
 
-    /// Relayed flows from ports 0 to 15 of each remote to UDP 443 of each local, with every way to be refused; and an
-    /// authenticated peer at [`PEER_PORT`].
+    /// Relayed flows from ports 0 to 15 of each remote to UDP 443 of each local, with every way to be refused; flows to
+    /// the host itself from [`TO_HOST_PORTS`]; and an authenticated peer at [`PEER_PORT`].
     pub fn with_relay(mut self, remotes: [&str; 2], locals: [&str; 2]) -> Self {
         for (index, (generation, epoch, expires)) in
             [(1, 1, u64::MAX), (2, 1, u64::MAX), (1, 2, u64::MAX), (1, 1, 1)].into_iter().enumerate()
@@ -109,6 +109,12 @@ impl Model {
                 };
                 self.flows.push((arriving(port), entry));
             }
+            for port in TO_HOST_PORTS {
+                let session = u32::from(port & 3);
+                let entry =
+                    FlowEntry { session, hop: FlowEntry::TO_HOST, generation: 1, ..FlowEntry::default() };
+                self.flows.push((arriving(port), entry));
+            }
             self.tunnels.insert(HostFlowKey::udp(&arriving(PEER_PORT)), u64::MAX);
         }
         self
@@ -143,6 +149,9 @@ impl Model {
 }
 
 const CID_KEY: SipKey = SipKey::new([0x1111_2222, 0x3333_4444]);
+
+/// Source ports of flows that go to the host itself: one of a session that passes, and one of each that does not.
+pub const TO_HOST_PORTS: std::ops::Range<u16> = 24..28;
 
 /// Source port of the authenticated peer.
 pub const PEER_PORT: u16 = 7_000;

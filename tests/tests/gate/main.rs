@@ -13,6 +13,7 @@ mod limits;
 mod reach;
 mod relay;
 mod relay_ends;
+mod relay_host;
 mod relay_lab;
 mod rewrite;
 mod tcp;

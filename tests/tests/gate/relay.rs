@@ -56,7 +56,7 @@ fn a_granted_session_passes_both_ways_and_is_counted_exactly() {
                 assert_eq!((flow.from, flow.usage), (from, usage));
             }
             let grant = pair.grant(session, &ends);
-            assert_eq!((seen.flows[0].input, seen.flows[0].output), (grant.client, grant.connector));
+            assert_eq!((seen.flows[0].input, seen.flows[0].output), (grant.client, Some(grant.connector)));
             let mut admin = lab.node.command(binary().unwrap());
             let shown = run(admin.args(["admin", "gate", "flows", "--pin"]).arg(&lab.pin.path)).unwrap();
             assert_eq!(shown.lines().count(), 3, "{shown}");

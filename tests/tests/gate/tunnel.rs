@@ -108,6 +108,14 @@ fn relayed(name: &str, path: &Path, ticket: [u8; 16]) -> Vec<Case> {
         case("relayed of another generation", frame(1, 64, 33, true), Verdict::Drop(D::RelayRevoked)),
         case("relayed of a revoked person", frame(2, 64, 33, true), Verdict::Drop(D::RelayRevoked)),
         case("relayed after its end", frame(3, 64, 33, true), Verdict::Drop(D::RelayExpired)),
+        // What becomes of these is for the node to say.
+        case("for the node", frame(24, 64, 33, true), Verdict::Pass(P::RelayHost)),
+        case("for the node, at its last hop", frame(24, 1, 33, true), Verdict::Pass(P::RelayHost)),
+        case("for the node, long", frame(24, 64, 1_400, true), Verdict::Pass(P::RelayHost)),
+        case("bind on it", path.udp(24, 443, &quic::bind(ticket)), Verdict::Pass(P::RelayBind)),
+        case("for the node, of another generation", frame(25, 64, 33, true), Verdict::Drop(D::RelayRevoked)),
+        case("for the node, of a revoked person", frame(26, 64, 33, true), Verdict::Drop(D::RelayRevoked)),
+        case("for the node, after its end", frame(27, 64, 33, true), Verdict::Drop(D::RelayExpired)),
     ]
 }
 

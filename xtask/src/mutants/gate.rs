@@ -134,6 +134,13 @@ pub const MUTANTS: &[Mutant] = &[
         "a session never ends",
     ),
     mutant(
+        "host-unjudged",
+        TUNNEL,
+        "        return match authorised(&entry, lookup, now) {",
+        "        return match authorised(&entry, lookup, if entry.is_to_host() { 0 } else { now }) {",
+        "what the node relays by itself goes on after its session has expired",
+    ),
+    mutant(
         "bind-on-a-flow",
         TUNNEL,
         "if !is_bind(frame, payload)\n        && let",

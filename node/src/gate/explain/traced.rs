@@ -216,8 +216,13 @@ impl Lookup for Traced<'_> {
             Family::V6 => self.maps.flows6.get(&FlowKey6::new(flow), 0),
         };
         let entry = self.answer("relay flow", found, |entry| {
-            let to = SocketAddr::new(IpAddr::from(entry.destination), entry.destination_port);
-            format!("session {}, generation {}, goes on to {to}", entry.session, entry.generation)
+            let to = if entry.is_to_host() {
+                "is for the node's own socket".to_owned()
+            } else {
+                let to = SocketAddr::new(IpAddr::from(entry.destination), entry.destination_port);
+                format!("goes on to {to}")
+            };
+            format!("session {}, generation {}, {to}", entry.session, entry.generation)
         });
         entry.map(Box::new)
     }

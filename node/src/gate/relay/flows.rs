@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use portcullis_common::Flow;
-
 use super::maps::{KernelMaps, RelayMaps};
 use crate::gate::control::monotonic;
 use crate::gate::pin::PinDir;
@@ -38,8 +36,8 @@ pub struct FlowStatus {
     pub from: Leg,
     /// On what they arrive.
     pub input: PeerAddress,
-    /// On what they leave.
-    pub output: PeerAddress,
+    /// On what they leave; `None`: they go to the node's own socket.
+    pub output: Option<PeerAddress>,
     pub usage: Usage,
 }
 
@@ -59,17 +57,10 @@ pub fn flows(pin: &Path) -> Result<Vec<SessionStatus>, GateError> {
     let mut sessions: BTreeMap<SessionRef, SessionStatus> = BTreeMap::new();
     for (input, entry) in maps.flows()? {
         let session = SessionRef { index: entry.session, generation: entry.generation };
-        let output = Flow {
-            family: input.family,
-            local: entry.source,
-            remote: entry.destination,
-            local_port: entry.source_port,
-            remote_port: entry.destination_port,
-        };
         let flow = FlowStatus {
             from: if entry.direction == 0 { Leg::Client } else { Leg::Connector },
             input: PeerAddress::of(&input),
-            output: PeerAddress::of(&output),
+            output: (!entry.is_to_host()).then(|| PeerAddress::of(&entry.output(input.family))),
             usage: Usage { packets: entry.packets, bytes: entry.bytes },
         };
         if let Some(found) = sessions.get_mut(&session) {

@@ -3,7 +3,8 @@
 //! 1. [`Relay::identity`]: the person's place among the epochs. One store there ends all of the person's sessions.
 //! 2. [`Relay::open_session`]: an index, a generation that no session has had there, an expiry.
 //! 3. [`Relay::install`]: once both ends have proved where they are, one flow entry for each direction;
-//!    [`Relay::replace_leg`] when one of them has moved.
+//!    [`Relay::replace_leg`] when one of them has moved. What the gate cannot carry by itself,
+//!    [`Relay::install_to_host`] lets through to the node's own socket.
 //! 4. [`Relay::revoke`], [`Relay::revoke_identity`], or [`Relay::expire`] some time after the kernel has.
 //!
 //! A [`FlowGrant`] is the only way in. What a false accept costs: somebody's encrypted packets are sent to an address that
@@ -16,6 +17,7 @@
 mod faults;
 mod flows;
 mod hops;
+mod host;
 mod maps;
 mod routing;
 mod sessions;
@@ -26,7 +28,6 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use portcullis_common::Flow;
 use portcullis_common::layout::{FlowEntry, Hop};
 
 use super::control::monotonic;
@@ -35,6 +36,7 @@ use super::{GateError, PeerAddress};
 use hops::HopKey;
 use maps::KernelMaps;
 use routing::{Changes, Routing};
+use sessions::{Direction, Onward};
 use state::State;
 
 pub use flows::{FlowStatus, SessionStatus, Standing, flows};
@@ -186,7 +188,21 @@ impl Relay {
         self.resolving(|state| state.install(grant, monotonic()))
     }
 
-    /// The end that was at `old` is now where the grant says; counts go on.
+    /// Lets packets of the session's ends pass to the node's own socket: for a session that the gate cannot relay
+    /// ([`RelayError::Detour`]) and the node then does. Its ends may be of two families. They are judged and counted in the
+    /// gate as those of any session, and are cut by the same calls; the flows that the session has are replaced, and
+    /// counts go on.
+    ///
+    /// # Errors
+    ///
+    /// Any of [`RelayError`] but those of the way out. The session is as it was, or, where the maps failed half way,
+    /// over.
+    pub fn install_to_host(&self, grant: &FlowGrant) -> Result<(), RelayError> {
+        self.state().install_to_host(grant, monotonic())
+    }
+
+    /// The end that was at `old` is now where the grant says; counts go on. What goes to the node's socket keeps going
+    /// there.
     ///
     /// # Errors
     ///
@@ -327,15 +343,13 @@ impl Network for KernelNetwork {
     }
 }
 
-/// The entry that makes packets of `input` leave on `output`.
-fn entry(input: &Flow, output: &Flow, session: SessionRef, from: Leg, hop: u32) -> FlowEntry {
-    FlowEntry {
-        hop,
-        session: session.index,
-        generation: session.generation,
-        direction: from as u32,
-        ..FlowEntry::rewrite(input, output)
-    }
+/// The entry that does with packets from that leg of a session as the direction says.
+fn entry(direction: &Direction, session: SessionRef, from: Leg) -> FlowEntry {
+    let onward = match direction.onward {
+        Some(Onward { output, hop }) => FlowEntry { hop, ..FlowEntry::rewrite(&direction.input, &output) },
+        None => FlowEntry { hop: FlowEntry::TO_HOST, ..FlowEntry::default() },
+    };
+    FlowEntry { session: session.index, generation: session.generation, direction: from as u32, ..onward }
 }
 
 /// Resolves without the lock: a revocation must not wait for 65,536 questions.

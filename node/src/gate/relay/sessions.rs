@@ -14,8 +14,16 @@ const REST_NS: u64 = 10_000_000_000;
 pub(super) struct Direction {
     /// On what its packets arrive.
     pub(super) input: Flow,
+    /// `None`: the node's own socket takes them.
+    pub(super) onward: Option<Onward>,
+}
+
+/// Where the gate sends packets by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Onward {
     /// On what they leave.
     pub(super) output: Flow,
+    /// Number of the next hop.
     pub(super) hop: u32,
 }
 

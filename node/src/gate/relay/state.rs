@@ -14,17 +14,17 @@ use portcullis_common::layout::{FlowEntry, Hop, IDENTITIES, SESSIONS, Session};
 
 use super::hops::{Detour, HopKey, HopTable};
 use super::maps::RelayMaps;
-use super::sessions::{Direction, Live, SessionTable};
+use super::sessions::{Direction, Live, Onward, SessionTable};
 use super::{Ended, FlowGrant, IdentityRef};
 use super::{Keeper, Leg, Network, RelayError, RelayTotals, Resolved, SessionRef, Usage, entry};
 use crate::gate::{GateError, PeerAddress};
 
 pub(super) struct State {
-    maps: Box<dyn RelayMaps>,
-    network: Box<dyn Network>,
-    served: Vec<u16>,
-    table: SessionTable,
-    hops: HopTable,
+    pub(super) maps: Box<dyn RelayMaps>,
+    pub(super) network: Box<dyn Network>,
+    pub(super) served: Vec<u16>,
+    pub(super) table: SessionTable,
+    pub(super) hops: HopTable,
     /// What sessions that are over have carried.
     past: [Usage; 2],
     pub(super) keeper: Option<Keeper>,
@@ -73,9 +73,12 @@ impl State {
                 .and_then(|live| live.directions.get_mut(entry.direction as usize));
             match place {
                 Some(place) if place.is_none() => {
-                    let direction = Direction { input, output: output(&input, &entry), hop: entry.hop };
-                    *place = Some(direction);
-                    state.adopt_hop(&direction)?;
+                    let onward = (!entry.is_to_host())
+                        .then(|| Onward { output: entry.output(input.family), hop: entry.hop });
+                    *place = Some(Direction { input, onward });
+                    if let Some(onward) = onward {
+                        state.adopt_hop(&onward)?;
+                    }
                 }
                 Some(Some(found)) if found.input == input => {}
                 _ => stale.push(input),
@@ -92,14 +95,14 @@ impl State {
     }
 
     /// The flow goes on as it did where its next hop cannot be found out now.
-    fn adopt_hop(&mut self, direction: &Direction) -> Result<(), GateError> {
-        let hop = self.maps.hop(direction.hop)?;
-        let (from, to) = ends(&direction.output);
+    fn adopt_hop(&mut self, onward: &Onward) -> Result<(), GateError> {
+        let hop = self.maps.hop(onward.hop)?;
+        let (from, to) = ends(&onward.output);
         let key = match self.network.resolve(from, to) {
             Ok(Ok((key, found))) if found == hop => Some(key),
             _ => None,
         };
-        self.hops.adopt(direction.hop, key, hop);
+        self.hops.adopt(onward.hop, key, hop);
         Ok(())
     }
 
@@ -156,31 +159,36 @@ impl State {
                 return Err(error);
             }
         };
+        let towards = |output, hop| Some(Onward { output, hop });
         let directions = [
-            Direction { input: client, output: connector, hop: towards_connector },
-            Direction { input: connector, output: client, hop: towards_client },
+            Direction { input: client, onward: towards(connector, towards_connector) },
+            Direction { input: connector, onward: towards(client, towards_client) },
         ];
-        let session = grant.session;
-        let entries = directions.iter().zip(Leg::BOTH);
-        let entries =
-            entries.map(|(to, from)| (to.input, entry(&to.input, &to.output, session, from, to.hop)));
+        self.insert(grant.session, directions)
+    }
+
+    /// Writes the entries of a session that has none. All or nothing.
+    pub(super) fn insert(
+        &mut self,
+        session: SessionRef,
+        directions: [Direction; 2],
+    ) -> Result<(), RelayError> {
+        let hops = directions.iter().filter_map(|direction| direction.onward).map(|onward| onward.hop);
         let mut inserted: Vec<Flow> = Vec::new();
-        for (input, entry) in entries.collect::<Vec<_>>() {
-            if let Err(error) = self.maps.insert_flow(&input, &entry) {
+        for (direction, from) in directions.iter().zip(Leg::BOTH) {
+            if let Err(error) = self.maps.insert_flow(&direction.input, &entry(direction, session, from)) {
                 for input in &inserted {
                     self.maps.take_flow(input)?;
                 }
                 if !inserted.is_empty() {
                     self.maps.barrier()?;
                 }
-                directions.iter().for_each(|direction| self.hops.forget_unused(direction.hop));
+                hops.for_each(|hop| self.hops.forget_unused(hop));
                 return Err(error.into());
             }
-            inserted.push(input);
+            inserted.push(direction.input);
         }
-        for direction in &directions {
-            self.hops.hold(direction.hop);
-        }
+        hops.for_each(|hop| self.hops.hold(hop));
         if let Some(live) = self.table.get_mut(session.index, session.generation) {
             live.directions = directions.map(Some);
         }
@@ -213,6 +221,9 @@ impl State {
         if new == *old {
             return Ok(());
         }
+        if other.onward.is_none() {
+            return self.install_to_host(grant, now);
+        }
         self.flows_of(grant, now)?;
         if self.maps.flow(&new)?.is_some() {
             return Err(RelayError::TupleInUse);
@@ -220,23 +231,30 @@ impl State {
         let hop = self.hop_to(&new)?;
         let to = [
             (moved_side, Direction { input: new, ..moved }),
-            (1 - moved_side, Direction { output: new, hop, ..other }),
+            (1 - moved_side, Direction { onward: Some(Onward { output: new, hop }), ..other }),
         ];
-        self.hops.hold(hop);
-        let result = self.relocate(session, &to);
-        if let Err(error) = result {
+        let result = self.relocate(session, &to, now);
+        self.hops.forget_unused(hop);
+        result
+    }
+
+    /// Takes the session's entries out and puts them in as `to` says, with their counts. An error ends the session.
+    pub(super) fn relocate(
+        &mut self,
+        session: SessionRef,
+        to: &[(usize, Direction)],
+        now: u64,
+    ) -> Result<(), RelayError> {
+        if let Err(error) = self.move_entries(session, to) {
             tracing::error!(?session, "a session that moved could not be written and is ended");
-            self.hops.release(hop);
             self.cut(session, now)?;
             self.maps.barrier()?;
             return Err(error.into());
         }
-        self.hops.release(other.hop);
         Ok(())
     }
 
-    /// Takes the session's entries out and puts them in as `to` says, with their counts.
-    fn relocate(&mut self, session: SessionRef, to: &[(usize, Direction)]) -> Result<(), GateError> {
+    fn move_entries(&mut self, session: SessionRef, to: &[(usize, Direction)]) -> Result<(), GateError> {
         let mut moving = Vec::new();
         for (side, direction) in to {
             moving.extend(self.pick_up(session, *side, *direction)?);
@@ -256,7 +274,7 @@ impl State {
         let Some(before) = live.directions.get(side).copied().flatten() else { return Ok(None) };
         let Some(old) = self.maps.take_flow(&before.input)? else { return Ok(None) };
         let from = if side == 0 { Leg::Client } else { Leg::Connector };
-        let fresh = entry(&direction.input, &direction.output, session, from, direction.hop);
+        let fresh = entry(&direction, session, from);
         let entry = FlowEntry { packets: old.packets, bytes: old.bytes, ..fresh };
         Ok(Some(Moving { session, side, direction, entry }))
     }
@@ -267,7 +285,13 @@ impl State {
         if let Some(live) = self.table.get_mut(session.index, session.generation)
             && let Some(place) = live.directions.get_mut(side)
         {
-            *place = Some(direction);
+            let before = place.replace(direction);
+            if let Some(onward) = direction.onward {
+                self.hops.hold(onward.hop);
+            }
+            if let Some(onward) = before.and_then(|before| before.onward) {
+                self.hops.release(onward.hop);
+            }
         }
         Ok(())
     }
@@ -347,7 +371,9 @@ impl State {
                     if let (Some(entry), Some(usage)) = (entry, usage.get_mut(side)) {
                         *usage = Usage { packets: entry.packets, bytes: entry.bytes };
                     }
-                    self.hops.release(direction.hop);
+                    if let Some(onward) = direction.onward {
+                        self.hops.release(onward.hop);
+                    }
                     if let Some(live) = self.table.get_mut(index, generation)
                         && let Some(place) = live.directions.get_mut(side)
                     {
@@ -420,7 +446,7 @@ impl State {
 
     /// The pairs of addresses that packets leave between.
     pub(super) fn destinations(&self) -> BTreeSet<(IpAddr, IpAddr)> {
-        self.directions().map(|direction| ends(&direction.output)).collect()
+        self.directions().filter_map(|direction| Some(ends(&direction.onward?.output))).collect()
     }
 
     /// What the network says now of each of [`destinations`](Self::destinations). Where it says that there is no way,
@@ -433,36 +459,34 @@ impl State {
         let mut moves = Vec::new();
         let mut written = false;
         for (session, side, direction) in self.placed() {
-            let Some(Ok((key, hop))) = found.get(&ends(&direction.output)) else { continue };
-            if self.hops.key(direction.hop).is_some_and(|now| now == *key) {
-                written |= self.write_hop(direction.hop, *key, hop)?;
+            let Some(onward) = direction.onward else { continue };
+            let Some(Ok((key, hop))) = found.get(&ends(&onward.output)) else { continue };
+            if self.hops.key(onward.hop).is_some_and(|now| now == *key) {
+                written |= self.write_hop(onward.hop, *key, hop)?;
             } else {
-                moves.push((session, side, direction, *key, *hop));
+                moves.push((session, side, direction.input, onward, *key, *hop));
             }
         }
         let (mut moving, mut failed) = (Vec::new(), Vec::new());
-        for (session, side, direction, key, hop) in moves {
+        for (session, side, input, onward, key, hop) in moves {
             let Ok((number, _)) = self.hops.place(&key, &hop) else { continue };
             written |= self.write_hop(number, key, &hop)?;
-            if number == direction.hop {
+            if number == onward.hop {
                 continue;
             }
-            match self.pick_up(session, side, Direction { hop: number, ..direction }) {
-                Ok(found) => moving.extend(found.map(|found| (found, direction.hop))),
+            let direction = Direction { input, onward: Some(Onward { hop: number, ..onward }) };
+            match self.pick_up(session, side, direction) {
+                Ok(found) => moving.extend(found),
                 Err(error) => failed.push((session, error)),
             }
         }
         if written || !moving.is_empty() {
             self.maps.barrier()?;
         }
-        for (found, old) in moving {
-            let (session, new) = (found.session, found.direction.hop);
-            match self.put_down(found) {
-                Ok(()) => {
-                    self.hops.hold(new);
-                    self.hops.release(old);
-                }
-                Err(error) => failed.push((session, error)),
+        for found in moving {
+            let session = found.session;
+            if let Err(error) = self.put_down(found) {
+                failed.push((session, error));
             }
         }
         if failed.is_empty() {
@@ -510,21 +534,27 @@ impl State {
         placed
     }
 
-    fn live(&self, session: SessionRef, now: u64) -> Result<&Live, RelayError> {
+    pub(super) fn live(&self, session: SessionRef, now: u64) -> Result<&Live, RelayError> {
         let live = self.table.get(session.index, session.generation);
         live.filter(|live| !live.is_ended && now < live.expires).ok_or(RelayError::Over)
     }
 
     /// The grant's two flows, if they may be.
     fn flows_of(&self, grant: &FlowGrant, now: u64) -> Result<[Flow; 2], RelayError> {
+        let [client, connector] = self.checked(grant, now)?;
+        if client.family != connector.family {
+            return Err(Detour::Families.into());
+        }
+        Ok([client, connector])
+    }
+
+    /// The grant's two flows, which need not be of one family.
+    pub(super) fn checked(&self, grant: &FlowGrant, now: u64) -> Result<[Flow; 2], RelayError> {
         let [client, connector] = [grant.client.flow(), grant.connector.flow()];
         let is_one_family = |end: &PeerAddress| {
             end.local.ip().to_canonical().is_ipv4() == end.remote.ip().to_canonical().is_ipv4()
         };
-        if client.family != connector.family
-            || !is_one_family(&grant.client)
-            || !is_one_family(&grant.connector)
-        {
+        if !is_one_family(&grant.client) || !is_one_family(&grant.connector) {
             return Err(Detour::Families.into());
         }
         if client == connector {
@@ -574,17 +604,6 @@ impl State {
     }
 }
 
-/// What packets of the entry leave on.
-fn output(input: &Flow, entry: &FlowEntry) -> Flow {
-    Flow {
-        family: input.family,
-        local: entry.source,
-        remote: entry.destination,
-        local_port: entry.source_port,
-        remote_port: entry.destination_port,
-    }
-}
-
-fn ends(flow: &Flow) -> (IpAddr, IpAddr) {
+pub(super) fn ends(flow: &Flow) -> (IpAddr, IpAddr) {
     (flow.local.into(), flow.remote.into())
 }

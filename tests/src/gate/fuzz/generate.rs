@@ -6,7 +6,7 @@ use portcullis_common::{BIND_DATAGRAM, INITIAL_DATAGRAM};
 
 use super::world::{ADMIN, FAR_PORT, LINK, LOCAL, RECENT, RELAYED, REMOTE};
 use crate::gate::kernel::monotonic_ns;
-use crate::gate::model::{Model, PEER_PORT};
+use crate::gate::model::{Model, PEER_PORT, TO_HOST_PORTS};
 use crate::gate::packet::{self, ICMP, ICMPV6, Path, TCP, UDP};
 use crate::gate::quic;
 
@@ -356,6 +356,7 @@ pub fn sweep(model: &Model, opened: [u16; 2], every_value: bool) -> impl Iterato
             (0, b"by the way it came".to_vec()),
             (4, b"with a tag".to_vec()),
             (8, b"by another way".to_vec()),
+            (TO_HOST_PORTS.start, b"to the host".to_vec()),
         ];
         for (port, data) in datagrams {
             let mut datagram = packet::udp(port, 443, &data);

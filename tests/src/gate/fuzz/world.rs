@@ -10,7 +10,7 @@ use portcullis_common::{Address, Family, Flow};
 use rustix::net::{AddressFamily, SocketType};
 
 use crate::gate::kernel::monotonic_ns;
-use crate::gate::model::{INGRESS_IFINDEX, Model};
+use crate::gate::model::{INGRESS_IFINDEX, Model, TO_HOST_PORTS};
 use crate::gate::packet::Path;
 use crate::netns::Netns;
 use crate::process::wait_until;
@@ -23,8 +23,8 @@ pub const RECENT: [&str; 2] = ["192.88.99.7", "2001:db8:7ec::7"];
 pub const LINK: [&str; 2] = ["169.254.0.7", "fe80::7"];
 /// Remote port of the connections that the host has.
 pub const FAR_PORT: u16 = 5_000;
-/// Relayed flows come from remote ports below this.
-pub const RELAYED: u16 = 24;
+/// Flows of sessions come from remote ports below this.
+pub const RELAYED: u16 = TO_HOST_PORTS.end;
 /// What is no revoked, expired or missing thing by itself is one in these seconds of the wall clock.
 const WALL_OFFSET: u64 = 1_790_000_000 * 1_000_000_000;
 
@@ -73,7 +73,7 @@ pub fn model() -> Model {
     model.hops.insert(4, impossible);
     for (remote, local) in REMOTE.iter().zip(LOCAL) {
         let path = Path::new(remote, local);
-        for port in 16..RELAYED {
+        for port in 16..TO_HOST_PORTS.start {
             let arriving = flow(&path, 443, port);
             let entry = FlowEntry {
                 hop: u32::from(port >> 2),
