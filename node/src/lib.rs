@@ -1,5 +1,6 @@
 //! Portcullis, a self-hosted access node. The stages of the daemon lane are in [`flow`]: start reading there.
 
+pub mod access;
 pub mod admin;
 pub mod cli;
 pub mod clock;
@@ -8,6 +9,7 @@ pub mod context;
 pub mod cookie;
 pub mod edge;
 pub mod event;
+mod fetch;
 pub mod flow;
 pub mod gate;
 pub mod helper;
@@ -17,6 +19,7 @@ pub mod ops;
 pub mod places;
 pub mod policy;
 pub mod portal;
+mod private_file;
 pub mod privilege;
 pub mod recent;
 pub mod role;

@@ -8,6 +8,7 @@
 
 mod binding;
 mod claims;
+pub mod dpop;
 mod keys;
 
 use std::sync::{Arc, PoisonError, RwLock};
@@ -156,6 +157,24 @@ impl Tokens {
     fn ring(&self) -> Arc<KeyRing> {
         Arc::clone(&self.ring.read().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// The 32 bytes of 64 lower-case hexadecimal digits, as key hashes are written.
+pub(crate) fn hash_of_hex(text: &str) -> Option<[u8; 32]> {
+    let mut hash = [0; 32];
+    let (digits, rest) = text.as_bytes().as_chunks::<2>();
+    if digits.len() != hash.len() || !rest.is_empty() {
+        return None;
+    }
+    let value = |digit: u8| match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    };
+    for (byte, [high, low]) in hash.iter_mut().zip(digits) {
+        *byte = value(*high)? << 4 | value(*low)?;
+    }
+    Some(hash)
 }
 
 #[cfg(test)]

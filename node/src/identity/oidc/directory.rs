@@ -16,9 +16,8 @@ use openidconnect::{AdditionalProviderMetadata, DiscoveryError, IssuerUrl, Provi
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
+use crate::fetch::{FetchError, HttpClient};
 use crate::identity::LoginError;
-
-use super::fetch::{FetchError, HttpClient};
 
 /// How long a discovery document with its keys is used before it is fetched again.
 const FRESH: Duration = Duration::from_secs(3600);

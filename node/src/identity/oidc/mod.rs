@@ -10,7 +10,6 @@
 
 mod claims;
 mod directory;
-mod fetch;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,10 +32,10 @@ use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
 use crate::clock;
+use crate::fetch::{self, FetchError, HttpClient};
 use crate::flow::UnixTime;
 
 use self::directory::{Directory, Metadata};
-use self::fetch::{FetchError, HttpClient};
 use super::{Authenticated, LoginError};
 
 pub use self::claims::ClaimRules;

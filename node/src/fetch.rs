@@ -1,5 +1,5 @@
-//! The HTTP client towards identity providers: HTTPS (or plain HTTP on loopback, for a provider beside the node), no
-//! redirects, bounded in time and size.
+//! The HTTP client towards identity providers and, in the access client, towards a node: HTTPS (or plain HTTP on
+//! loopback, for a provider beside the node), no redirects, bounded in time and size.
 
 use std::path::Path;
 use std::pin::Pin;
@@ -24,7 +24,7 @@ const BODY_LIMIT: usize = 1 << 20;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum FetchError {
+pub(crate) enum FetchError {
     #[error("not an https address")]
     Address,
     #[error("no answer within {} s", TIMEOUT.as_secs())]
@@ -39,7 +39,7 @@ pub(super) enum FetchError {
 
 /// The file of extra roots is unusable.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum RootsError {
+pub(crate) enum RootsError {
     #[error("{0}")]
     Pem(#[from] rustls::pki_types::pem::Error),
     #[error("{0}")]
@@ -47,12 +47,12 @@ pub(super) enum RootsError {
 }
 
 /// A client that trusts the system's roots and, optionally, those of one PEM file.
-pub(super) struct HttpClient {
+pub(crate) struct HttpClient {
     tls: TlsConnector,
 }
 
 impl HttpClient {
-    pub(super) fn new(ca: Option<&Path>) -> Result<Self, RootsError> {
+    pub(crate) fn new(ca: Option<&Path>) -> Result<Self, RootsError> {
         let mut roots = RootCertStore::empty();
         for certificate in rustls_native_certs::load_native_certs().certs {
             // The system's store may hold certificates that webpki cannot read; the others still count.
@@ -73,7 +73,7 @@ impl HttpClient {
     }
 
     /// Sends one request on a connection of its own. A redirect is an answer like any other.
-    pub(super) async fn send(
+    pub(crate) async fn send(
         &self,
         request: http::Request<Vec<u8>>,
     ) -> Result<http::Response<Vec<u8>>, FetchError> {
@@ -119,7 +119,7 @@ impl<'c> AsyncHttpClient<'c> for HttpClient {
 }
 
 /// Whether what is sent to `address` is protected on its way: by TLS, or because it does not leave this machine.
-pub(super) fn is_protected(address: &url::Url) -> bool {
+pub(crate) fn is_protected(address: &url::Url) -> bool {
     let loopback = match address.host() {
         Some(url::Host::Domain(name)) => name == "localhost",
         Some(url::Host::Ipv4(address)) => address.is_loopback(),

@@ -1,0 +1,157 @@
+//! The node's endpoints, as the client asks them: every request carries a proof of the device key.
+
+use http::{HeaderValue, Method, StatusCode, header};
+use serde::de::DeserializeOwned;
+
+use crate::clock;
+use crate::fetch::{FetchError, HttpClient, RootsError};
+use crate::portal;
+use crate::token::dpop::{self, Signer};
+
+use super::profile::{Profile, ProfileError};
+use super::wire::ErrorResponse;
+
+/// How often a request is sent whose answer got lost. The node answers the same request the same, as often as it comes.
+const TRIES: usize = 3;
+
+/// Why there is no answer to go on with.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    #[error("the file of the private authority is unusable: {0}")]
+    Ca(String),
+    #[error("{url} cannot be reached: {why}")]
+    Unreachable { url: String, why: String },
+    #[error("{url} answered {status}, which is no answer of an access node of this version")]
+    Answer { url: String, status: StatusCode },
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+}
+
+/// The node said no (RFC 6749 §5.2).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the node refused: {words}")]
+pub struct Refusal {
+    /// `invalid_grant`, `slow_down` and so on.
+    pub code: String,
+    /// For people.
+    pub words: String,
+}
+
+/// One node's endpoints, for one profile.
+pub(super) struct Api {
+    http: HttpClient,
+    url: String,
+    signer: Signer,
+}
+
+impl Api {
+    pub(super) fn new(profile: &Profile) -> Result<Self, ApiError> {
+        let http = HttpClient::new(profile.ca().as_deref())
+            .map_err(|error: RootsError| ApiError::Ca(error.to_string()))?;
+        Ok(Self { http, url: profile.url().to_owned(), signer: profile.signer()? })
+    }
+
+    /// The address of an endpoint.
+    pub(super) fn url(&self, endpoint: &str) -> String {
+        format!("{}{}{endpoint}", self.url, portal::PREFIX)
+    }
+
+    pub(super) fn thumbprint(&self) -> String {
+        self.signer.thumbprint()
+    }
+
+    /// Posts a form and takes the answer apart. The same proof goes with every try.
+    pub(super) async fn post<T: DeserializeOwned>(
+        &self,
+        endpoint: &str,
+        token: Option<&str>,
+        form: &[(&str, &str)],
+    ) -> Result<T, ApiError> {
+        let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
+        self.ask(Method::POST, endpoint, token, &body).await
+    }
+
+    pub(super) async fn get<T: DeserializeOwned>(&self, endpoint: &str, token: &str) -> Result<T, ApiError> {
+        self.ask(Method::GET, endpoint, Some(token), "").await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        endpoint: &str,
+        token: Option<&str>,
+        body: &str,
+    ) -> Result<T, ApiError> {
+        let url = self.url(endpoint);
+        let about = dpop::About { method: method.as_str(), url: &url, token };
+        let proof = self.signer.prove(about, clock::random(), clock::now());
+        let proof = proof.map_err(|_| ApiError::Ca("the device key does not sign".to_owned()))?;
+        let mut lost = None;
+        for _ in 0..TRIES {
+            let request = request(&method, &url, token, &proof, body);
+            match self.http.send(request.ok_or_else(|| self.unreachable("the address is malformed"))?).await {
+                Ok(answer) => return read(&url, &answer),
+                Err(error @ (FetchError::Address | FetchError::Body(_))) => {
+                    return Err(self.unreachable(&error.to_string()));
+                }
+                Err(error) => lost = Some(error),
+            }
+        }
+        Err(self.unreachable(&lost.map_or_else(String::new, |error| words(&error))))
+    }
+
+    fn unreachable(&self, why: &str) -> ApiError {
+        ApiError::Unreachable { url: self.url.clone(), why: why.to_owned() }
+    }
+}
+
+fn request(
+    method: &Method,
+    url: &str,
+    token: Option<&str>,
+    proof: &str,
+    body: &str,
+) -> Option<http::Request<Vec<u8>>> {
+    let mut request = http::Request::builder()
+        .method(method)
+        .uri(url)
+        .header(header::ACCEPT, "application/json")
+        .header(dpop::HEADER, proof);
+    if *method == Method::POST {
+        request = request.header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
+    }
+    if let Some(token) = token {
+        let mut value = HeaderValue::from_str(&format!("{} {token}", dpop::SCHEME)).ok()?;
+        value.set_sensitive(true);
+        request = request.header(header::AUTHORIZATION, value);
+    }
+    request.body(body.as_bytes().to_vec()).ok()
+}
+
+fn read<T: DeserializeOwned>(url: &str, answer: &http::Response<Vec<u8>>) -> Result<T, ApiError> {
+    let status = answer.status();
+    let strange = || ApiError::Answer { url: url.to_owned(), status };
+    if status == StatusCode::OK {
+        return serde_json::from_slice(answer.body()).map_err(|_| strange());
+    }
+    let refusal: ErrorResponse = serde_json::from_slice(answer.body()).map_err(|_| strange())?;
+    let words = refusal.error_description.unwrap_or_else(|| refusal.error.clone());
+    Err(Refusal { code: plain(&refusal.error), words: plain(&words) }.into())
+}
+
+/// What a node says ends up on a terminal: no control characters, and not too much.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(500).collect()
+}
+
+fn words(error: &FetchError) -> String {
+    match error {
+        FetchError::Connect(io) if io.to_string().contains("UnknownIssuer") => {
+            "its certificate is signed by nobody this machine trusts; `access login --ca FILE` names a private authority"
+                .to_owned()
+        }
+        other => other.to_string(),
+    }
+}
