@@ -24,7 +24,7 @@ mod private;
 pub use application::{Application, Aud, EncodedSlash, HostPattern, Kind, Origin, OriginScheme, Web};
 pub use facts::{Facts, Reason};
 pub use host::{Host, HostError};
-pub use ids::{RayId, SessionId, UnixTime};
+pub use ids::{ClientId, RayId, SessionId, UnixTime};
 pub use path::{Path, PathError};
 pub use person::{Email, EmailError, PersonId, Session};
 pub use private::{Ports, PortsError, Private, Protocol, SshSettings, Target};

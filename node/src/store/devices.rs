@@ -1,7 +1,9 @@
 //! Devices: the numbers under which the gate knows who knocks.
 //!
-//! A connector has a device of its own, and each enrolment token one that lasts until the token's end. A device that
-//! is void stays listed, since the gate has to be told so after every start, and its number is never given again.
+//! A connector has a device of its own, and each enrolment token one that lasts until the token's end. An access client
+//! has one for its device key: void while nobody is logged in with that key, and good again at the next login, so that a
+//! person's logins do not fill the gate's list. A device that is void stays listed, since the gate has to be told so
+//! after every start, and its number is never given to anybody else.
 
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
@@ -61,11 +63,13 @@ impl Store {
         .await
     }
 
-    /// Every device; those of tokens that have expired are void by now.
+    /// Every device; those of tokens that have expired and of clients whose login has ended are void by now.
     pub async fn devices(&self, now: UnixTime) -> Result<Vec<Device>, StoreError> {
         self.run(move |connection| {
             connection.execute(
-                "UPDATE device SET revoked_at = ?1 WHERE expires_at <= ?1 AND revoked_at IS NULL",
+                "UPDATE device SET revoked_at = ?1 WHERE revoked_at IS NULL AND (expires_at <= ?1
+                 OR client_key NOT IN (SELECT client.key FROM client JOIN session ON session.id = client.session
+                    WHERE client.revoked_at IS NULL AND session.revoked_at IS NULL AND session.expires_at > ?1))",
                 [now.0],
             )?;
             connection
@@ -76,6 +80,16 @@ impl Store {
         })
         .await
     }
+}
+
+/// The device of the client that holds `key`, good from now on.
+pub(super) fn of_client(transaction: &Transaction<'_>, key: &[u8; 32]) -> rusqlite::Result<u32> {
+    transaction.query_row(
+        "INSERT INTO device (client_key) VALUES (?1)
+         ON CONFLICT (client_key) DO UPDATE SET revoked_at = NULL RETURNING number",
+        [key],
+        |row| row.get(0),
+    )
 }
 
 /// A new device, of a connector or of its token.

@@ -1,8 +1,9 @@
-//! All durable state, in one SQLite file: users, sessions, one-time codes, keys, connectors and events.
+//! All durable state, in one SQLite file: users, sessions, clients, one-time codes, keys, connectors and events.
 //!
 //! Nothing outside this folder knows how state is kept. Methods are grouped by what they keep, one file each; all of
 //! them are short transactions on a blocking thread. A method that returns has written durably (WAL, full sync).
 
+mod clients;
 mod codes;
 mod connectors;
 mod devices;
@@ -20,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
 
+pub use clients::{Client, NewClient, Rotation};
 pub use connectors::Connector;
 pub use devices::Device;
 pub use events::EventFilter;

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::StoreError;
 
 /// `user_version` counts the steps that have been taken.
-const STEPS: [&str; 3] = [
+const STEPS: [&str; 4] = [
     r"
 CREATE TABLE user (
     name TEXT PRIMARY KEY,
@@ -93,6 +93,38 @@ CREATE TABLE device (
     expires_at INTEGER,
     revoked_at INTEGER
 ) STRICT;
+CREATE INDEX device_connector ON device (connector);
+",
+    // A device is a connector's or a client's. SQLite changes no constraint in place; the numbers that were given stay given.
+    r"
+CREATE TABLE client (
+    id BLOB PRIMARY KEY,
+    session BLOB NOT NULL REFERENCES session (id) ON DELETE CASCADE,
+    key BLOB NOT NULL,
+    name TEXT NOT NULL,
+    refresh_hash BLOB NOT NULL,
+    previous_hash BLOB,
+    previous_proof BLOB,
+    created_at INTEGER NOT NULL,
+    revoked_at INTEGER
+) STRICT;
+CREATE INDEX client_session ON client (session);
+CREATE INDEX client_key ON client (key);
+CREATE TABLE device_new (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    connector TEXT REFERENCES connector (name) ON DELETE CASCADE,
+    client_key BLOB UNIQUE,
+    token_hash BLOB,
+    expires_at INTEGER,
+    revoked_at INTEGER,
+    CHECK ((connector IS NULL) <> (client_key IS NULL))
+) STRICT;
+INSERT INTO device_new (number, connector, token_hash, expires_at, revoked_at)
+    SELECT number, connector, token_hash, expires_at, revoked_at FROM device;
+DELETE FROM sqlite_sequence WHERE name = 'device_new';
+INSERT INTO sqlite_sequence (name, seq) SELECT 'device_new', seq FROM sqlite_sequence WHERE name = 'device';
+DROP TABLE device;
+ALTER TABLE device_new RENAME TO device;
 CREATE INDEX device_connector ON device (connector);
 ",
 ];

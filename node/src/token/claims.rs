@@ -1,8 +1,8 @@
-//! The claims of both kinds of token.
+//! The claims of every kind of token.
 
 use serde::{Deserialize, Serialize};
 
-use crate::flow::{Aud, PersonId, Session, SessionId, UnixTime};
+use crate::flow::{Aud, ClientId, PersonId, Session, SessionId, UnixTime};
 use crate::policy::Permit;
 
 /// Which token is expected.
@@ -10,6 +10,16 @@ use crate::policy::Permit;
 pub enum Kind<'a> {
     Application(&'a Aud),
     Global,
+    /// The access token of an access client.
+    Client,
+}
+
+/// The key whose possession makes a token worth something (RFC 7800 §3.1).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confirmation {
+    /// SHA-256 of the key's SubjectPublicKeyInfo, 64 lower-case hexadecimal digits.
+    #[serde(rename = "spki#S256")]
+    key: String,
 }
 
 /// Claims of a token of this node. Strict: a claim of another type is no token of ours.
@@ -22,7 +32,7 @@ pub struct Claims {
     pub iat: i64,
     pub nbf: i64,
     pub iss: String,
-    /// `app` or `org`.
+    /// `app`, `org` or `client`.
     #[serde(rename = "type")]
     pub kind: String,
     /// The session.
@@ -31,6 +41,15 @@ pub struct Claims {
     pub sub: String,
     /// ISO 3166 code of where the login came from; empty where unknown.
     pub country: String,
+    /// Of a client's access token: the device key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cnf: Option<Confirmation>,
+    /// The login of the client that the token was made for, with which it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_login: Option<ClientId>,
+    /// Marks an application's token that was made for a client: it may come in a header, without a binding cookie.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub client: bool,
 }
 
 impl Claims {
@@ -55,15 +74,49 @@ impl Claims {
             identity_nonce: session.id,
             sub: subject(&session.person),
             country: String::new(),
+            cnf: None,
+            client_login: None,
+            client: false,
         }
+    }
+
+    /// An access token for the client whose device key has the hash `key`.
+    pub(super) fn client(
+        issuer: &str,
+        session: &Session,
+        client: ClientId,
+        key: &[u8; 32],
+        exp: UnixTime,
+        now: UnixTime,
+    ) -> Self {
+        Self {
+            cnf: Some(Confirmation { key: hex(key) }),
+            client_login: Some(client),
+            ..Self::new(issuer, "client", issuer.to_owned(), session, exp, now)
+        }
+    }
+
+    /// Whether the token is bound to the key with this hash.
+    pub fn is_bound_to(&self, key: &[u8; 32]) -> bool {
+        self.cnf.as_ref().is_some_and(|confirmation| confirmation.key == hex(key))
     }
 
     pub(super) fn is_for(&self, kind: Kind<'_>) -> bool {
         match kind {
             Kind::Application(aud) => self.kind == "app" && self.aud == [aud.as_str()],
             Kind::Global => self.kind == "org" && self.aud == [self.iss.as_str()],
+            Kind::Client => self.kind == "client" && self.aud == [self.iss.as_str()],
         }
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// A UUID (version 8, RFC 9562 §5.8) derived from who the person is.

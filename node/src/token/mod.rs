@@ -1,8 +1,9 @@
 //! Tokens: the assertion that applications verify, and the cookie that binds it to a browser.
 //!
-//! RS256 JWTs (RFC 7519) of two kinds: the global token of a login (`type` = `org`) and an application's token
-//! (`type` = `app`), which is also the assertion its origin receives. A token proves nothing alone: the session it
-//! names must be live, and a token that comes as a cookie needs the binding cookie of the same session and host.
+//! RS256 JWTs (RFC 7519) of three kinds: the global token of a login (`type` = `org`), an application's token
+//! (`type` = `app`), which is also the assertion its origin receives, and the access token of an access client (`type` =
+//! `client`). A token proves nothing alone: the session it names must be live, a token that comes as a cookie needs the
+//! binding cookie of the same session and host, and an access token the device key it is bound to.
 //!
 //! A false accept here is somebody else's identity; a false reject is one more trip through the login.
 
@@ -12,15 +13,16 @@ pub mod dpop;
 mod keys;
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use zeroize::Zeroizing;
 
-use crate::flow::{Host, Session, SessionId, UnixTime};
+use crate::flow::{ClientId, Host, Session, SessionId, UnixTime};
 use crate::policy::Permit;
 use crate::store::{Store, StoreError};
 
-pub use claims::{Claims, Kind, subject};
+pub use claims::{Claims, Confirmation, Kind, subject};
 pub use keys::{KeyState, KeySummary};
 
 use binding::BindingKey;
@@ -30,6 +32,9 @@ use keys::KeyRing;
 const LONGEST: usize = 4096;
 /// How far clocks may differ, in seconds.
 const SKEW: i64 = 60;
+
+/// Life of a client's access token.
+const CLIENT_LIFE: Duration = Duration::from_secs(15 * 60);
 
 /// Why a token was not made or not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +87,32 @@ impl Tokens {
         let Some(session) = permit.session() else { return Ok(None) };
         let claims = Claims::application(&self.issuer, permit, session, now);
         self.ring().sign(&claims, now).map(Some)
+    }
+
+    /// As [`Tokens::mint_application`], for the access client of the login `client`: its holder may send it in a header.
+    pub fn mint_for_client(
+        &self,
+        permit: &Permit,
+        client: ClientId,
+        now: UnixTime,
+    ) -> Result<Option<String>, TokenError> {
+        let Some(session) = permit.session() else { return Ok(None) };
+        let claims = Claims::application(&self.issuer, permit, session, now);
+        self.ring().sign(&Claims { client: true, client_login: Some(client), ..claims }, now).map(Some)
+    }
+
+    /// The access token of the client that logged in as `client` and holds the device key with the hash `key`, and when
+    /// it ends: never after the session.
+    pub fn mint_client(
+        &self,
+        session: &Session,
+        client: ClientId,
+        key: &[u8; 32],
+        now: UnixTime,
+    ) -> Result<(String, UnixTime), TokenError> {
+        let exp = now.after(CLIENT_LIFE).min(session.expires_at);
+        let claims = Claims::client(&self.issuer, session, client, key, exp, now);
+        Ok((self.ring().sign(&claims, now)?, exp))
     }
 
     /// The global token of a login.
