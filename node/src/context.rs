@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use crate::config::Active;
 use crate::event::Events;
+use crate::identity::service::Services;
 use crate::metrics::Metrics;
 use crate::recent::Recent;
 use crate::seal::Seal;
@@ -20,6 +21,7 @@ pub struct Context {
     pub active: watch::Receiver<Arc<Active>>,
     pub store: Store,
     pub sessions: Sessions,
+    pub services: Services,
     pub tokens: Tokens,
     pub seal: Seal,
     pub events: Events,

@@ -6,6 +6,7 @@
 pub mod client;
 mod gate;
 pub mod service;
+mod service_tokens;
 mod socket;
 pub mod wire;
 

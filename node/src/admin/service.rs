@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::event::{Action, Event, Events};
 use crate::flow::UnixTime;
 use crate::identity::password;
+use crate::identity::service::Services;
 use crate::session::Sessions;
 use crate::store::{EventFilter, SessionFilter, Store, User};
 use crate::token::Tokens;
@@ -31,6 +32,7 @@ const SHORTEST_PASSWORD: usize = 10;
 pub struct Service {
     pub store: Store,
     pub sessions: Sessions,
+    pub services: Services,
     pub tokens: Tokens,
     pub events: Events,
     /// Where connectors find this node, for enrolment tokens.
@@ -62,6 +64,7 @@ impl Service {
         let now = clock::now();
         Ok(Self {
             sessions: Sessions::load(store.clone(), Arc::clone(&metrics), now).await?,
+            services: Services::load(store.clone()).await?,
             tokens: Tokens::load(store.clone(), &config.node.authority(), now).await?,
             events: Events::start(config.events.clone(), store.clone(), metrics)?,
             address: Authority::new(&config.node.domain, config.node.public_port),
@@ -139,6 +142,17 @@ impl Service {
                     tunnels.disconnect(&name);
                 }
                 self.devices.tell(now).await?;
+                Ok(Value::Null)
+            }
+            Request::ServiceTokenCreate { name, seconds } => {
+                self.create_service_token(&name, Duration::from_secs(seconds), now).await
+            }
+            Request::ServiceTokenList => Ok(serde_json::to_value(self.services.list().await?)?),
+            Request::ServiceTokenRotate { name, seconds } => {
+                self.rotate_service_token(&name, Duration::from_secs(seconds), now).await
+            }
+            Request::ServiceTokenRevoke { name } => {
+                found(self.services.revoke(&name).await?, "service token", &name)?;
                 Ok(Value::Null)
             }
             Request::SessionList { filter } => {

@@ -37,6 +37,19 @@ pub enum Request {
     ConnectorRevoke {
         name: String,
     },
+    /// `seconds`: how long the secret is good.
+    ServiceTokenCreate {
+        name: String,
+        seconds: u64,
+    },
+    ServiceTokenList,
+    ServiceTokenRotate {
+        name: String,
+        seconds: u64,
+    },
+    ServiceTokenRevoke {
+        name: String,
+    },
     SessionList {
         filter: SessionFilter,
     },
@@ -76,6 +89,9 @@ impl Request {
             Self::UserRemove { name } => Some(format!("user remove {name}")),
             Self::ConnectorCreate { name, .. } => Some(format!("connector create {name}")),
             Self::ConnectorRevoke { name } => Some(format!("connector revoke {name}")),
+            Self::ServiceTokenCreate { name, .. } => Some(format!("service-token create {name}")),
+            Self::ServiceTokenRotate { name, .. } => Some(format!("service-token rotate {name}")),
+            Self::ServiceTokenRevoke { name } => Some(format!("service-token revoke {name}")),
             Self::SessionRevoke { filter } => Some(format!("session revoke {filter:?}")),
             Self::KeysRotate { now: true } => Some("keys rotate --now".to_owned()),
             Self::KeysRotate { now: false } => Some("keys rotate".to_owned()),
@@ -87,6 +103,7 @@ impl Request {
             | Self::Status
             | Self::UserList
             | Self::ConnectorList
+            | Self::ServiceTokenList
             | Self::SessionList { .. }
             | Self::KeysList
             | Self::Events { .. } => None,

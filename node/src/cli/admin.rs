@@ -17,7 +17,7 @@ use crate::store::{EventFilter, SessionFilter, Store, User};
 use crate::token::{KeyState, KeySummary};
 use crate::tunnel::wire::Authority;
 
-use super::{gate, output};
+use super::{gate, output, service_token};
 
 #[derive(Args)]
 pub(super) struct AdminArgs {
@@ -43,6 +43,9 @@ enum AdminCommand {
     /// Connectors
     #[command(subcommand)]
     Connector(ConnectorCommand),
+    /// Service tokens: what programs prove who they are with
+    #[command(subcommand)]
+    ServiceToken(service_token::ServiceTokenCommand),
     /// Sessions of people
     #[command(subcommand)]
     Session(SessionCommand),
@@ -221,13 +224,15 @@ fn check(path: &Path) -> anyhow::Result<()> {
     crate::role::check_files(&config)?;
     let local = config.identity_providers.iter().any(|p| matches!(p.kind, ProviderKind::Local));
     let federated = config.identity_providers.len() > usize::from(local);
-    let users = if local && config.node.state.join("store.sqlite").exists() {
+    let asks_store = local || !config.service_tokens().is_empty();
+    let (users, service_tokens) = if asks_store && config.node.state.join("store.sqlite").exists() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async { Store::open(&config.node.state)?.users().await })?.len()
+        let store = Store::open(&config.node.state)?;
+        runtime.block_on(async { anyhow::Ok((store.users().await?.len(), store.service_tokens().await?)) })?
     } else {
-        0
+        (0, Vec::new())
     };
-    if !federated && users == 0 {
+    if !federated && (users == 0 || !local) {
         let provider = if local {
             String::new()
         } else {
@@ -242,6 +247,14 @@ fn check(path: &Path) -> anyhow::Result<()> {
         output::line(&format!(
             "note: identity provider `{provider}` has no `email_domains`: beside the other providers it could vouch for anybody's address"
         ))?;
+    }
+    for name in config.service_tokens() {
+        if !service_tokens.iter().any(|token| token.name == name) {
+            output::line(&format!(
+                "note: there is no service token `{name}` yet, which a policy names\n  make it:   portcullis admin service-token create {name} --config {}",
+                path.display()
+            ))?;
+        }
     }
     output::line(&format!("{}: good", path.display()))
 }
@@ -273,6 +286,7 @@ async fn ask(target: &Target, command: AdminCommand) -> anyhow::Result<()> {
         }
         AdminCommand::User(command) => user(target, command).await,
         AdminCommand::Connector(command) => connector(target, command).await,
+        AdminCommand::ServiceToken(command) => service_token::run(target, command).await,
         AdminCommand::Session(command) => session(target, command).await,
         AdminCommand::Keys(command) => keys(target, command).await,
         AdminCommand::Events(args) => events(target, args).await,
@@ -486,7 +500,7 @@ fn read_password(stdin: bool) -> anyhow::Result<Password> {
     Ok(Password(Secret::new(text)))
 }
 
-fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(super) fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     let write = || -> std::io::Result<()> {

@@ -4,6 +4,7 @@ mod admin;
 mod explain;
 mod gate;
 mod output;
+mod service_token;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -310,11 +310,8 @@ impl Compiler<'_> {
                 "allow" => Ok(Action::Allow),
                 "block" => Ok(Action::Block),
                 "bypass" => Ok(Action::Bypass),
-                "service_auth" => {
-                    Err("action `service_auth` is not yet supported: there are no service credentials"
-                        .to_owned())
-                }
-                other => Err(format!("`{other}` is no action: use allow, block or bypass")),
+                "service_auth" => Ok(Action::ServiceAuth),
+                other => Err(format!("`{other}` is no action: use allow, block, bypass or service_auth")),
             });
             let rule = Rule {
                 include: self.selectors(&policy.include, rules, providers),
@@ -327,12 +324,14 @@ impl Compiler<'_> {
                     format!("policy `{}` has no `include`: it would match nobody", policy.name.get_ref()),
                 );
             }
-            if action == Some(Action::Bypass) && rule.needs_identity() {
+            if action.is_some_and(Action::is_of_requests) && rule.needs_identity() {
                 self.faults.at(
                     policy.name.span(),
                     format!(
-                        "policy `{}` is a bypass, which knows nobody: only `ip` and `everyone` can be used",
-                        policy.name.get_ref()
+                        "policy `{}` has action `{}`, which knows nobody: only `ip`, `everyone`, `service_token` \
+                         and `any_service_token` can be used",
+                        policy.name.get_ref(),
+                        policy.action.get_ref()
                     ),
                 );
             }
@@ -392,7 +391,11 @@ impl Compiler<'_> {
             raw::Selector::ExternalEvaluation(_) => Err(unsupported("external_evaluation")),
             raw::Selector::ClientCertificate(_) => Err(unsupported("client_certificate")),
             raw::Selector::CommonName(_) => Err(unsupported("common_name")),
-            raw::Selector::ServiceToken(_) => Err(unsupported("service_token")),
+            raw::Selector::ServiceToken(name) => {
+                check_name("service token", name).map(|()| Selector::ServiceToken(name.clone()))
+            }
+            raw::Selector::AnyServiceToken(true) => Ok(Selector::AnyServiceToken),
+            raw::Selector::AnyServiceToken(false) => Err("`any_service_token` can only be true".to_owned()),
             raw::Selector::DevicePosture(_) => Err(unsupported("device_posture")),
         };
         compiled.map_err(|message| self.faults.at(selector.span(), message)).ok()

@@ -16,6 +16,7 @@ mod suggest;
 mod units;
 mod values;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub use compile::{DEFAULT_ADMIN_SOCKET, DEFAULT_PIN};
 pub use connector::{DEFAULT_CONNECTIONS, DEFAULT_CONNECTOR_STATE, load_connector, read_token_file};
 pub use error::{ConfigError, Fault};
 pub use units::{Secret, parse_duration};
+pub use values::check_name;
 
 /// The whole configuration of a node.
 #[derive(Debug, Clone)]
@@ -192,6 +194,11 @@ impl Config {
         }
         let unbounded = |provider: &&IdentityProvider| matches!(&provider.kind, ProviderKind::Oidc(oidc) if oidc.email_domains.is_empty());
         self.identity_providers.iter().filter(unbounded).map(|provider| provider.name.as_str()).collect()
+    }
+
+    /// Names of the service tokens that policies ask for.
+    pub fn service_tokens(&self) -> BTreeSet<&str> {
+        self.policies.iter().flat_map(|policy| policy.rule.service_tokens()).collect()
     }
 
     /// What the provider of local users is called; `local` where there is none.

@@ -168,7 +168,8 @@ pub(super) enum Selector {
     ExternalEvaluation(toml::Value),
     ClientCertificate(toml::Value),
     CommonName(toml::Value),
-    ServiceToken(toml::Value),
+    ServiceToken(String),
+    AnyServiceToken(bool),
     DevicePosture(toml::Value),
 }
 

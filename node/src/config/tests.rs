@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::flow::{Kind, Private, Protocol, Target};
+use crate::policy::Action;
 
 const GOOD: &str = r#"
 [node]
@@ -92,7 +93,8 @@ fn faults_name_their_line_and_a_remedy() {
         ("name = \"okta\"", "name = \"local\"", "is named twice"),
         ("okta.secret", "gone.secret", "cannot be read"),
         ("cert = \"cert.pem\"", "cert = \"gone.pem\"", "cannot be read"),
-        ("action = \"allow\"", "action = \"service_auth\"", "not yet supported"),
+        ("{ group = \"contractors\" }", "{ service_token = \"a b\" }", "no name of a service token"),
+        ("{ group = \"contractors\" }", "{ any_service_token = false }", "can only be true"),
         ("{ group = \"contractors\" }", "{ country = [\"DE\"] }", "`country` is not yet supported"),
         ("connector = \"hq\"", "type = \"saas\"", "not yet supported"),
         ("connector = \"hq\"", "type = \"shh\"", "use web, tcp, udp, ssh or rdp"),
@@ -219,9 +221,16 @@ fn faults_of_private_applications_name_line_and_remedy() {
 }
 
 #[test]
-fn a_bypass_that_asks_who_is_refused() {
-    let found = fault("action = \"allow\"", "action = \"bypass\"");
-    assert!(found.contains("is a bypass"), "{found}");
+fn a_policy_of_requests_that_asks_who_is_refused() {
+    for action in ["bypass", "service_auth"] {
+        let found = fault("action = \"allow\"", &format!("action = \"{action}\""));
+        assert!(found.contains(&format!("has action `{action}`, which knows nobody")), "{found}");
+    }
+    let by_service = GOOD.replace("action = \"allow\"", "action = \"service_auth\"").replace(
+        "include = [{ rule_group = \"staff\" }, { group = \"contractors\" }]\nexclude = [{ email = \"mallory@example.com\" }]",
+        "include = [{ service_token = \"ci\" }, { any_service_token = true }]",
+    );
+    assert_eq!(parse(&by_service).unwrap().policies[0].action, Action::ServiceAuth);
 }
 
 #[test]

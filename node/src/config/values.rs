@@ -5,7 +5,7 @@ use crate::flow::{Host, HostPattern, Origin, OriginScheme};
 use super::NodeConfig;
 
 /// Names of things: up to 64 letters, digits, `-`, `_` and `.`, beginning with a letter or digit.
-pub(super) fn check_name(kind: &str, name: &str) -> Result<(), String> {
+pub fn check_name(kind: &str, name: &str) -> Result<(), String> {
     let good = !name.is_empty()
         && name.len() <= 64
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))

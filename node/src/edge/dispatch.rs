@@ -21,7 +21,7 @@ use crate::portal::{PREFIX, Visit};
 
 use super::body::{InFlight, Reply, Upload};
 use super::connection::{Peer, stop};
-use super::identify::{Identity, Person, identify};
+use super::identify::{BadCredential, Callers, identify};
 use super::lasting::{Gone, Lease};
 use super::proxy::{self, ProxyError};
 use super::record::{About, Record};
@@ -115,34 +115,36 @@ impl Call {
         self.about.application = Some(Arc::clone(application));
 
         let now = clock::now();
-        let ctx = &self.edge.ctx;
-        let identity =
-            identify(&head.headers, &asked.host, &application.aud, &ctx.tokens, &ctx.sessions, now);
-        let (person, nobody) = match identity {
-            Identity::Person(person) => (Some(person), Reason::NoSession),
-            Identity::Nobody(reason) => (None, reason),
+        let place = (&asked.host, &application.aud);
+        let callers = match identify(&head.headers, place, self.peer.address, &self.edge.ctx, now) {
+            Ok(callers) => callers,
+            Err(bad) => return self.bad_credential(&bad),
         };
         let facts = Facts {
             application,
-            session: person.as_ref().map(|person| &person.live.session),
+            session: callers.person.as_ref().map(|person| &person.live.session),
+            service: callers.service.as_ref().map(|live| &live.service),
             address: self.peer.address,
         };
         match decide(&active.policies, &facts, now) {
             Decision::Allow(permit) => {
                 // Who asks is known to a bypass no more than to anybody.
-                let person = person.filter(|_| permit.session().is_some());
+                let callers =
+                    Callers { person: callers.person.filter(|_| permit.session().is_some()), ..callers };
                 self.about.session = permit.session().cloned();
+                self.about.service = permit.service().cloned();
                 self.about.policy = Some(permit.policy().to_owned());
                 match permit.kind() {
                     PermitKind::Web(permit) => {
-                        self.forward(&active, asked, head, body, switch, permit, person).await
+                        self.forward(&active, asked, head, body, switch, permit, callers).await
                     }
                     PermitKind::Private(permit) => self.private(permit, &head.headers),
                 }
             }
-            Decision::Login(_) => self.challenge(asked, head.headers, nobody),
+            Decision::Login(_) => self.challenge(asked, head.headers, callers.nobody),
             Decision::Deny(denial) => {
-                self.about.session = person.map(|person| person.live.session);
+                self.about.session = callers.person.map(|person| person.live.session);
+                self.about.service = callers.service.map(|live| live.service);
                 self.about.policy = denial.policy;
                 self.refuse(StatusCode::FORBIDDEN, denial.reason, "")
             }
@@ -174,6 +176,20 @@ impl Call {
         let reply = self.edge.portal.answer(self.visit(asked, headers, body)).await;
         self.edge.ctx.metrics.request_seconds.observe(self.started.elapsed().as_secs_f64());
         self.own(reply, None)
+    }
+
+    /// A program that offered a service token is told that it is not good, whatever else it may do.
+    fn bad_credential(self, bad: &BadCredential) -> Response<Reply> {
+        let status = match bad.reason() {
+            Reason::Throttled => StatusCode::TOO_MANY_REQUESTS,
+            _ => StatusCode::UNAUTHORIZED,
+        };
+        let mut reply = self.refuse(status, bad.reason(), bad);
+        if status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Cf-Access-Client");
+            reply.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        }
+        reply
     }
 
     fn challenge(self, asked: Asked, headers: HeaderMap, reason: Reason) -> Response<Reply> {
@@ -210,18 +226,29 @@ impl Call {
         body: Incoming,
         switch: OnUpgrade,
         permit: PermitOf<'_, Web>,
-        person: Option<Person>,
+        callers: Callers,
     ) -> Response<Reply> {
         let mut record = Record::allowed(&self.edge.ctx, self.about.clone(), self.started);
         let origin = &permit.kind().origin;
         let public_host = active.config.node.authority_of(&asked.host);
         let email = permit.permit().session().and_then(|session| session.email.as_ref());
+        let assertion = match callers.person.as_ref().and_then(|person| person.assertion.clone()) {
+            Some(assertion) => Some(assertion),
+            None => match self.edge.assertions.of(permit.permit(), &self.edge.ctx.tokens, clock::now()) {
+                Ok(assertion) => assertion,
+                Err(error) => {
+                    record.refused(Reason::Internal);
+                    record.detail(error);
+                    return self.refuse_record(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal, record);
+                }
+            },
+        };
         let told = headers::Told {
             origin_host: origin.host_header.as_deref().unwrap_or(&public_host),
             public_host: &public_host,
             address: self.peer.address,
             ray: self.about.ray,
-            person: person.as_ref().map(|person| (person.assertion.as_str(), email.map(|e| e.as_str()))),
+            bearer: assertion.as_deref().map(|assertion| (assertion, email.map(|e| e.as_str()))),
         };
         let foreign = asked.websocket && !upgrade::is_own_origin(&head.headers, &public_host, permit);
         if headers::for_origin(&mut head.headers, &told, origin.scheme.is_http2()).is_err() {
@@ -234,16 +261,14 @@ impl Call {
             record.refused(Reason::ForeignOrigin);
             return self.refuse_record(StatusCode::FORBIDDEN, Reason::ForeignOrigin, record);
         }
-        let session = person.as_ref().map(|person| person.live.session.id);
-        let Some(share) = self.edge.shares.take(Holder::new(session, self.peer.address)) else {
+        let Some(share) = self.edge.shares.take(Holder::of(permit.permit(), self.peer.address)) else {
             record.refused(Reason::Throttled);
             record.detail("too many requests of one login at a time");
             return self.refuse_record(StatusCode::TOO_MANY_REQUESTS, Reason::Throttled, record);
         };
         let ends = (stop(&self.peer), self.edge.patience);
         let address = self.peer.address;
-        let lease =
-            Arc::new(Lease::new(&self.edge.ctx, permit.permit(), address, person.as_ref(), ends, share));
+        let lease = Arc::new(Lease::new(&self.edge.ctx, permit.permit(), address, &callers, ends, share));
         if asked.websocket {
             return upgrade::websocket(self, &asked, head, switch, permit, lease, record).await;
         }

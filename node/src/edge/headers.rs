@@ -73,8 +73,8 @@ pub(super) struct Told<'a> {
     pub(super) public_host: &'a str,
     pub(super) address: IpAddr,
     pub(super) ray: RayId,
-    /// The proven person: assertion and email. Nobody for a bypass.
-    pub(super) person: Option<(&'a str, Option<&'a str>)>,
+    /// The assertion about the proven person or service, and a person's email. Nobody for a bypass.
+    pub(super) bearer: Option<(&'a str, Option<&'a str>)>,
 }
 
 /// Turns the header fields of a client into those for an origin. `http2` says that the origin speaks HTTP/2.
@@ -102,7 +102,7 @@ pub(super) fn for_origin(
     headers.insert(FORWARDED_HOST, HeaderValue::from_str(told.public_host)?);
     headers.insert(RAY, HeaderValue::from_str(&told.ray.to_string())?);
     let mut line = Vec::new();
-    if let Some((assertion, email)) = told.person {
+    if let Some((assertion, email)) = told.bearer {
         headers.insert(ASSERTION, secret(assertion)?);
         if let Some(email) = email {
             headers.insert(EMAIL, HeaderValue::from_str(email)?);
@@ -233,7 +233,7 @@ mod tests {
         public_host: "wiki.example.com",
         address: IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7)),
         ray: RayId::from_bytes([1; 8]),
-        person: Some(("a.b.c", Some("ann@example.com"))),
+        bearer: Some(("a.b.c", Some("ann@example.com"))),
     };
 
     fn map(fields: &[(&str, &str)]) -> HeaderMap {
@@ -281,12 +281,12 @@ mod tests {
         .into_iter()
         .flat_map(|name| [(name, "forged"), (name, "twice")])
         .collect();
-        for told in [TOLD, Told { person: None, ..TOLD }] {
+        for told in [TOLD, Told { bearer: None, ..TOLD }] {
             let headers = to_origin(&forged, &told);
             for (name, value) in &headers {
                 assert!(!value.as_bytes().starts_with(b"forged") && value != "twice", "{name}");
             }
-            let expected = if told.person.is_some() { 8 } else { 5 };
+            let expected = if told.bearer.is_some() { 8 } else { 5 };
             assert_eq!(headers.len(), expected, "{headers:?}");
         }
     }
@@ -325,10 +325,10 @@ mod tests {
         ];
         let headers = to_origin(sent, &TOLD);
         assert_eq!(headers[header::COOKIE].as_bytes(), "CF_Authorization=a.b.c; a=1; b=caf\u{e9}".as_bytes());
-        let bypass = to_origin(sent, &Told { person: None, ..TOLD });
+        let bypass = to_origin(sent, &Told { bearer: None, ..TOLD });
         assert_eq!(bypass[header::COOKIE].as_bytes(), "a=1; b=caf\u{e9}".as_bytes());
         assert!(!bypass.contains_key(ASSERTION) && !bypass.contains_key(EMAIL));
-        let none = to_origin(&[("Cookie", "CF_AppSession=y")], &Told { person: None, ..TOLD });
+        let none = to_origin(&[("Cookie", "CF_AppSession=y")], &Told { bearer: None, ..TOLD });
         assert!(!none.contains_key(header::COOKIE));
     }
 

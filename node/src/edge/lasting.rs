@@ -3,7 +3,7 @@
 //!
 //! A [`Lease`] is made for every allowed request and is over as soon as one of these is so:
 //!
-//! 1. the login has ended (revoked, logged out, expired);
+//! 1. the login has ended (revoked, logged out, expired), or the service token (revoked, rotated, expired);
 //! 2. the application token, or what policy would give a new one, has expired;
 //! 3. a reload brought policies that would decide otherwise.
 //!
@@ -22,9 +22,10 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::clock;
 use crate::context::Context;
 use crate::flow::{Facts, UnixTime};
+use crate::identity::service::LiveService;
 use crate::policy::{Decision, Permit, decide};
 
-use super::identify::Person;
+use super::identify::Callers;
 use super::limits::{self, Patience};
 use super::shares::Share;
 
@@ -47,19 +48,30 @@ pub(super) enum Gone {
 }
 
 impl Lease {
-    /// The lease of a request from `address` that `permit` allowed, asked by `person`. `stop` ends the stream or the
+    /// The lease of a request from `address` that `permit` allowed, asked by `callers`. `stop` ends the stream or the
     /// connection that carries it.
     pub(super) fn new(
         context: &Arc<Context>,
         permit: &Permit,
         address: IpAddr,
-        person: Option<&Person>,
+        callers: &Callers,
         (stop, patience): (CancellationToken, Patience),
         share: Share,
     ) -> Self {
+        let person = callers.person.as_ref();
         let over = person.map_or_else(CancellationToken::new, |person| person.live.ended.child_token());
         let progress = Arc::new(Progress::new(patience));
-        let expires = person.map(|person| person.expires_at.min(permit.token_expires_at()));
+        // The service counts for a person's request too: a policy may have asked for both.
+        let service = callers.service.clone();
+        let expires = [
+            person.map(|person| person.expires_at),
+            service.as_ref().map(|live| live.service.expires_at),
+            (permit.session().is_some() || permit.service().is_some()).then(|| permit.token_expires_at()),
+        ];
+        let expires = expires.into_iter().flatten().min();
+        if service.as_ref().is_some_and(|live| live.ended.is_cancelled()) {
+            over.cancel();
+        }
         let watch = {
             let (context, permit) = (Arc::clone(context), permit.clone());
             let (over, progress) = (over.clone(), Arc::clone(&progress));
@@ -67,7 +79,8 @@ impl Lease {
                 tokio::select! {
                     () = over.cancelled() => {}
                     () = expiry(expires) => {}
-                    () = withdrawn(&context, &permit, address) => {}
+                    () = ended(service.as_ref()) => {}
+                    () = withdrawn(&context, &permit, service.as_ref(), address) => {}
                     () = progress.stalled() => return stop.cancel(),
                 }
                 over.cancel();
@@ -211,14 +224,23 @@ async fn expiry(at: Option<UnixTime>) {
     }
 }
 
+/// Returns when the service token is over.
+async fn ended(service: Option<&LiveService>) {
+    match service {
+        Some(live) => live.ended.cancelled().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Returns when a reload brought policies that would not allow what `permit` allowed.
-async fn withdrawn(context: &Context, permit: &Permit, address: IpAddr) {
+async fn withdrawn(context: &Context, permit: &Permit, service: Option<&LiveService>, address: IpAddr) {
     let mut active = context.active.clone();
     while active.changed().await.is_ok() {
         let policies = Arc::clone(&active.borrow_and_update());
         let policies = &policies.policies;
         let allowed = policies.application(&permit.application().name).is_some_and(|application| {
-            let facts = Facts { application, session: permit.session(), address };
+            let service = service.map(|live| &live.service);
+            let facts = Facts { application, session: permit.session(), service, address };
             matches!(decide(policies, &facts, clock::now()), Decision::Allow(_))
         });
         if !allowed {

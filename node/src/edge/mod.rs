@@ -11,6 +11,7 @@
 //!
 //! Every bound is in [`limits`], every rule about header fields in [`headers`]; [`record`] writes the one event.
 
+mod assertions;
 mod body;
 mod connection;
 mod dispatch;
@@ -56,6 +57,7 @@ struct Edge {
     portal: Arc<Portal>,
     tls: Tls,
     upstreams: upstream::Upstreams,
+    assertions: assertions::Assertions,
     places: Places,
     shares: Arc<shares::Shares>,
     patience: Patience,
@@ -79,6 +81,7 @@ pub async fn serve(
         ctx,
         portal,
         upstreams: upstream::Upstreams::new(tls.system_roots()),
+        assertions: assertions::Assertions::default(),
         tls,
         places: Places::new(limits::CONNECTIONS),
         shares: Arc::default(),
@@ -110,6 +113,7 @@ pub async fn serve(
 async fn sweep(edge: Arc<Edge>) {
     while edge.shutdown.run_until_cancelled(tokio::time::sleep(SWEEP)).await.is_some() {
         let active = edge.ctx.active();
+        edge.assertions.sweep(crate::clock::now());
         edge.upstreams.sweep(|name| active.policies.application(name).is_none());
     }
 }

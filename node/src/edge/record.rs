@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 
 use crate::context::Context;
 use crate::event::{Action, Event};
-use crate::flow::{Application, Host, Path, RayId, Reason, Session};
+use crate::flow::{Application, Host, Path, RayId, Reason, Service, Session};
 
 /// What a request is about, as far as it is known.
 #[derive(Debug, Clone)]
@@ -23,6 +23,7 @@ pub(super) struct About {
     pub(super) path: Option<Path>,
     pub(super) application: Option<Arc<Application>>,
     pub(super) session: Option<Arc<Session>>,
+    pub(super) service: Option<Arc<Service>>,
     pub(super) policy: Option<String>,
 }
 
@@ -37,6 +38,7 @@ impl About {
             path: None,
             application: None,
             session: None,
+            service: None,
             policy: None,
         }
     }
@@ -54,6 +56,9 @@ impl About {
         }
         if let Some(session) = &self.session {
             event = event.session(session);
+        }
+        if let Some(service) = &self.service {
+            event = event.service(service);
         }
         if let Some(policy) = &self.policy {
             event = event.policy(policy);

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::flow::SessionId;
+use crate::flow::{ServiceId, SessionId};
 use crate::places;
+use crate::policy::Permit;
 
 use super::limits;
 
@@ -13,19 +14,28 @@ use super::limits;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Holder {
     Session(SessionId),
+    Service(ServiceId),
     /// Nobody in particular, by a bypass: the network is all that is known.
     Network(IpAddr),
 }
 
 impl Holder {
-    /// The holder of a request by `session` from `address`.
-    pub(super) fn new(session: Option<SessionId>, address: IpAddr) -> Self {
-        session.map_or_else(|| Self::Network(places::network(address)), Self::Session)
+    /// The holder of a permitted request from `address`.
+    pub(super) fn of(permit: &Permit, address: IpAddr) -> Self {
+        match (permit.session(), permit.service()) {
+            (Some(session), _) => Self::Session(session.id),
+            (None, Some(service)) => Self::Service(service.client_id),
+            (None, None) => Self::network(address),
+        }
+    }
+
+    fn network(address: IpAddr) -> Self {
+        Self::Network(places::network(address))
     }
 
     fn limit(self) -> usize {
         match self {
-            Self::Session(_) => limits::SESSION_STREAMS,
+            Self::Session(_) | Self::Service(_) => limits::SESSION_STREAMS,
             Self::Network(_) => limits::ANONYMOUS_STREAMS,
         }
     }
@@ -79,15 +89,15 @@ mod tests {
     fn one_login_cannot_take_the_share_of_another() {
         let shares = Arc::new(Shares::default());
         let at = |text: &str| text.parse::<IpAddr>().unwrap();
-        let ann = Holder::new(Some(SessionId::from_bytes([1; 16])), at("192.0.2.1"));
-        let bob = Holder::new(Some(SessionId::from_bytes([2; 16])), at("192.0.2.1"));
+        let ann = Holder::Session(SessionId::from_bytes([1; 16]));
+        let bob = Holder::Session(SessionId::from_bytes([2; 16]));
         let held: Vec<_> = (0..limits::SESSION_STREAMS).map(|_| shares.take(ann).unwrap()).collect();
         assert!(shares.take(ann).is_none());
         assert!(shares.take(bob).is_some());
         drop(held);
         assert!(shares.take(ann).is_some());
         assert!(shares.lock().is_empty());
-        assert_eq!(Holder::new(None, at("192.0.2.1")), Holder::new(None, at("192.0.2.9")));
-        assert_ne!(Holder::new(None, at("192.0.2.1")), Holder::new(None, at("192.0.3.1")));
+        assert_eq!(Holder::network(at("192.0.2.1")), Holder::network(at("192.0.2.9")));
+        assert_ne!(Holder::network(at("192.0.2.1")), Holder::network(at("192.0.3.1")));
     }
 }

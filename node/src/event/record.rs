@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::flow::{Application, Host, RayId, Reason, Session, SessionId, UnixTime};
+use crate::flow::{Application, Host, RayId, Reason, Service, Session, SessionId, UnixTime};
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -70,6 +70,9 @@ pub struct Event {
     user_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     identity_provider: Option<String>,
+    /// Name of the service token that was proven.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_token: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     app_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -120,6 +123,7 @@ impl Event {
             user_email: None,
             user_id: None,
             identity_provider: None,
+            service_token: None,
             app_name: None,
             app_aud: None,
             app_domain: None,
@@ -147,6 +151,13 @@ impl Event {
     #[must_use]
     pub fn ray(mut self, ray: RayId) -> Self {
         self.ray_id = Some(ray.to_string());
+        self
+    }
+
+    /// Which service asked.
+    #[must_use]
+    pub fn service(mut self, service: &Service) -> Self {
+        self.service_token = Some(service.name.clone());
         self
     }
 
@@ -259,9 +270,9 @@ impl Event {
         self.allowed
     }
 
-    /// Email, or the id where there is none.
+    /// Email, or the id where there is none, or the name of the service token.
     pub fn user(&self) -> Option<&str> {
-        self.user_email.as_deref().or(self.user_id.as_deref())
+        self.user_email.as_deref().or(self.user_id.as_deref()).or(self.service_token.as_deref())
     }
 
     pub fn application_name(&self) -> Option<&str> {
@@ -280,7 +291,7 @@ impl Event {
     /// refused connector.
     pub(super) fn is_of_a_stranger(&self) -> bool {
         match self.action {
-            Action::Request => self.session_id.is_none(),
+            Action::Request => self.session_id.is_none() && self.service_token.is_none(),
             Action::Login => self.session_id.is_none() && !self.allowed,
             Action::Connect => !self.allowed,
             _ => false,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Application, Session};
+use super::{Application, Service, Session};
 
 /// Everything `decide` knows about one request. Gathered before, never fetched during a decision.
 #[derive(Debug, Clone, Copy)]
@@ -13,6 +13,8 @@ pub struct Facts<'a> {
     pub application: &'a Application,
     /// The proven session of the person who asks, or nobody.
     pub session: Option<&'a Arc<Session>>,
+    /// The service whose credential the request has proven.
+    pub service: Option<&'a Arc<Service>>,
     /// Source address; an IPv4-mapped IPv6 address has been turned into the IPv4 one.
     pub address: IpAddr,
 }
@@ -31,7 +33,7 @@ pub enum Reason {
     ProviderNotAllowed,
     /// Nobody is logged in (answered with the login page or 401).
     NoSession,
-    /// The session is over: expired, revoked or logged out.
+    /// The session is over: expired, revoked or logged out; or the service token has expired.
     SessionEnded,
     /// No application answers for this host and path.
     NoApplication,
@@ -45,7 +47,7 @@ pub enum Reason {
     BadToken,
     /// The token came without the cookie that binds it to this browser.
     BadBinding,
-    /// Wrong user name or password.
+    /// Wrong user name or password, or wrong service token.
     BadCredentials,
     /// Too many attempts from this network or for this account, or too many requests of one login at a time.
     Throttled,

@@ -6,6 +6,7 @@
 pub mod local;
 pub mod oidc;
 pub mod password;
+pub mod service;
 pub mod throttle;
 pub mod turns;
 

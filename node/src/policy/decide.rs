@@ -1,12 +1,12 @@
 //! The decision. Pure and total: no I/O, no clock of its own.
 //!
-//! Order: `bypass` policies first, top to bottom; then `allow` and `block`, top to bottom; the first match stops; no
+//! Order: `bypass` and `service_auth` policies first, top to bottom; then `allow` and `block`, top to bottom; the first match stops; no
 //! match denies. A false allow opens an application to a stranger; a false deny shows a page with a ray id.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::flow::{Application, Facts, Kind, Private, Reason, Session, UnixTime, Web};
+use crate::flow::{Application, Facts, Kind, Private, Reason, Service, Session, UnixTime, Web};
 
 use super::{Action, Policy, PolicySet};
 
@@ -38,11 +38,20 @@ pub struct Denial {
 #[derive(Debug, Clone)]
 pub struct Permit {
     application: Arc<Application>,
-    session: Option<Arc<Session>>,
+    to: Bearer,
     policy: String,
     /// Life of an application token made from this permit.
     token_life: Duration,
     decided_at: UnixTime,
+}
+
+/// Whom a permit was granted to.
+#[derive(Debug, Clone)]
+enum Bearer {
+    Person(Arc<Session>),
+    Service(Arc<Service>),
+    /// By a bypass.
+    Nobody,
 }
 
 /// A permit for an application of one kind: what it takes to reach the target of that kind, where the kind has been
@@ -95,9 +104,20 @@ impl Permit {
         }
     }
 
-    /// The session it was granted to; nobody for a bypass.
+    /// The session of the person it was granted to.
     pub fn session(&self) -> Option<&Arc<Session>> {
-        self.session.as_ref()
+        match &self.to {
+            Bearer::Person(session) => Some(session),
+            Bearer::Service(_) | Bearer::Nobody => None,
+        }
+    }
+
+    /// The service it was granted to.
+    pub fn service(&self) -> Option<&Arc<Service>> {
+        match &self.to {
+            Bearer::Service(service) => Some(service),
+            Bearer::Person(_) | Bearer::Nobody => None,
+        }
     }
 
     /// The policy that allowed.
@@ -105,10 +125,14 @@ impl Permit {
         &self.policy
     }
 
-    /// When an application token made from this permit ends: never after the global session.
+    /// When an application token made from this permit ends: never after the global session or the service token.
     pub fn token_expires_at(&self) -> UnixTime {
         let own = self.decided_at.after(self.token_life);
-        self.session.as_ref().map_or(own, |session| own.min(session.expires_at))
+        match &self.to {
+            Bearer::Person(session) => own.min(session.expires_at),
+            Bearer::Service(service) => own.min(service.expires_at),
+            Bearer::Nobody => own,
+        }
     }
 }
 
@@ -120,21 +144,38 @@ pub fn decide(policies: &PolicySet, facts: &Facts<'_>, now: UnixTime) -> Decisio
     let of_application: Vec<&Policy> =
         application.policies.iter().filter_map(|name| policies.policy(name)).collect();
 
-    let anonymous = Facts { session: None, ..*facts };
-    if let Some(policy) =
-        of_application.iter().find(|p| p.action == Action::Bypass && p.rule.matches(&anonymous))
-    {
-        return Decision::Allow(permit(application, None, policy, now));
+    // An expired credential proves nothing, whoever asks.
+    let service = facts.service.filter(|service| service.expires_at > now);
+    let facts = &Facts { service, ..*facts };
+    let unasked = Facts { session: None, ..*facts };
+    for policy in of_application.iter().filter(|p| p.rule.matches(&unasked)) {
+        match (policy.action, service) {
+            (Action::Bypass, _) => {
+                return Decision::Allow(permit(application, Bearer::Nobody, policy, now));
+            }
+            (Action::ServiceAuth, Some(service)) => {
+                let to = Bearer::Service(Arc::clone(service));
+                return Decision::Allow(permit(application, to, policy, now));
+            }
+            (Action::ServiceAuth, None) | (Action::Allow | Action::Block, _) => {}
+        }
     }
 
-    let mut deciding = of_application.iter().filter(|p| p.action != Action::Bypass).peekable();
+    let mut deciding = of_application.iter().filter(|p| !p.action.is_of_requests()).peekable();
     if !of_application.iter().any(|p| p.action == Action::Allow) {
         return match deciding.find(|p| p.rule.matches(facts)) {
             Some(policy) => deny(Reason::Blocked, Some(&policy.name)),
+            None if of_application.iter().any(|p| p.action == Action::ServiceAuth) => {
+                deny(Reason::NoMatch, None)
+            }
             None => deny(Reason::NoPolicy, None),
         };
     }
     let Some(session) = facts.session else {
+        // A program cannot log in.
+        if service.is_some() {
+            return deny(Reason::NoMatch, None);
+        }
         return Decision::Login(Need { providers: application.providers.clone() });
     };
     if session.expires_at <= now {
@@ -145,22 +186,17 @@ pub fn decide(policies: &PolicySet, facts: &Facts<'_>, now: UnixTime) -> Decisio
     }
     match deciding.find(|p| p.rule.matches(facts)) {
         Some(policy) if policy.action == Action::Allow => {
-            Decision::Allow(permit(application, Some(Arc::clone(session)), policy, now))
+            Decision::Allow(permit(application, Bearer::Person(Arc::clone(session)), policy, now))
         }
         Some(policy) => deny(Reason::Blocked, Some(&policy.name)),
         None => deny(Reason::NoMatch, None),
     }
 }
 
-fn permit(
-    application: &Arc<Application>,
-    session: Option<Arc<Session>>,
-    policy: &Policy,
-    now: UnixTime,
-) -> Permit {
+fn permit(application: &Arc<Application>, to: Bearer, policy: &Policy, now: UnixTime) -> Permit {
     Permit {
         application: Arc::clone(application),
-        session,
+        to,
         policy: policy.name.clone(),
         token_life: policy.session.or(application.session).unwrap_or(DEFAULT_TOKEN_LIFE),
         decided_at: now,
@@ -178,7 +214,7 @@ mod tests {
     use super::super::{Rule, Selector};
     use super::*;
     use crate::flow::{
-        Aud, EncodedSlash, Host, HostPattern, Origin, OriginScheme, Path, PersonId, SessionId,
+        Aud, EncodedSlash, Host, HostPattern, Origin, OriginScheme, Path, PersonId, ServiceId, SessionId,
     };
 
     const NOW: UnixTime = UnixTime(1_000_000);
@@ -230,7 +266,9 @@ mod tests {
 
     fn run(application: Application, policies: Vec<Policy>, session: Option<&Arc<Session>>) -> Decision {
         let set = PolicySet::new(vec![application.clone()], policies);
-        decide(&set, &Facts { application: &application, session, address: [192, 0, 2, 7].into() }, NOW)
+        let facts =
+            Facts { application: &application, session, service: None, address: [192, 0, 2, 7].into() };
+        decide(&set, &facts, NOW)
     }
 
     fn email(text: &str) -> Selector {
@@ -355,6 +393,76 @@ mod tests {
         }
     }
 
+    fn service(name: &str) -> Arc<Service> {
+        let client_id = ServiceId::from_bytes([7; 16]);
+        Arc::new(Service { name: name.into(), client_id, expires_at: UnixTime(NOW.0 + 60) })
+    }
+
+    fn ask(policies: &[Policy], session: Option<&Arc<Session>>, service: Option<&Arc<Service>>) -> Decision {
+        let names: Vec<&str> = policies.iter().map(|policy| policy.name.as_str()).collect();
+        let wiki = application(&names);
+        let set = PolicySet::new(vec![wiki.clone()], policies.to_vec());
+        decide(&set, &Facts { application: &wiki, session, service, address: [192, 0, 2, 7].into() }, NOW)
+    }
+
+    #[test]
+    fn a_service_is_let_in_by_its_credential_and_nothing_else() {
+        let (ann, ci) = (session("ann@example.com"), service("ci"));
+        let named = policy("named", Action::ServiceAuth, vec![Selector::ServiceToken("ci".into())]);
+        let any = policy("any", Action::ServiceAuth, vec![Selector::AnyServiceToken]);
+        let here = policy("here", Action::ServiceAuth, vec![Selector::Ip("192.0.2.0/24".parse().unwrap())]);
+        for auth in [&named, &any, &here] {
+            let only = std::slice::from_ref(auth);
+            let Decision::Allow(permit) = ask(only, Some(&ann), Some(&ci)) else { panic!("{}", auth.name) };
+            assert!(permit.session().is_none() && permit.service() == Some(&ci));
+            assert_eq!(permit.token_expires_at(), ci.expires_at);
+            // Neither a place nor a login is a credential.
+            for who in [None, Some(&ann)] {
+                assert!(matches!(ask(only, who, None), Decision::Deny(d) if d.reason == Reason::NoMatch));
+            }
+        }
+        let old = Arc::new(Service { expires_at: NOW, ..(*ci).clone() });
+        for other in [service("cd"), old] {
+            let decision = ask(std::slice::from_ref(&named), None, Some(&other));
+            assert!(matches!(decision, Decision::Deny(d) if d.reason == Reason::NoMatch));
+        }
+    }
+
+    #[test]
+    fn a_service_does_not_log_in() {
+        let allow = policy("allow", Action::Allow, vec![Selector::Everyone]);
+        let auth = policy("auth", Action::ServiceAuth, vec![Selector::ServiceToken("cd".into())]);
+        let both = [allow, auth];
+        assert!(matches!(ask(&both, None, None), Decision::Login(_)));
+        assert!(
+            matches!(ask(&both, None, Some(&service("ci"))), Decision::Deny(d) if d.reason == Reason::NoMatch)
+        );
+        let ann = session("ann@example.com");
+        let Decision::Allow(permit) = ask(&both, Some(&ann), Some(&service("ci"))) else { panic!("ann") };
+        assert!(permit.service().is_none() && permit.session().is_some());
+    }
+
+    #[test]
+    fn a_person_may_be_asked_for_a_service_token_too() {
+        let mut allow = policy("allow", Action::Allow, vec![Selector::Everyone]);
+        allow.rule.require = vec![Selector::AnyServiceToken];
+        let (ann, only) = (session("ann@example.com"), [allow]);
+        assert!(matches!(ask(&only, Some(&ann), None), Decision::Deny(d) if d.reason == Reason::NoMatch));
+        assert!(matches!(ask(&only, Some(&ann), Some(&service("ci"))), Decision::Allow(_)));
+    }
+
+    #[test]
+    fn bypass_and_service_auth_come_first_from_top_to_bottom() {
+        let ci = service("ci");
+        let block = policy("block", Action::Block, vec![Selector::Everyone]);
+        let open = policy("open", Action::Bypass, vec![Selector::Everyone]);
+        let auth = policy("auth", Action::ServiceAuth, vec![Selector::Everyone]);
+        for (order, first) in [([&block, &open, &auth], "open"), ([&block, &auth, &open], "auth")] {
+            let decision = ask(&order.map(Clone::clone), None, Some(&ci));
+            assert!(matches!(decision, Decision::Allow(permit) if permit.policy() == first));
+        }
+    }
+
     fn selectors() -> impl Strategy<Value = Selector> {
         prop_oneof![
             Just(Selector::Everyone),
@@ -364,12 +472,19 @@ mod tests {
             Just(Selector::IdentityProvider("okta".into())),
             Just(Selector::Ip("192.0.2.0/24".parse().unwrap())),
             Just(Selector::Ip("2001:db8::/32".parse().unwrap())),
+            Just(Selector::ServiceToken("ci".into())),
+            Just(Selector::AnyServiceToken),
         ]
     }
 
     fn policies() -> impl Strategy<Value = Vec<Policy>> {
         let some = || proptest::collection::vec(selectors(), 0..3);
-        let action = prop_oneof![Just(Action::Allow), Just(Action::Block), Just(Action::Bypass)];
+        let action = prop_oneof![
+            Just(Action::Allow),
+            Just(Action::Block),
+            Just(Action::Bypass),
+            Just(Action::ServiceAuth)
+        ];
         let one = (action, some(), some(), some()).prop_map(|(action, include, require, exclude)| Policy {
             name: String::new(),
             action,
@@ -387,26 +502,40 @@ mod tests {
     proptest! {
         /// The same order, written as a plain search over all policies.
         #[test]
-        fn agrees_with_the_order_spelled_out(policies in policies(), logged_in: bool) {
+        fn agrees_with_the_order_spelled_out(policies in policies(), logged_in: bool, proven: bool) {
             let names: Vec<String> = policies.iter().map(|p| p.name.clone()).collect();
             let wiki = application(&names.iter().map(String::as_str).collect::<Vec<_>>());
-            let ann = session("ann@example.com");
-            let who = logged_in.then_some(&ann);
-            let facts = Facts { application: &wiki, session: who, address: [192, 0, 2, 7].into() };
+            let (ann, ci) = (session("ann@example.com"), service("ci"));
+            let (who, what) = (logged_in.then_some(&ann), proven.then_some(&ci));
+            let facts = Facts { application: &wiki, session: who, service: what, address: [192, 0, 2, 7].into() };
             let nobody = Facts { session: None, ..facts };
-            let bypassed = policies.iter().any(|p| p.action == Action::Bypass && p.rule.matches(&nobody));
-            let first = policies.iter().find(|p| p.action != Action::Bypass && p.rule.matches(&facts));
+            let unasked = policies.iter().find(|p| {
+                let good = p.action == Action::Bypass || (p.action == Action::ServiceAuth && proven);
+                good && p.rule.matches(&nobody)
+            });
+            let first = policies
+                .iter()
+                .find(|p| matches!(p.action, Action::Allow | Action::Block) && p.rule.matches(&facts));
             let could_allow = policies.iter().any(|p| p.action == Action::Allow);
-            match run(wiki.clone(), policies.clone(), who) {
-                Decision::Allow(permit) if permit.session().is_none() => prop_assert!(bypassed),
+            match ask(&policies, who, what) {
                 Decision::Allow(permit) => {
-                    prop_assert!(!bypassed && logged_in);
-                    prop_assert_eq!(first.map(|p| (p.action, p.name.as_str())), Some((Action::Allow, permit.policy())));
+                    let by = unasked.or(first.filter(|p| p.action == Action::Allow)).map(|p| (p.action, p.name.as_str()));
+                    let bearer = match (permit.session(), permit.service()) {
+                        (Some(_), None) => Action::Allow,
+                        (None, Some(_)) => Action::ServiceAuth,
+                        (None, None) => Action::Bypass,
+                        (Some(_), Some(_)) => panic!("one bearer"),
+                    };
+                    prop_assert_eq!(by, Some((bearer, permit.policy())));
+                    prop_assert!(logged_in || bearer != Action::Allow);
+                    prop_assert!(proven || bearer != Action::ServiceAuth);
                 }
-                Decision::Login(_) => prop_assert!(!bypassed && !logged_in && could_allow),
+                Decision::Login(_) => prop_assert!(unasked.is_none() && !logged_in && !proven && could_allow),
                 Decision::Deny(_) => {
-                    prop_assert!(!bypassed);
-                    prop_assert!(!could_allow || first.is_none_or(|p| p.action == Action::Block));
+                    prop_assert!(unasked.is_none());
+                    prop_assert!(
+                        !could_allow || (!logged_in && proven) || first.is_none_or(|p| p.action == Action::Block)
+                    );
                 }
             }
         }

@@ -25,6 +25,11 @@ impl Rule {
         self.selectors().any(Selector::needs_identity)
     }
 
+    /// Names of the service tokens it asks for.
+    pub fn service_tokens(&self) -> Vec<&str> {
+        self.selectors().flat_map(Selector::service_tokens).collect()
+    }
+
     fn selectors(&self) -> impl Iterator<Item = &Selector> {
         self.include.iter().chain(&self.require).chain(&self.exclude)
     }
@@ -36,6 +41,18 @@ pub enum Action {
     Block,
     /// Lets everybody who matches through without an identity; mints nothing.
     Bypass,
+    /// Lets a service through that has proven a service token; nobody is logged in.
+    ServiceAuth,
+}
+
+impl Action {
+    /// Whether it knows requests only, not people: it then comes first, and no selector may ask who is logged in.
+    pub const fn is_of_requests(self) -> bool {
+        match self {
+            Self::Bypass | Self::ServiceAuth => true,
+            Self::Allow | Self::Block => false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,6 +17,10 @@ pub enum Selector {
     Group(String),
     IdentityProvider(String),
     Ip(IpNet),
+    /// The request proves the service token of this name.
+    ServiceToken(String),
+    /// The request proves some service token.
+    AnyServiceToken,
     /// A reusable rule.
     RuleGroup(Box<Rule>),
 }
@@ -33,14 +37,31 @@ impl Selector {
             Self::Group(group) => facts.session.is_some_and(|s| s.groups.contains(group)),
             Self::IdentityProvider(name) => facts.session.is_some_and(|s| s.person.provider == *name),
             Self::Ip(network) => network.contains(&facts.address),
+            Self::ServiceToken(name) => facts.service.is_some_and(|service| service.name == *name),
+            Self::AnyServiceToken => facts.service.is_some(),
             Self::RuleGroup(rule) => rule.matches(facts),
         }
     }
 
-    /// Whether the answer depends on who asks; `bypass` may not use such a selector.
+    /// Names of the service tokens it asks for.
+    pub fn service_tokens(&self) -> Vec<&str> {
+        match self {
+            Self::ServiceToken(name) => vec![name],
+            Self::RuleGroup(rule) => rule.service_tokens(),
+            Self::Everyone
+            | Self::Email(_)
+            | Self::EmailDomain(_)
+            | Self::Group(_)
+            | Self::IdentityProvider(_)
+            | Self::Ip(_)
+            | Self::AnyServiceToken => Vec::new(),
+        }
+    }
+
+    /// Whether the answer depends on who asks; `bypass` and `service_auth` may not use such a selector.
     pub fn needs_identity(&self) -> bool {
         match self {
-            Self::Everyone | Self::Ip(_) => false,
+            Self::Everyone | Self::Ip(_) | Self::ServiceToken(_) | Self::AnyServiceToken => false,
             Self::Email(_) | Self::EmailDomain(_) | Self::Group(_) | Self::IdentityProvider(_) => true,
             Self::RuleGroup(rule) => rule.needs_identity(),
         }

@@ -268,7 +268,7 @@ impl Call<'_> {
     }
 
     fn decide(&self, application: &Application, session: &Arc<Session>) -> Result<Permit, Denial> {
-        let facts = Facts { application, session: Some(session), address: self.visit.address };
+        let facts = Facts { application, session: Some(session), service: None, address: self.visit.address };
         match decide(&self.active.policies, &facts, self.now) {
             Decision::Allow(permit) => Ok(permit),
             Decision::Deny(denial) => Err(denial),

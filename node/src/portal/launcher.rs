@@ -19,7 +19,12 @@ impl Call<'_> {
             return self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal);
         };
         let open = |application: &Application| {
-            let facts = Facts { application, session: Some(&live.session), address: self.visit.address };
+            let facts = Facts {
+                application,
+                session: Some(&live.session),
+                service: None,
+                address: self.visit.address,
+            };
             matches!(decide(&self.active.policies, &facts, self.now), Decision::Allow(_))
         };
         let tiles: Vec<Tile> = self

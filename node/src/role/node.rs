@@ -24,6 +24,7 @@ use crate::event::{Action, Event, Events, FileTarget, install_panic_hook, log_be
 use crate::flow::Kind;
 use crate::gate::{Dataplane, Gate, GateMode};
 use crate::helper::Helper;
+use crate::identity::service::Services;
 use crate::metrics::Metrics;
 use crate::ops;
 use crate::portal::Portal;
@@ -199,6 +200,7 @@ async fn serve(
     install_panic_hook(events.clone());
     let tokens = Tokens::load(store.clone(), &config.node.authority(), now).await?;
     let sessions = Sessions::load(store.clone(), Arc::clone(&metrics), now).await?;
+    let services = Services::load(store.clone()).await?;
     let key = store.secret("seal", || clock::random::<{ Seal::KEY_LEN }>().to_vec()).await?;
     let seal = Seal::new(&key)?;
     let tunnels = Arc::new(tunnel::Registry::default());
@@ -216,12 +218,23 @@ async fn serve(
     if let Some(gate) = &control {
         feed::first(gate, &devices, active.borrow().config.tunnel.dark).await?;
     }
-    let context =
-        Arc::new(Context { active, store, sessions, tokens, seal, events, metrics, tunnels, recent });
+    let context = Arc::new(Context {
+        active,
+        store,
+        sessions,
+        services,
+        tokens,
+        seal,
+        events,
+        metrics,
+        tunnels,
+        recent,
+    });
     let recent_drops = ops::RecentDrops::default();
     let service = Arc::new(admin::service::Service {
         store: context.store.clone(),
         sessions: context.sessions.clone(),
+        services: context.services.clone(),
         tokens: context.tokens.clone(),
         events: context.events.clone(),
         address,
@@ -324,6 +337,7 @@ async fn tend(context: Arc<Context>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             _ = second.tick() => {
                 context.sessions.expire(clock::now());
+                context.services.expire(clock::now());
                 context.recent.expire(clock::now());
             }
             _ = hour.tick() => match context.tokens.rotate_if_due(clock::now()).await {

@@ -11,6 +11,7 @@ mod events;
 mod gate;
 mod keys;
 mod schema;
+mod service_tokens;
 mod sessions;
 mod users;
 
@@ -27,6 +28,7 @@ pub use devices::Device;
 pub use events::EventFilter;
 pub(crate) use events::TRIM_STEP;
 pub use keys::SigningKey;
+pub use service_tokens::ServiceToken;
 pub use sessions::SessionFilter;
 pub use users::User;
 

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::StoreError;
 
 /// `user_version` counts the steps that have been taken.
-const STEPS: [&str; 4] = [
+const STEPS: &[&str] = &[
     r"
 CREATE TABLE user (
     name TEXT PRIMARY KEY,
@@ -126,6 +126,16 @@ INSERT INTO sqlite_sequence (name, seq) SELECT 'device_new', seq FROM sqlite_seq
 DROP TABLE device;
 ALTER TABLE device_new RENAME TO device;
 CREATE INDEX device_connector ON device (connector);
+",
+    r"
+CREATE TABLE service_token (
+    name TEXT PRIMARY KEY,
+    client_id BLOB NOT NULL UNIQUE,
+    secret_hash BLOB NOT NULL,
+    created_at INTEGER NOT NULL,
+    rotated_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL
+) STRICT;
 ",
 ];
 

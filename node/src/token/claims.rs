@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::flow::{Aud, ClientId, PersonId, Session, SessionId, UnixTime};
+use crate::flow::{Aud, ClientId, PersonId, Service, Session, SessionId, UnixTime};
 use crate::policy::Permit;
 
 /// Which token is expected.
@@ -10,6 +10,9 @@ use crate::policy::Permit;
 pub enum Kind<'a> {
     Application(&'a Aud),
     Global,
+    /// The same two, minted for a client that is no browser.
+    ApplicationOfClient(&'a Aud),
+    GlobalOfClient,
     /// The access token of an access client.
     Client,
 }
@@ -47,9 +50,42 @@ pub struct Claims {
     /// The login of the client that the token was made for, with which it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_login: Option<ClientId>,
-    /// Marks an application's token that was made for a client: it may come in a header, without a binding cookie.
-    #[serde(default, skip_serializing_if = "is_false")]
+    /// Minted for a client that is no browser. Such a token is good in the `Cf-Access-Token` header only, and no
+    /// origin ever sees one: otherwise any origin could replay the assertions of its users.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub client: bool,
+}
+
+/// Claims of the assertion about a service. The node itself accepts no such token: a service proves itself by its
+/// credential, every time.
+#[derive(Debug, Serialize)]
+pub(super) struct ServiceClaims {
+    aud: [String; 1],
+    exp: i64,
+    iat: i64,
+    nbf: i64,
+    iss: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// Always empty: there is no person.
+    sub: &'static str,
+    /// The client id.
+    common_name: String,
+}
+
+impl ServiceClaims {
+    pub(super) fn new(issuer: &str, permit: &Permit, service: &Service, now: UnixTime) -> Self {
+        Self {
+            aud: [permit.application().aud.as_str().to_owned()],
+            exp: permit.token_expires_at().0,
+            iat: now.0,
+            nbf: now.0,
+            iss: issuer.to_owned(),
+            kind: "app",
+            sub: "",
+            common_name: service.client_id.to_string(),
+        }
+    }
 }
 
 impl Claims {
@@ -101,12 +137,20 @@ impl Claims {
         self.cnf.as_ref().is_some_and(|confirmation| confirmation.key == hex(key))
     }
 
+    /// The same claims, for a client that is no browser.
+    pub(super) fn of_client(self) -> Self {
+        Self { client: true, ..self }
+    }
+
     pub(super) fn is_for(&self, kind: Kind<'_>) -> bool {
-        match kind {
-            Kind::Application(aud) => self.kind == "app" && self.aud == [aud.as_str()],
-            Kind::Global => self.kind == "org" && self.aud == [self.iss.as_str()],
-            Kind::Client => self.kind == "client" && self.aud == [self.iss.as_str()],
-        }
+        let (kind, aud, client) = match kind {
+            Kind::Application(aud) => ("app", aud.as_str(), false),
+            Kind::ApplicationOfClient(aud) => ("app", aud.as_str(), true),
+            Kind::Global => ("org", self.iss.as_str(), false),
+            Kind::GlobalOfClient => ("org", self.iss.as_str(), true),
+            Kind::Client => ("client", self.iss.as_str(), false),
+        };
+        self.kind == kind && self.aud == [aud] && self.client == client
     }
 }
 
@@ -115,9 +159,6 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-const fn is_false(value: &bool) -> bool {
-    !*value
-}
 
 /// A UUID (version 8, RFC 9562 §5.8) derived from who the person is.
 pub fn subject(person: &PersonId) -> String {

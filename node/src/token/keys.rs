@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use crate::flow::UnixTime;
 use crate::store::{SigningKey, Store};
 
-use super::{Claims, TokenError};
+use super::TokenError;
 
 const DAY: Duration = Duration::from_secs(86_400);
 const SIGN_FOR: Duration = Duration::from_secs(42 * 86_400);
@@ -106,7 +106,7 @@ impl KeyRing {
         Self::parse(all).map(Some)
     }
 
-    pub(super) fn sign(&self, claims: &Claims, now: UnixTime) -> Result<String, TokenError> {
+    pub(super) fn sign(&self, claims: &impl Serialize, now: UnixTime) -> Result<String, TokenError> {
         let key = self
             .keys
             .iter()

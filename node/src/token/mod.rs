@@ -26,6 +26,7 @@ pub use claims::{Claims, Confirmation, Kind, subject};
 pub use keys::{KeyState, KeySummary};
 
 use binding::BindingKey;
+use claims::ServiceClaims;
 use keys::KeyRing;
 
 /// A token longer than this is refused before it is looked at.
@@ -84,6 +85,10 @@ impl Tokens {
 
     /// The token of an application, made from a permit; a bypass has nobody to make one for.
     pub fn mint_application(&self, permit: &Permit, now: UnixTime) -> Result<Option<String>, TokenError> {
+        if let Some(service) = permit.service() {
+            let claims = ServiceClaims::new(&self.issuer, permit, service, now);
+            return self.ring().sign(&claims, now).map(Some);
+        }
         let Some(session) = permit.session() else { return Ok(None) };
         let claims = Claims::application(&self.issuer, permit, session, now);
         self.ring().sign(&claims, now).map(Some)
@@ -113,6 +118,24 @@ impl Tokens {
         let exp = now.after(CLIENT_LIFE).min(session.expires_at);
         let claims = Claims::client(&self.issuer, session, client, key, exp, now);
         Ok((self.ring().sign(&claims, now)?, exp))
+    }
+
+    /// The token of an application for a client that is no browser: good in the `Cf-Access-Token` header only. Only a
+    /// person has one.
+    pub fn mint_application_for_client(
+        &self,
+        permit: &Permit,
+        now: UnixTime,
+    ) -> Result<Option<String>, TokenError> {
+        let Some(session) = permit.session() else { return Ok(None) };
+        let claims = Claims::application(&self.issuer, permit, session, now).of_client();
+        self.ring().sign(&claims, now).map(Some)
+    }
+
+    /// The global token of a login for a client that is no browser: worth tokens for that client, and no login of a
+    /// browser.
+    pub fn mint_global_for_client(&self, session: &Session, now: UnixTime) -> Result<String, TokenError> {
+        self.ring().sign(&Claims::global(&self.issuer, session, now).of_client(), now)
     }
 
     /// The global token of a login.

@@ -139,8 +139,12 @@ async fn a_bypass_says_nothing_about_anybody() {
     let mut before = portcullis::flow::Application::clone(active.policies.application("open").unwrap());
     before.policies = vec!["people".into()];
     let policies = PolicySet::new(vec![before.clone()], active.config.policies.clone());
-    let facts =
-        Facts { application: &before, session: Some(&ann.live.session), address: [127, 0, 0, 1].into() };
+    let facts = Facts {
+        application: &before,
+        session: Some(&ann.live.session),
+        service: None,
+        address: [127, 0, 0, 1].into(),
+    };
     let Decision::Allow(permit) = decide(&policies, &facts, portcullis::clock::now()) else {
         panic!("allowed")
     };

@@ -172,7 +172,12 @@ impl Node {
         let active = self.context.active();
         let path = portcullis::flow::Path::parse("/", false).unwrap();
         let application = active.policies.route(host, &path).unwrap();
-        let facts = Facts { application, session: Some(&live.session), address: [127, 0, 0, 1].into() };
+        let facts = Facts {
+            application,
+            session: Some(&live.session),
+            service: None,
+            address: [127, 0, 0, 1].into(),
+        };
         let Decision::Allow(permit) = decide(&active.policies, &facts, clock::now()) else {
             panic!("allowed");
         };

@@ -16,6 +16,7 @@ use crate::cookie;
 use crate::event::{EventSettings, Events};
 use crate::flow::{Host, Path, SessionId};
 use crate::identity::password;
+use crate::identity::service::Services;
 use crate::metrics::Metrics;
 use crate::seal::Seal;
 use crate::session::Sessions;
@@ -108,6 +109,7 @@ impl World {
             active,
             store: store.clone(),
             sessions: Sessions::load(store.clone(), Arc::clone(&metrics), clock::now()).await.unwrap(),
+            services: Services::load(store.clone()).await.unwrap(),
             tokens: Tokens::load(store.clone(), &authority, clock::now()).await.unwrap(),
             seal: Seal::new(&[7; 32]).unwrap(),
             events: Events::start(settings, store, Arc::clone(&metrics)).unwrap(),

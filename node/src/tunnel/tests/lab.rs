@@ -247,7 +247,8 @@ pub(super) fn policies(applications: &[Application]) -> PolicySet {
 
 pub(super) fn permit(application: Application) -> Permit {
     let set = policies(std::slice::from_ref(&application));
-    let facts = Facts { application: &application, session: None, address: [192, 0, 2, 1].into() };
+    let facts =
+        Facts { application: &application, session: None, service: None, address: [192, 0, 2, 1].into() };
     match decide(&set, &facts, clock::now()) {
         Decision::Allow(permit) => permit,
         other => panic!("{other:?}"),
