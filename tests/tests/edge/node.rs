@@ -36,7 +36,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 /// Nothing in these tests takes longer than this, unless it says so.
-pub const SOON: Duration = Duration::from_secs(10);
+pub const SOON: Duration = Duration::from_secs(30);
 
 /// The application that everybody who is logged in may use.
 pub const WIKI: &str = "wiki.example.com";

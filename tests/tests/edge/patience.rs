@@ -67,16 +67,14 @@ async fn send(
     timeout(SOON, sender.send_request(request)).await.unwrap().unwrap()
 }
 
-/// Waits until no connection to the origin is open, and says how long it took.
-async fn origin_is_left(node: &Node) -> Duration {
-    let started = Instant::now();
+/// Waits until no connection to the origin is open.
+async fn origin_is_left(node: &Node) {
     let left = async {
         while node.origin.open_connections() > 0 {
             sleep(Duration::from_millis(20)).await;
         }
     };
     timeout(SOON, left).await.expect("the origin's connections are closed");
-    started.elapsed()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,7 +87,7 @@ async fn a_body_over_http2_may_be_slow_but_not_stop() {
     let started = Instant::now();
     let answer = send(&mut sender, &ann, ("POST", "/upload"), slow(1, SOON)).await;
     assert_eq!(answer.status(), 400);
-    assert!(started.elapsed() >= SECOND / 2 && started.elapsed() < 3 * SECOND, "{:?}", started.elapsed());
+    assert!(started.elapsed() >= SECOND / 2 && started.elapsed() < SOON, "{:?}", started.elapsed());
     let events = node.wait_for_events(2).await;
     assert_eq!((&events[1]["allowed"], &events[1]["reason"]), (&false.into(), &"bad_request".into()));
 }
@@ -102,7 +100,7 @@ async fn an_origin_that_does_not_answer_is_a_504() {
     assert_eq!(send(&mut sender, &ann, ("GET", "/slow/300"), empty()).await.status(), 200);
     let started = Instant::now();
     assert_eq!(send(&mut sender, &ann, ("GET", "/slow/9000"), empty()).await.status(), 504);
-    assert!(started.elapsed() >= SECOND && started.elapsed() < 3 * SECOND, "{:?}", started.elapsed());
+    assert!(started.elapsed() >= SECOND && started.elapsed() < 9 * SECOND, "{:?}", started.elapsed());
     let cookies = format!("Cookie: {}\r\n", ann.cookies());
     assert_eq!(status(&node.get(WIKI, "/slow/9000", &cookies).await), 504);
     let upgrade = format!(
@@ -121,8 +119,7 @@ async fn a_reader_that_stops_loses_its_stream_and_not_the_others() {
     let ann = node.log_in(WIKI).await;
     let mut sender = http2(&node).await;
     let unread = send(&mut sender, &ann, ("GET", "/download/1000000000"), empty()).await;
-    let took = origin_is_left(&node).await;
-    assert!(took < 4 * SECOND, "{took:?}");
+    origin_is_left(&node).await;
     let events = node.wait_for_events(1).await;
     assert_eq!(events[0]["detail"], "the client stopped reading");
     assert_eq!(send(&mut sender, &ann, ("GET", "/"), empty()).await.status(), 200);
@@ -138,8 +135,7 @@ async fn a_reader_over_http1_that_stops_loses_its_connection() {
         format!("GET /download/1000000000 HTTP/1.1\r\nHost: {WIKI}\r\nCookie: {}\r\n\r\n", ann.cookies());
     unread.write_all(request.as_bytes()).await.unwrap();
     node.wait_for_requests(1).await;
-    let took = origin_is_left(&node).await;
-    assert!(took < 4 * SECOND, "{took:?}");
+    origin_is_left(&node).await;
     assert_eq!(node.wait_for_events(1).await[0]["detail"], "the client stopped reading");
 }
 
@@ -188,7 +184,10 @@ async fn an_event_stream_may_be_as_quiet_as_its_origin() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_login_has_so_many_requests_at_a_time() {
     let origin = Origin::start(None, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-    let node = Node::start_with(origin, "").await;
+    // None is to end for another reason, however long it takes to open them all.
+    let long = 10 * SOON;
+    let patience = Patience { head: long, upload_pause: long, reply_pause: long };
+    let node = Node::start_patient(origin, "", patience).await;
     let (ann, bob) = (node.log_in(WIKI).await, node.log_in(WIKI).await);
     let mut held = Vec::new();
     let mut refused = 0;

@@ -50,7 +50,7 @@ async fn events_arrive_as_they_are_sent() {
     let mut sender = http2(&node, WIKI).await;
     let mut response = send(&mut sender, request(WIKI, "/events", &ann).body(empty()).unwrap()).await;
     for number in 0..3 {
-        let frame = timeout(Duration::from_secs(2), response.body_mut().frame()).await.unwrap();
+        let frame = timeout(SOON, response.body_mut().frame()).await.unwrap();
         let data = frame.unwrap().unwrap().into_data().unwrap();
         assert_eq!(data, format!("data: {number}\n\n"));
     }
@@ -270,7 +270,7 @@ async fn requests_in_flight_finish_when_the_node_stops() {
     let mut sender = http2(&node, WIKI).await;
     let slow = send_later(&mut sender, request(WIKI, "/slow/1000", &ann).body(empty()).unwrap());
     let stop = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        node.wait_for_requests(1).await;
         node.shutdown.cancel();
     };
     let (response, ()) = tokio::join!(slow, stop);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use portcullis::gate::PeerAddress;
 use portcullis_common::layout::{HOST_FLOWS, TUNNELS, VERSION};
 
-use crate::lab::{EDGE, Echo, Lab, STRANGER};
+use crate::lab::{ANSWER, EDGE, Echo, Lab, STRANGER, settle};
 use crate::lifecycle::Holder;
 
 const PLANTED: u16 = 5353;
@@ -16,19 +16,19 @@ const KILLS: usize = 100;
 /// Every so many kills, the next holder finds maps of another layout version, or none.
 const UPGRADE_EVERY: usize = 5;
 
-/// Sends datagrams and openings of connections to the planted port, both families, until told to stop.
-fn send(lab: &Lab, stop: &AtomicBool, sent: &AtomicU64) {
+/// Sends datagrams and openings of connections to a port, both families, until told to stop.
+fn send(lab: &Lab, port: u16, stop: &AtomicBool, sent: &AtomicU64) {
     lab.stranger
         .enter(|| {
             let socket = UdpSocket::bind("[::]:0").unwrap();
-            let ends = EDGE.map(|address| SocketAddr::new(address.parse().unwrap(), PLANTED));
+            let ends = EDGE.map(|address| SocketAddr::new(address.parse().unwrap(), port));
             for turn in 0u64.. {
                 if stop.load(Ordering::Relaxed) {
                     return;
                 }
                 for to in ["::ffff:192.0.2.1", EDGE[1]] {
                     // Unreachable while the other end has no answer to ARP: it is tried again.
-                    if socket.send_to(b"?", (to, PLANTED)).is_ok() {
+                    if socket.send_to(b"?", (to, port)).is_ok() {
                         sent.fetch_add(1, Ordering::Relaxed);
                     }
                 }
@@ -42,8 +42,8 @@ fn send(lab: &Lab, stop: &AtomicBool, sent: &AtomicU64) {
         .unwrap();
 }
 
-/// Runs `body` under the stranger's flood; how many packets were sent.
-fn flooded(lab: &Lab, body: impl FnOnce()) -> u64 {
+/// Runs `body` under the stranger's flood of a port; how many packets were sent.
+pub fn flooded(lab: &Lab, port: u16, body: impl FnOnce()) -> u64 {
     /// Ends the flood even where the body panics.
     struct Stop<'a>(&'a AtomicBool);
     impl Drop for Stop<'_> {
@@ -53,7 +53,7 @@ fn flooded(lab: &Lab, body: impl FnOnce()) -> u64 {
     }
     let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        scope.spawn(|| send(lab, &stop, &sent));
+        scope.spawn(|| send(lab, port, &stop, &sent));
         let _stop = Stop(&stop);
         body();
     });
@@ -65,16 +65,16 @@ fn nothing_arrives_through_kills_upgrades_other_settings_and_full_maps() {
     let lab = Lab::new();
     let planted = Echo::on(&lab.edge, PLANTED);
     let arrived = || planted.received.swap(0, Ordering::Relaxed);
-    flooded(&lab, || std::thread::sleep(Duration::from_millis(500)));
-    assert!(arrived() > 100, "control: without a gate it arrives");
+    let arrives = || flooded(&lab, PLANTED, || settle(|| planted.received.load(Ordering::Relaxed) > 100));
+    // Control: without a gate it arrives.
+    arrives();
 
     let mut holder = Holder::start(&lab, &[]);
-    // What was under way is over.
-    std::thread::sleep(Duration::from_millis(100));
+    await_quiet(&lab);
     arrived();
     let maps = lab.pin.path.join(format!("maps_{VERSION}"));
     let other = lab.pin.path.join("maps_1");
-    let sent = flooded(&lab, || {
+    let sent = flooded(&lab, PLANTED, || {
         for kill in 0..KILLS {
             holder.kill();
             match (kill % UPGRADE_EVERY == 0, kill % 2 == 0) {
@@ -95,8 +95,20 @@ fn nothing_arrives_through_kills_upgrades_other_settings_and_full_maps() {
     assert_eq!(arrived(), 0, "of {sent}");
     drop(holder);
     lab.detach();
-    flooded(&lab, || std::thread::sleep(Duration::from_millis(500)));
-    assert!(arrived() > 100, "control: it is the gate that keeps it out");
+    // Control: it is the gate that keeps it out.
+    arrives();
+}
+
+/// Waits until the planted server has taken all that was under way when the gate came up.
+pub fn await_quiet(lab: &Lab) {
+    // Of an idle socket both queues are empty; a listener's second one is its backlog.
+    let waiting = || {
+        let shown = lab.edge.run(&format!("ss -Htuna sport = :{PLANTED}")).unwrap();
+        shown.lines().any(|line| line.split_whitespace().nth(2) != Some("0"))
+    };
+    settle(|| !waiting());
+    // Taken and not yet counted.
+    std::thread::sleep(ANSWER / 40);
 }
 
 /// Every map that grows is filled: peers until there is no place, and more flows of the host's own than are kept.

@@ -7,7 +7,7 @@ use aya::programs::{SchedClassifier, TcAttachType, TcHandle};
 use portcullis::gate::{self, EgressHook, GateConfig, GateError};
 use portcullis_tests::netns::run;
 
-use crate::lab::{Echo, Lab};
+use crate::lab::{ANSWER, Echo, Lab, SILENCE};
 use crate::lifecycle::Holder;
 
 #[test]
@@ -15,13 +15,13 @@ fn the_hosts_own_questions_are_answered() {
     let lab = Lab::new();
     let (_asked, _planted) = (Echo::on(&lab.stranger, 5353), Echo::on(&lab.edge, 8080));
     let gate = lab.open(&config(&lab)).unwrap();
-    assert_eq!(lab.edge_reaches_udp(5353), [true; 2]);
-    assert_eq!(lab.stranger_reaches_udp(8080), [false; 2]);
+    assert_eq!(lab.edge_reaches_udp(5353, ANSWER), [true; 2]);
+    assert_eq!(lab.stranger_reaches_udp(8080, SILENCE), [false; 2]);
     assert_eq!(egress(&lab), Some(EgressHook::Clsact));
     assert!(gate.is_up());
 
     tc(&lab, &["filter", "del", "dev", "eth0", "egress"]);
-    assert_eq!(lab.edge_reaches_udp(5353), [false; 2], "control: it was the filter that noted them");
+    assert_eq!(lab.edge_reaches_udp(5353, SILENCE), [false; 2], "control: it was the filter that noted them");
     assert_eq!(egress(&lab), None);
     assert!(!gate.is_up(), "a living daemon sees that it is gone");
 }
@@ -34,7 +34,7 @@ fn kill_nine_leaves_the_filter_and_a_restart_takes_it_over() {
     let before = filters(&lab);
     assert_eq!(before.matches("handle 0x67617465").count(), 1, "{before}");
     holder.kill();
-    assert_eq!(lab.edge_reaches_udp(5353), [true; 2], "nobody holds the gate");
+    assert_eq!(lab.edge_reaches_udp(5353, ANSWER), [true; 2], "nobody holds the gate");
 
     let _gate = lab.open(&config(&lab)).unwrap();
     assert_eq!(filters(&lab), before, "the same program on the same maps is not replaced");
@@ -44,7 +44,7 @@ fn kill_nine_leaves_the_filter_and_a_restart_takes_it_over() {
     let after = filters(&lab);
     assert_ne!(after, before, "on other maps it is another program");
     assert_eq!(after.matches("handle 0x67617465").count(), 1, "{after}");
-    assert_eq!(lab.edge_reaches_udp(5353), [true; 2], "it notes in the new maps");
+    assert_eq!(lab.edge_reaches_udp(5353, ANSWER), [true; 2], "it notes in the new maps");
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn a_start_in_the_other_way_leaves_one_program() {
         assert_eq!(filters(&lab).is_empty(), hook == EgressHook::Tcx);
         assert_eq!(lab.pin.path.join("links/eth0/egress").exists(), hook == EgressHook::Tcx);
         assert!(gate.is_up());
-        assert_eq!(lab.edge_reaches_udp(5353), [true; 2]);
+        assert_eq!(lab.edge_reaches_udp(5353, ANSWER), [true; 2]);
     }
 }
 

@@ -2,13 +2,12 @@
 //! finds only the listener. That ACK must pass, and no other.
 
 use std::net::{IpAddr, TcpListener};
-use std::time::Duration;
 
 use portcullis_common::{DropReason, PassReason, Verdict};
 use portcullis_tests::gate::packet::{ACK, FIN, L3, Path, SYN};
 use portcullis_tests::gate::wire::Wire;
 
-use crate::lab::{EDGE, Lab, mac, settle};
+use crate::lab::{ANSWER, EDGE, Lab, mac, settle};
 
 /// Addresses that nobody has: the stranger's kernel must not answer for them.
 const GHOST: [&str; 2] = ["192.0.2.77", "2001:db8::77"];
@@ -37,7 +36,7 @@ fn the_ack_of_a_cookie_passes_and_no_other() {
         let rise = |verdict| gate.counters().unwrap().of(verdict) - before.of(verdict);
 
         send(SYN, 1_000, 0);
-        let cookie = wire.receive(Duration::from_secs(5), |frame| syn_ack(frame, path.local)).unwrap();
+        let cookie = wire.receive(ANSWER, |frame| syn_ack(frame, path.local)).unwrap();
         // Neighbours of a cookie are cookies too: its low bits say which segment size was agreed on.
         for (flags, sequence, acknowledgement) in [
             (ACK, 1_001, cookie.wrapping_add(5_000_000)),

@@ -18,8 +18,10 @@ use portcullis_tests::netns::{Netns, veth};
 pub const EDGE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 pub const STRANGER: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
 
-/// Long enough for an answer on a veth even under load, short enough to wait for silence.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long to wait where an answer is expected: a busy machine takes its time.
+pub const ANSWER: Duration = Duration::from_secs(20);
+/// How long to wait where none is.
+pub const SILENCE: Duration = Duration::from_millis(500);
 
 pub struct Lab {
     pub edge: Netns,
@@ -65,29 +67,27 @@ impl Lab {
         self.edge.enter(|| gate::status(&self.pin.path)).unwrap().unwrap()
     }
 
-    pub fn stranger_reaches_tcp(&self, port: u16) -> [bool; 2] {
-        EDGE.map(|address| reaches_tcp(&self.stranger, address, port))
+    pub fn stranger_reaches_tcp(&self, port: u16, patience: Duration) -> [bool; 2] {
+        EDGE.map(|address| reaches_tcp(&self.stranger, address, port, patience))
     }
 
-    pub fn stranger_reaches_udp(&self, port: u16) -> [bool; 2] {
-        EDGE.map(|address| reaches_udp(&self.stranger, address, port))
+    pub fn stranger_reaches_udp(&self, port: u16, patience: Duration) -> [bool; 2] {
+        EDGE.map(|address| reaches_udp(&self.stranger, address, port, patience))
     }
 
-    pub fn edge_reaches_tcp(&self, port: u16) -> [bool; 2] {
-        STRANGER.map(|address| reaches_tcp(&self.edge, address, port))
+    pub fn edge_reaches_tcp(&self, port: u16, patience: Duration) -> [bool; 2] {
+        STRANGER.map(|address| reaches_tcp(&self.edge, address, port, patience))
     }
 
-    pub fn edge_reaches_udp(&self, port: u16) -> [bool; 2] {
-        STRANGER.map(|address| reaches_udp(&self.edge, address, port))
+    pub fn edge_reaches_udp(&self, port: u16, patience: Duration) -> [bool; 2] {
+        STRANGER.map(|address| reaches_udp(&self.edge, address, port, patience))
     }
 }
 
 /// Waits until the packets are counted.
 pub fn settle(mut done: impl FnMut() -> bool) {
-    portcullis_tests::process::wait_until("the packets to be counted", Duration::from_secs(5), || {
-        Ok(done().then_some(()))
-    })
-    .unwrap();
+    portcullis_tests::process::wait_until("the packets to be counted", ANSWER, || Ok(done().then_some(())))
+        .unwrap();
 }
 
 /// Link address of `eth0`.
@@ -98,23 +98,23 @@ pub fn mac(netns: &Netns) -> [u8; 6] {
     std::array::from_fn(|_| u8::from_str_radix(bytes.next().unwrap(), 16).unwrap())
 }
 
-fn reaches_tcp(from: &Netns, address: &str, port: u16) -> bool {
+fn reaches_tcp(from: &Netns, address: &str, port: u16, patience: Duration) -> bool {
     let to = SocketAddr::new(address.parse().unwrap(), port);
     from.enter(|| {
-        let Ok(mut stream) = TcpStream::connect_timeout(&to, PATIENCE) else { return false };
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let Ok(mut stream) = TcpStream::connect_timeout(&to, patience) else { return false };
+        stream.set_read_timeout(Some(patience)).unwrap();
         let mut byte = [0];
         stream.write_all(b"?").is_ok() && stream.read_exact(&mut byte).is_ok()
     })
     .unwrap()
 }
 
-fn reaches_udp(from: &Netns, address: &str, port: u16) -> bool {
+fn reaches_udp(from: &Netns, address: &str, port: u16, patience: Duration) -> bool {
     let to: IpAddr = address.parse().unwrap();
     let any: IpAddr = if to.is_ipv4() { "0.0.0.0".parse().unwrap() } else { "::".parse().unwrap() };
     from.enter(|| {
         let socket = UdpSocket::bind((any, 0)).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(patience)).unwrap();
         // The form that opens a tunnel; to any other port it is a datagram like any other.
         socket.send_to(&quic::initial(&[7; 12]), (to, port)).unwrap();
         socket.recv_from(&mut [0; 8]).is_ok()

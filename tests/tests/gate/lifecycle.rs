@@ -1,7 +1,7 @@
 //! Up, killed, taken over, replaced, taken down.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::atomic::Ordering;
@@ -12,7 +12,8 @@ use aya::{Ebpf, EbpfLoader};
 use portcullis::gate::{self, GateError, XdpMode};
 use portcullis_common::{DropReason, Verdict};
 
-use crate::lab::{EDGE, Echo, Lab};
+use crate::closed::flooded;
+use crate::lab::{ANSWER, EDGE, Echo, Lab, SILENCE};
 
 const UNSOLICITED: Verdict = Verdict::Drop(DropReason::UdpUnsolicited);
 
@@ -67,14 +68,14 @@ fn kill_nine_leaves_the_drop_and_a_restart_takes_it_over() {
     let lab = Lab::new();
     let _planted: Vec<Echo> = [443, 8080].map(|port| Echo::on(&lab.edge, port)).into();
     let mut holder = Holder::start(&lab, &[]);
-    assert_eq!(lab.stranger_reaches_udp(8080), [false; 2]);
+    assert_eq!(lab.stranger_reaches_udp(8080, SILENCE), [false; 2]);
     let mut connection = connect(&lab, 443);
     let before = lab.status();
     holder.kill();
 
-    assert_eq!(lab.stranger_reaches_tcp(8080), [false; 2], "nobody holds the gate");
-    assert_eq!(lab.stranger_reaches_udp(8080), [false; 2]);
-    assert_eq!(lab.stranger_reaches_tcp(443), [true; 2], "what is served stays served");
+    assert_eq!(lab.stranger_reaches_tcp(8080, SILENCE), [false; 2], "nobody holds the gate");
+    assert_eq!(lab.stranger_reaches_udp(8080, SILENCE), [false; 2]);
+    assert_eq!(lab.stranger_reaches_tcp(443, ANSWER), [true; 2], "what is served stays served");
     exchange(&mut connection);
 
     let gate = lab.open(&lab.config()).unwrap();
@@ -82,7 +83,7 @@ fn kill_nine_leaves_the_drop_and_a_restart_takes_it_over() {
     assert_eq!(before.interfaces, after.interfaces);
     assert_eq!(gate.counters().unwrap().of(UNSOLICITED), 4, "the counts go on");
     exchange(&mut connection);
-    assert_eq!(lab.stranger_reaches_tcp(8080), [false; 2]);
+    assert_eq!(lab.stranger_reaches_tcp(8080, SILENCE), [false; 2]);
 }
 
 #[test]
@@ -94,9 +95,9 @@ fn detach_works_with_the_daemon_dead_and_with_it_alive() {
         if dead {
             holder.kill();
         }
-        assert_eq!(lab.stranger_reaches_tcp(8080), [false; 2]);
+        assert_eq!(lab.stranger_reaches_tcp(8080, SILENCE), [false; 2]);
         assert_eq!(lab.detach(), ["interface eth0"]);
-        assert_eq!(lab.stranger_reaches_tcp(8080), [true; 2], "daemon dead: {dead}");
+        assert_eq!(lab.stranger_reaches_tcp(8080, ANSWER), [true; 2], "daemon dead: {dead}");
         if !dead {
             assert!(holder.ask().starts_with("unguarded "), "a living daemon sees that it is unguarded");
         }
@@ -113,7 +114,7 @@ fn the_gate_is_read_after_every_capability_is_gone() {
     let pid = holder.child.id();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
-    assert_eq!(lab.stranger_reaches_udp(8080), [false; 2]);
+    assert_eq!(lab.stranger_reaches_udp(8080, SILENCE), [false; 2]);
     let answer = holder.ask();
     assert!(answer.starts_with("guarded "), "{answer}");
     assert!(answer.contains("drop:udp_unsolicited=2"), "{answer}");
@@ -125,19 +126,7 @@ fn nothing_passes_while_the_gate_is_restarted_and_replaced() {
     let lab = Lab::new();
     let planted = Echo::on(&lab.edge, 5353);
     let _gate = lab.open(&lab.config()).unwrap();
-    std::thread::scope(|scope| {
-        let flood = scope.spawn(|| {
-            lab.stranger
-                .enter(|| {
-                    let socket = UdpSocket::bind("[::]:0").unwrap();
-                    for _ in 0..4_000 {
-                        socket.send_to(b"?", ("::ffff:192.0.2.1", 5353)).unwrap();
-                        socket.send_to(b"?", (EDGE[1], 5353)).unwrap();
-                        std::thread::sleep(Duration::from_micros(500));
-                    }
-                })
-                .unwrap();
-        });
+    let sent = flooded(&lab, 5353, || {
         for _ in 0..10 {
             let _gate = lab.open(&lab.config()).unwrap();
             // Other maps make it another program, which the next turn replaces.
@@ -146,11 +135,11 @@ fn nothing_passes_while_the_gate_is_restarted_and_replaced() {
             )
             .unwrap();
         }
-        flood.join().unwrap();
     });
+    assert!(sent > 100, "control: {sent}");
     assert_eq!(planted.received.load(Ordering::Relaxed), 0);
     let gate = lab.open(&lab.config()).unwrap();
-    assert_eq!(lab.stranger_reaches_udp(5353), [false; 2]);
+    assert_eq!(lab.stranger_reaches_udp(5353, SILENCE), [false; 2]);
     assert_eq!(gate.counters().unwrap().of(UNSOLICITED), 2, "the program counts in the new maps");
 }
 
@@ -257,14 +246,14 @@ fn a_driver_without_xdp_gets_the_generic_mode() {
     lab.edge.run("ip address flush dev eth0").unwrap();
     lab.edge.address("br.1", "192.0.2.1/24").unwrap();
     lab.edge.address("br.1", "2001:db8::1/64").unwrap();
-    assert_eq!(lab.stranger_reaches_tcp(8080), [true; 2]);
+    assert_eq!(lab.stranger_reaches_tcp(8080, ANSWER), [true; 2]);
     let mut config = lab.config();
     config.interfaces = vec!["br.1".to_owned()];
     let gate = lab.open(&config).unwrap();
     assert_eq!(gate.interfaces(), [("br.1".to_owned(), XdpMode::Generic)]);
-    assert_eq!(lab.stranger_reaches_tcp(8080), [false; 2]);
+    assert_eq!(lab.stranger_reaches_tcp(8080, SILENCE), [false; 2]);
     assert_eq!(lab.detach(), ["interface br.1"]);
-    assert_eq!(lab.stranger_reaches_tcp(8080), [true; 2]);
+    assert_eq!(lab.stranger_reaches_tcp(8080, ANSWER), [true; 2]);
 }
 
 #[test]
@@ -313,7 +302,7 @@ fn events_wake_an_async_reader() {
         // The drop happens while the reader waits.
         let sender = async {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            lab.stranger_reaches_udp(8080)
+            lab.stranger_reaches_udp(8080, SILENCE)
         };
         let wanted = async {
             loop {
@@ -323,7 +312,7 @@ fn events_wake_an_async_reader() {
                 }
             }
         };
-        let (event, reached) = tokio::join!(tokio::time::timeout(Duration::from_secs(5), wanted), sender);
+        let (event, reached) = tokio::join!(tokio::time::timeout(ANSWER, wanted), sender);
         assert_eq!(reached, [false; 2]);
         event.unwrap()
     });
@@ -341,7 +330,7 @@ fn connect(lab: &Lab, port: u16) -> TcpStream {
 }
 
 fn exchange(connection: &mut TcpStream) {
-    connection.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    connection.set_read_timeout(Some(ANSWER)).unwrap();
     connection.write_all(b"?").unwrap();
     connection.read_exact(&mut [0]).unwrap();
 }

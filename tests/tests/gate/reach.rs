@@ -5,22 +5,22 @@ use std::net::SocketAddr;
 use portcullis_common::{DropReason, PassReason, Verdict};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::lab::{EDGE, Echo, Lab, STRANGER};
+use crate::lab::{ANSWER, EDGE, Echo, Lab, SILENCE, STRANGER};
 
 #[test]
 fn a_stranger_reaches_the_served_port_and_nothing_else() {
     let lab = Lab::new();
     let _planted: Vec<Echo> = [443, 22, 8080, 5353].map(|port| Echo::on(&lab.edge, port)).into();
     for port in [443, 22, 8080, 5353] {
-        assert_eq!(lab.stranger_reaches_tcp(port), [true; 2], "control, TCP {port}");
-        assert_eq!(lab.stranger_reaches_udp(port), [true; 2], "control, UDP {port}");
+        assert_eq!(lab.stranger_reaches_tcp(port, ANSWER), [true; 2], "control, TCP {port}");
+        assert_eq!(lab.stranger_reaches_udp(port, ANSWER), [true; 2], "control, UDP {port}");
     }
     let gate = lab.open(&lab.config()).unwrap();
-    assert_eq!(lab.stranger_reaches_tcp(443), [true; 2]);
-    assert_eq!(lab.stranger_reaches_udp(443), [true; 2]);
+    assert_eq!(lab.stranger_reaches_tcp(443, ANSWER), [true; 2]);
+    assert_eq!(lab.stranger_reaches_udp(443, ANSWER), [true; 2]);
     for port in [22, 8080, 5353] {
-        assert_eq!(lab.stranger_reaches_tcp(port), [false; 2], "TCP {port}");
-        assert_eq!(lab.stranger_reaches_udp(port), [false; 2], "UDP {port}");
+        assert_eq!(lab.stranger_reaches_tcp(port, SILENCE), [false; 2], "TCP {port}");
+        assert_eq!(lab.stranger_reaches_udp(port, SILENCE), [false; 2], "UDP {port}");
     }
     let counters = gate.counters().unwrap();
     assert!(counters.of(Verdict::Pass(PassReason::TcpOpen)) >= 2);
@@ -38,14 +38,14 @@ fn an_administrator_keeps_the_listed_port_and_only_that() {
         config.admin.push(rule.parse().unwrap());
     }
     let _gate = lab.open(&config).unwrap();
-    assert_eq!(lab.stranger_reaches_tcp(22), [true; 2]);
-    assert_eq!(lab.stranger_reaches_udp(22), [false; 2]);
-    assert_eq!(lab.stranger_reaches_tcp(161), [false; 2]);
-    assert_eq!(lab.stranger_reaches_udp(161), [true; 2]);
+    assert_eq!(lab.stranger_reaches_tcp(22, ANSWER), [true; 2]);
+    assert_eq!(lab.stranger_reaches_udp(22, SILENCE), [false; 2]);
+    assert_eq!(lab.stranger_reaches_tcp(161, SILENCE), [false; 2]);
+    assert_eq!(lab.stranger_reaches_udp(161, ANSWER), [true; 2]);
     config.admin.clear();
     let _gate = lab.open(&config).unwrap();
-    assert_eq!(lab.stranger_reaches_tcp(22), [false; 2], "the list is written anew");
-    assert_eq!(lab.stranger_reaches_udp(161), [false; 2]);
+    assert_eq!(lab.stranger_reaches_tcp(22, SILENCE), [false; 2], "the list is written anew");
+    assert_eq!(lab.stranger_reaches_udp(161, SILENCE), [false; 2]);
 }
 
 #[test]
@@ -53,8 +53,8 @@ fn answers_to_what_the_host_opens_come_back() {
     let lab = Lab::new();
     let _servers: Vec<Echo> = [53, 7000].map(|port| Echo::on(&lab.stranger, port)).into();
     let gate = lab.open(&lab.config()).unwrap();
-    assert_eq!(lab.edge_reaches_tcp(7000), [true; 2]);
-    assert_eq!(lab.edge_reaches_udp(53), [true; 2]);
+    assert_eq!(lab.edge_reaches_tcp(7000, ANSWER), [true; 2]);
+    assert_eq!(lab.edge_reaches_udp(53, ANSWER), [true; 2]);
     for address in STRANGER {
         assert!(ping(&lab, address), "{address}");
     }
@@ -80,7 +80,7 @@ fn errors_about_the_hosts_own_datagrams_come_back() {
                 let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
                 let socket = std::net::UdpSocket::bind(any).unwrap();
                 socket.connect(to).unwrap();
-                socket.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+                socket.set_read_timeout(Some(ANSWER)).unwrap();
                 socket.send(b"?").unwrap();
                 socket.recv(&mut [0; 8]).unwrap_err()
             })
@@ -99,7 +99,7 @@ fn a_connection_older_than_the_gate_goes_on() {
         let to = SocketAddr::new(address.parse().unwrap(), 8080);
         let mut stream = lab.stranger.enter(|| std::net::TcpStream::connect(to)).unwrap().unwrap();
         let _gate = lab.open(&lab.config()).unwrap();
-        stream.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        stream.set_read_timeout(Some(ANSWER)).unwrap();
         stream.write_all(b"?").unwrap();
         stream.read_exact(&mut [0]).unwrap();
         lab.detach();
@@ -112,7 +112,7 @@ fn ping(lab: &Lab, address: &str) -> bool {
     lab.edge
         .enter(|| {
             let socket = Socket::new(Domain::for_address(to), Type::DGRAM, Some(protocol)).unwrap();
-            socket.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+            socket.set_read_timeout(Some(ANSWER)).unwrap();
             socket.send_to(&[request, 0, 0, 0, 0, 0, 0, 1], &to.into()).unwrap();
             let mut buffer = [std::mem::MaybeUninit::uninit(); 64];
             socket.recv(&mut buffer).is_ok()

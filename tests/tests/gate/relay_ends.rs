@@ -15,11 +15,13 @@ use portcullis_tests::gate::packet::{self, Path, UDP};
 use portcullis_tests::gate::wire::Wire;
 use portcullis_tests::netns::{Netns, run};
 use portcullis_tests::relay::{RelayEnd, RelayNode};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
+use crate::lab::{ANSWER, SILENCE};
 use crate::relay_lab::{Ends, PORT, Pair, RelayLab, Shape, install, relayed};
 
 const HOUR: Duration = Duration::from_secs(3_600);
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// The real bind machine and two real quinn endpoints; their packets never reach the node's socket.
 #[test]
@@ -112,14 +114,17 @@ fn iperf3_loses_nothing_through_the_gate() {
                 connector: at(ends.node_connector, to_connector),
             };
             install(&relay, &grant).unwrap();
+            let full = no_room(&lab.connector);
             let mut command = lab.client.command("iperf3");
             command.args(["-u", "-c", &ends.node_client.to_string(), "-p", "443", "--cport", "40443"]);
             command.args(["-B", &ends.client.to_string(), "-l", "1200", "-b", "20M", "-t", "2", "-J"]);
             let report: serde_json::Value = serde_json::from_str(&run(&mut command).unwrap()).unwrap();
             let sum = &report["end"]["sum"];
             let (packets, lost) = (sum["packets"].as_u64().unwrap(), sum["lost_packets"].as_u64().unwrap());
-            assert!(packets > 1_000, "{report}");
-            assert_eq!(lost, 0, "{shape:?} {ends:?}");
+            // Of a program that gets no CPU, the kernel drops what its socket has no room for, and counts it.
+            let full = no_room(&lab.connector) - full;
+            assert!(lost <= full, "{shape:?} {ends:?}: {lost} lost, {full} for want of room");
+            assert!(packets - lost > 1_000, "{report}");
             let ended = relay.revoke(session).unwrap().unwrap();
             assert!(ended.usage[0].packets >= packets, "{:?} {packets}", ended.usage);
         }
@@ -134,7 +139,9 @@ fn a_session_loses_nothing_while_the_daemon_dies_twenty_times() {
     let pair = lab.pair(&ends);
     lab.greet(&ends);
     let mut daemon = daemon(&lab, Some((&ends, &pair, 600.0)));
-    assert_eq!(pair.passes_both(&ends, b"x"), [true; 2]);
+    assert_eq!(pair.passes_both(&ends, b"x", ANSWER), [true; 2]);
+    // Room for all that this test sends: the kernel must lose nothing either, however late the reader comes.
+    set_socket_recv_buffer_size_force(&pair.connector, 256 << 20).unwrap();
     let (stop, received) = (AtomicBool::new(false), Mutex::new(Vec::<u64>::new()));
     let sent = std::thread::scope(|scope| {
         let sending = scope.spawn(|| {
@@ -148,8 +155,15 @@ fn a_session_loses_nothing_while_the_daemon_dies_twenty_times() {
         });
         scope.spawn(|| {
             let mut buffer = [0; 8];
-            while let Ok((8, _)) = pair.connector.recv_from(&mut buffer) {
-                received.lock().unwrap().push(u64::from_be_bytes(buffer));
+            pair.connector.set_read_timeout(Some(SILENCE)).unwrap();
+            loop {
+                let over = stop.load(Ordering::Relaxed);
+                match pair.connector.recv_from(&mut buffer) {
+                    Ok((8, _)) => received.lock().unwrap().push(u64::from_be_bytes(buffer)),
+                    Ok(_) => {}
+                    Err(_) if over => return,
+                    Err(_) => {}
+                }
             }
         });
         for _ in 0..20 {
@@ -170,15 +184,25 @@ fn a_session_loses_nothing_while_the_daemon_dies_twenty_times() {
 fn expiry_needs_no_daemon() {
     let lab = RelayLab::new(Shape::TwoInterfaces);
     let ends = lab.families()[1];
-    let pair = lab.pair(&ends);
     lab.greet(&ends);
-    let mut daemon = daemon(&lab, Some((&ends, &pair, 8.0)));
-    let granted = Instant::now();
-    daemon.kill().unwrap();
-    daemon.wait().unwrap();
-    assert_eq!(pair.passes_both(&ends, b"x"), [true; 2], "with the daemon dead");
-    std::thread::sleep(Duration::from_millis(8_100).saturating_sub(granted.elapsed()));
-    assert_eq!(pair.passes_both(&ends, b"x"), [false; 2]);
+    // A machine that is too busy to send two packets within a short life gets a longer one.
+    for seconds in [8u64, 30, 60] {
+        let pair = lab.pair(&ends);
+        let began = Instant::now();
+        let mut daemon = daemon(&lab, Some((&ends, &pair, seconds as f64)));
+        let granted = Instant::now();
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+        let passes = pair.passes_both(&ends, b"x", Duration::from_secs(seconds) / 4);
+        let late = began.elapsed() >= Duration::from_secs(seconds);
+        assert!(passes == [true; 2] || late, "with the daemon dead");
+        std::thread::sleep(Duration::from_millis(1_000 * seconds + 100).saturating_sub(granted.elapsed()));
+        assert_eq!(pair.passes_both(&ends, b"x", SILENCE), [false; 2]);
+        if passes == [true; 2] {
+            return;
+        }
+    }
+    panic!("this machine never sends two packets in time");
 }
 
 /// Tags are of the link that a packet came by, and stay behind.
@@ -190,7 +214,7 @@ fn tagged_packets_are_relayed_without_their_tags() {
         let pair = lab.pair(&ends);
         let session = relay.open_session(relay.identity("local:alice").unwrap(), HOUR).unwrap();
         lab.connect(&relay, session, &ends, &pair);
-        assert_eq!(pair.passes_both(&ends, b"x"), [true; 2]);
+        assert_eq!(pair.passes_both(&ends, b"x", ANSWER), [true; 2]);
         let [client, node] = [mac(&lab.client), mac(&lab.node)];
         let wire = Wire::on(&lab.client, "eth0").unwrap();
         let path = Path::new(&ends.client.to_string(), &ends.node_client.to_string());
@@ -213,6 +237,12 @@ fn tagged_packets_are_relayed_without_their_tags() {
             assert_eq!(relayed(&gate), before + 3);
         }
     }
+}
+
+/// Datagrams that the namespace's sockets had no room for (RFC 4113 counts them among the errors).
+fn no_room(netns: &Netns) -> u64 {
+    let counts = netns.run("nstat -asz UdpRcvbufErrors Udp6RcvbufErrors").unwrap();
+    counts.lines().filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
 }
 
 fn mac(netns: &Netns) -> [u8; 6] {

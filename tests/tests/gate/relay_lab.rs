@@ -16,11 +16,9 @@ use portcullis_common::Verdict;
 use portcullis_tests::bench::pass_everything;
 use portcullis_tests::netns::{Netns, veth};
 
-use crate::lab::Pin;
+use crate::lab::{ANSWER, Pin};
 
 pub const PORT: u16 = 443;
-/// Long enough for a packet on a veth under load, short enough to wait for silence.
-const PATIENCE: Duration = Duration::from_millis(300);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
@@ -157,7 +155,7 @@ impl RelayLab {
 
 /// Tries until the neighbours are known.
 pub fn install(relay: &Relay, grant: &FlowGrant) -> Result<(), RelayError> {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + ANSWER;
     loop {
         match relay.install(grant) {
             Err(RelayError::Detour(Detour::Unresolved)) if Instant::now() < deadline => {
@@ -170,7 +168,7 @@ pub fn install(relay: &Relay, grant: &FlowGrant) -> Result<(), RelayError> {
 
 pub fn socket(netns: &Netns, address: IpAddr) -> UdpSocket {
     let socket = netns.enter(|| UdpSocket::bind((address, 0))).unwrap().unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(ANSWER)).unwrap();
     socket
 }
 
@@ -189,13 +187,14 @@ impl Pair {
         }
     }
 
-    /// Whether a datagram sent by this end comes out at the other, unchanged and from the node.
-    pub fn passes(&self, ends: &Ends, from: Leg, data: &[u8]) -> bool {
+    /// Whether a datagram sent by this end comes out at the other in that time, unchanged and from the node.
+    pub fn passes(&self, ends: &Ends, from: Leg, data: &[u8], patience: Duration) -> bool {
         let (sender, to, receiver, as_from) = match from {
             Leg::Client => (&self.client, ends.node_client, &self.connector, ends.node_connector),
             Leg::Connector => (&self.connector, ends.node_connector, &self.client, ends.node_client),
         };
         sender.send_to(data, (to, PORT)).unwrap();
+        receiver.set_read_timeout(Some(patience)).unwrap();
         let mut buffer = [0; 2_048];
         match receiver.recv_from(&mut buffer) {
             Ok((length, source)) => {
@@ -207,8 +206,8 @@ impl Pair {
         }
     }
 
-    pub fn passes_both(&self, ends: &Ends, data: &[u8]) -> [bool; 2] {
-        Leg::BOTH.map(|leg| self.passes(ends, leg, data))
+    pub fn passes_both(&self, ends: &Ends, data: &[u8], patience: Duration) -> [bool; 2] {
+        Leg::BOTH.map(|leg| self.passes(ends, leg, data, patience))
     }
 }
 

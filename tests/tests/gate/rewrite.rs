@@ -14,6 +14,7 @@ use portcullis_tests::gate::packet::{self, Path, UDP};
 use portcullis_tests::gate::wire::Wire;
 use portcullis_tests::netns::{Netns, veth};
 
+use crate::lab::ANSWER;
 use crate::verdicts::{HOST, STRANGER};
 
 /// Where the model's relayed flows lead.
@@ -285,7 +286,7 @@ impl FarEnd {
         frame.extend([[0x08, 0x00], [0x86, 0xdd]][family]);
         frame.extend(packet);
         self.wire.send(&frame).unwrap();
-        let deadline = std::time::Instant::now() + Duration::from_secs(2);
+        let deadline = std::time::Instant::now() + ANSWER;
         // Behind it another that is right: once that is there, the first one was refused.
         let marker =
             Case { family, between: Between::Nothing, sum: Sum::Right, length: 5, tags_in: 0, tags_out: 0 };

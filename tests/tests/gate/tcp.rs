@@ -3,14 +3,13 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
 
 use portcullis::gate::Gate;
 use portcullis_common::{DropReason, PassReason, Verdict};
 use portcullis_tests::gate::packet::{ACK, FIN, Path, RST, SYN};
 use portcullis_tests::gate::wire::Wire;
 
-use crate::lab::{EDGE, Echo, Lab, STRANGER, mac, settle};
+use crate::lab::{ANSWER, EDGE, Echo, Lab, STRANGER, mac, settle};
 
 const CONNECTION: Verdict = Verdict::Pass(PassReason::TcpConnection);
 const LISTENER: Verdict = Verdict::Drop(DropReason::TcpListener);
@@ -19,9 +18,8 @@ const NO_CONNECTION: Verdict = Verdict::Drop(DropReason::TcpNoConnection);
 
 fn connect(lab: &Lab, address: &str, port: u16) -> TcpStream {
     let to = SocketAddr::new(address.parse().unwrap(), port);
-    let stream =
-        lab.stranger.enter(|| TcpStream::connect_timeout(&to, Duration::from_secs(5))).unwrap().unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let stream = lab.stranger.enter(|| TcpStream::connect_timeout(&to, ANSWER)).unwrap().unwrap();
+    stream.set_read_timeout(Some(ANSWER)).unwrap();
     stream
 }
 
@@ -120,8 +118,11 @@ fn established_connections_lose_nothing_while_strangers_flood() {
     }
     assert!(count(&gate, SYN_RATE) > refused + 1_000, "control: the flood is refused");
     assert!(count(&gate, CONNECTION) >= before + 2 * 500);
-    // A retransmission would mean that a packet was lost.
-    let lost = lab.stranger.run("nstat -asz TcpRetransSegs").unwrap();
-    assert!(lost.lines().any(|line| line.split_whitespace().nth(1) == Some("0")), "{lost}");
-    assert_eq!(count(&gate, NO_CONNECTION), 0);
+    // That the kernel sent nothing twice would say as much, but on a busy machine it does so for its own reasons.
+    let counters = gate.counters().unwrap();
+    let dropped: Vec<_> = counters
+        .by_reason()
+        .filter(|(action, reason, packets)| *action == "drop" && reason.starts_with("tcp_") && *packets > 0)
+        .collect();
+    assert_eq!(dropped, [], "only openings are refused, as syn_rate");
 }

@@ -9,7 +9,7 @@ use portcullis_common::{DropReason, PassReason, Verdict};
 
 use portcullis_tests::gate::quic;
 
-use crate::lab::{EDGE, Echo, Lab};
+use crate::lab::{ANSWER, EDGE, Echo, Lab, SILENCE};
 use crate::lifecycle::Holder;
 
 fn config(lab: &Lab) -> GateConfig {
@@ -26,20 +26,20 @@ fn a_stranger_reaches_the_served_port_an_administrator_his_own_and_answers_come_
     let lab = Lab::new();
     let _planted: Vec<Echo> = [443, 22, 161, 8080].map(|port| Echo::on(&lab.edge, port)).into();
     let _servers: Vec<Echo> = [53, 7000].map(|port| Echo::on(&lab.stranger, port)).into();
-    assert_eq!(lab.stranger_reaches_tcp(8080), [true; 2], "control");
-    assert_eq!(lab.stranger_reaches_udp(8080), [true; 2], "control");
+    assert_eq!(lab.stranger_reaches_tcp(8080, ANSWER), [true; 2], "control");
+    assert_eq!(lab.stranger_reaches_udp(8080, ANSWER), [true; 2], "control");
     for interfaces in [vec!["eth0".to_owned()], Vec::new()] {
         let _gate = lab.open(&GateConfig { interfaces, ..config(&lab) }).unwrap();
-        assert_eq!(lab.stranger_reaches_tcp(443), [true; 2]);
-        assert_eq!(lab.stranger_reaches_udp(443), [true; 2]);
-        assert_eq!(lab.stranger_reaches_tcp(8080), [false; 2]);
-        assert_eq!(lab.stranger_reaches_udp(8080), [false; 2]);
-        assert_eq!(lab.stranger_reaches_tcp(22), [true; 2]);
-        assert_eq!(lab.stranger_reaches_udp(22), [false; 2]);
-        assert_eq!(lab.stranger_reaches_tcp(161), [false; 2]);
-        assert_eq!(lab.stranger_reaches_udp(161), [true; 2]);
-        assert_eq!(lab.edge_reaches_tcp(7000), [true; 2]);
-        assert_eq!(lab.edge_reaches_udp(53), [true; 2]);
+        assert_eq!(lab.stranger_reaches_tcp(443, ANSWER), [true; 2]);
+        assert_eq!(lab.stranger_reaches_udp(443, ANSWER), [true; 2]);
+        assert_eq!(lab.stranger_reaches_tcp(8080, SILENCE), [false; 2]);
+        assert_eq!(lab.stranger_reaches_udp(8080, SILENCE), [false; 2]);
+        assert_eq!(lab.stranger_reaches_tcp(22, ANSWER), [true; 2]);
+        assert_eq!(lab.stranger_reaches_udp(22, SILENCE), [false; 2]);
+        assert_eq!(lab.stranger_reaches_tcp(161, SILENCE), [false; 2]);
+        assert_eq!(lab.stranger_reaches_udp(161, ANSWER), [true; 2]);
+        assert_eq!(lab.edge_reaches_tcp(7000, ANSWER), [true; 2]);
+        assert_eq!(lab.edge_reaches_udp(53, ANSWER), [true; 2]);
     }
 }
 
@@ -49,16 +49,16 @@ fn kill_nine_leaves_the_default_drop_and_detach_takes_it_down() {
     let _planted = Echo::on(&lab.edge, 8080);
     let mut holder = Holder::start(&lab, &["--userspace"]);
     holder.kill();
-    assert_eq!(lab.stranger_reaches_tcp(8080), [false; 2]);
+    assert_eq!(lab.stranger_reaches_tcp(8080, SILENCE), [false; 2]);
     let _again = lab.open(&config(&lab)).unwrap();
-    assert_eq!(lab.stranger_reaches_tcp(8080), [false; 2]);
+    assert_eq!(lab.stranger_reaches_tcp(8080, SILENCE), [false; 2]);
     let tables = lab.edge.run("nft list tables").unwrap();
     assert_eq!(tables.trim(), "table inet portcullis", "replaced, not added to");
     let status = lab.status();
     assert!(status.is_up() && status.to_string().contains("policy drop"), "{status}");
     assert_eq!(lab.detach(), ["nftables table inet portcullis"]);
     assert!(!lab.status().is_up());
-    assert_eq!(lab.stranger_reaches_tcp(8080), [true; 2]);
+    assert_eq!(lab.stranger_reaches_tcp(8080, ANSWER), [true; 2]);
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn fragments_are_dropped_here_too() {
             .enter(|| {
                 let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
                 let socket = std::net::UdpSocket::bind(any).unwrap();
-                socket.set_read_timeout(Some(std::time::Duration::from_millis(500))).unwrap();
+                socket.set_read_timeout(Some(SILENCE)).unwrap();
                 socket.send_to(&[0; 4_000], to).unwrap();
                 assert!(socket.recv(&mut [0; 8]).is_err(), "{to}");
             })
@@ -101,9 +101,9 @@ fn the_tunnel_port_is_not_tracked() {
     let lab = Lab::new();
     let _planted = Echo::on(&lab.edge, 443);
     let _gate = lab.open(&config(&lab)).unwrap();
-    assert_eq!(lab.stranger_reaches_udp(443), [true; 2]);
+    assert_eq!(lab.stranger_reaches_udp(443, ANSWER), [true; 2]);
     assert_eq!(tracked(&lab), 0);
-    assert_eq!(lab.edge_reaches_udp(9), [false; 2]);
+    assert_eq!(lab.edge_reaches_udp(9, SILENCE), [false; 2]);
     assert!(tracked(&lab) > 0, "control: the host's own datagrams are tracked");
 }
 
@@ -142,11 +142,11 @@ fn a_change_of_dataplane_leaves_one_gate_up() {
         let _xdp = lab.open(&lab.config()).unwrap();
         let status = lab.status();
         assert!(status.interfaces.len() == 1 && status.nftables.is_none(), "{status}");
-        assert_eq!(lab.stranger_reaches_tcp(8080), [false; 2]);
+        assert_eq!(lab.stranger_reaches_tcp(8080, SILENCE), [false; 2]);
         let _userspace = lab.open(&config(&lab)).unwrap();
         let status = lab.status();
         assert!(status.interfaces.is_empty() && status.nftables.is_some(), "{status}");
-        assert_eq!(lab.stranger_reaches_tcp(8080), [false; 2]);
+        assert_eq!(lab.stranger_reaches_tcp(8080, SILENCE), [false; 2]);
     }
 }
 

@@ -58,22 +58,38 @@ fn a_new_password_and_a_removal_end_the_sessions_of_that_user() {
 
 #[test]
 fn failed_logins_of_strangers_are_counted_beyond_the_rate() {
-    const ATTEMPTS: u64 = 300;
+    counted_beyond_the_rate("login", |n| format!("/cdn-cgi/access/authorized?code={n}"));
+}
+
+/// Asks for paths until some of the events are counted and not written: a busy machine may be slower than the rate.
+fn counted_beyond_the_rate(action: &str, path: impl Fn(u64) -> String) {
+    const TOGETHER: u64 = 400;
     let realm = Plan::new().unwrap().start(true, &[], "").unwrap();
-    let bad = |n: u64| realm.url(WIKI, &format!("/cdn-cgi/access/authorized?code={n}"));
-    let mut args = vec!["--parallel".to_owned(), "--parallel-max".to_owned(), "50".to_owned()];
-    args.extend((1..ATTEMPTS).map(bad));
-    realm.web("stranger").send(&bad(0), &args).unwrap();
-    wait_until("every attempt to be accounted for", Duration::from_secs(15), || {
+    let log = || -> anyhow::Result<(u64, u64)> {
         let text = std::fs::read_to_string(realm.dir.path().join("access.jsonl"))?;
         let events: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-        let single = events.iter().filter(|e| e["action"] == "login").count() as u64;
-        let counted: u64 =
-            events.iter().filter(|e| e["action"] == "summary").filter_map(|e| e["count"].as_u64()).sum();
-        anyhow::ensure!(single + counted <= ATTEMPTS, "{single} + {counted} is too many");
-        Ok((single + counted == ATTEMPTS && counted > 0).then_some(()))
-    })
-    .unwrap();
+        let single = events.iter().filter(|e| e["action"] == action).count() as u64;
+        let summaries = events.iter().filter(|e| e["action"] == "summary");
+        Ok((single, summaries.filter_map(|e| e["count"].as_u64()).sum()))
+    };
+    let mut asked = 0;
+    for _ in 0..10 {
+        let mut urls = (asked..asked + TOGETHER).map(|n| realm.url(WIKI, &path(n)));
+        let first = urls.next().unwrap();
+        let mut args = vec!["--parallel".to_owned(), "--parallel-max".to_owned(), "50".to_owned()];
+        args.extend(urls);
+        realm.web("stranger").send(&first, &args).unwrap();
+        asked += TOGETHER;
+        let counted = wait_until("every one to be accounted for", Duration::from_secs(60), || {
+            let (single, counted) = log()?;
+            anyhow::ensure!(single + counted <= asked, "{single} + {counted} is too many");
+            Ok((single + counted == asked).then_some(counted))
+        });
+        if counted.unwrap() > 0 {
+            return;
+        }
+    }
+    panic!("this machine never asks faster than the rate");
 }
 
 #[test]
@@ -117,22 +133,7 @@ fn the_log_is_read_by_user_application_and_verdict() {
 
 #[test]
 fn requests_of_strangers_beyond_the_rate_are_counted_exactly() {
-    const REQUESTS: u64 = 400;
-    let realm = Plan::new().unwrap().start(true, &[], "").unwrap();
-    let urls: Vec<String> = (0..REQUESTS).map(|n| realm.url(WIKI, &format!("/{n}"))).collect();
-    let mut args = vec!["--parallel".to_owned(), "--parallel-max".to_owned(), "50".to_owned()];
-    args.extend(urls.into_iter().skip(1));
-    realm.web("stranger").send(&realm.url(WIKI, "/0"), &args).unwrap();
-    wait_until("every request to be accounted for", Duration::from_secs(15), || {
-        let text = std::fs::read_to_string(realm.dir.path().join("access.jsonl"))?;
-        let events: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-        let single = events.iter().filter(|e| e["action"] == "request").count() as u64;
-        let counted: u64 =
-            events.iter().filter(|e| e["action"] == "summary").filter_map(|e| e["count"].as_u64()).sum();
-        anyhow::ensure!(single + counted <= REQUESTS, "{single} + {counted} is too many");
-        Ok((single + counted == REQUESTS && counted > 0).then_some(()))
-    })
-    .unwrap();
+    counted_beyond_the_rate("request", |n| format!("/{n}"));
 }
 
 #[test]
@@ -159,7 +160,7 @@ fn a_backup_brings_back_what_was_and_a_damaged_one_is_refused() {
     realm.node.admin(&["backup", copy.to_str().unwrap()]).unwrap();
     realm.node.admin(&["user", "remove", "ann"]).unwrap();
     assert!(realm.node.admin(&["restore", copy.to_str().unwrap()]).is_err(), "not while the node runs");
-    realm.node.process().unwrap().terminate(Duration::from_secs(20)).unwrap();
+    realm.node.process().unwrap().terminate(Duration::from_secs(60)).unwrap();
     realm.node.admin(&["restore", copy.to_str().unwrap()]).unwrap();
     assert!(realm.node.admin(&["user", "list"]).unwrap().contains("ann@example.com"));
     assert!(realm.node.admin(&["events"]).unwrap().contains("restore "), "the restored log says so");

@@ -28,7 +28,7 @@ fn token(realm: &Realm) -> String {
 }
 
 fn wait_for_connections(realm: &Realm, count: &str) {
-    wait_until(&format!("{count} connections of hq"), Duration::from_secs(20), || {
+    wait_until(&format!("{count} connections of hq"), Duration::from_secs(60), || {
         let out = realm.node.admin(&["connector", "list"])?;
         let row = out.lines().find(|line| line.starts_with("hq")).map(str::to_owned);
         Ok(row.filter(|row| row.split_whitespace().nth(1) == Some(count)))
@@ -61,14 +61,14 @@ fn an_application_is_reached_through_a_connector_that_only_dials_out() {
     assert_eq!(web.get(&url).unwrap().status, 200);
 
     // A token is spent; the key it made is what counts.
-    connector.process.terminate(Duration::from_secs(40)).unwrap();
+    connector.process.terminate(Duration::from_secs(60)).unwrap();
     let mut thief = Connector::enrol(&realm.dir.path().join("thief"), None, &token).unwrap();
-    assert!(!thief.process.wait(Duration::from_secs(20)).unwrap().success(), "a spent token is refused");
+    assert!(!thief.process.wait(Duration::from_secs(60)).unwrap().success(), "a spent token is refused");
     let _again = Connector::start(&dir, None).unwrap();
     wait_for_connections(&realm, "2");
 
     realm.node.admin(&["connector", "revoke", "hq"]).unwrap();
-    wait_until("the application to be gone", Duration::from_secs(5), || {
+    wait_until("the application to be gone", Duration::from_secs(60), || {
         Ok((web.get(&url)?.status == 503).then_some(()))
     })
     .unwrap();

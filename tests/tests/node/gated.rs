@@ -58,13 +58,20 @@ type = "local"
         Self { stranger, edge, node, _dir: dir }
     }
 
-    /// Whether a connection of the stranger to `port` opens. A veth may lose the first SYN while a program comes or goes;
-    /// TCP sends it again after a second.
+    /// Whether a connection of the stranger to `port` opens, however busy this machine is.
     pub fn reaches(&self, port: u16) -> bool {
+        self.opens(port, Duration::from_secs(20))
+    }
+
+    /// Whether the first SYN to `port`, and the one that TCP sends a second later, stay without an answer. A veth may
+    /// lose the first while a program comes or goes.
+    pub fn is_silent(&self, port: u16) -> bool {
+        !self.opens(port, Duration::from_millis(1_500))
+    }
+
+    fn opens(&self, port: u16, patience: Duration) -> bool {
         let address: SocketAddr = format!("{EDGE}:{port}").parse().unwrap();
-        self.stranger
-            .enter(|| TcpStream::connect_timeout(&address, Duration::from_millis(2_500)).is_ok())
-            .unwrap()
+        self.stranger.enter(|| TcpStream::connect_timeout(&address, patience).is_ok()).unwrap()
     }
 
     /// What `/readyz` says.

@@ -29,7 +29,7 @@ impl Helper {
         let mut command = lab.edge.command(binary().unwrap());
         command.args(["helper", "--config"]).arg(lab.node.config()).stdin(Stdio::from(other));
         let socket = UnixDatagram::from(own);
-        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         Self { child: command.spawn().unwrap(), socket }
     }
 

@@ -14,7 +14,7 @@ fn reload(realm: &mut Realm, change: impl FnOnce(String) -> String, expected: &s
     std::fs::rename(new, realm.node.config()).unwrap();
     realm.node.process().unwrap().signal(Signal::HUP).unwrap();
     let log = realm.dir.path().join("access.jsonl");
-    wait_until(&format!("an event that says `{expected}`"), Duration::from_secs(10), || {
+    wait_until(&format!("an event that says `{expected}`"), Duration::from_secs(60), || {
         let text = std::fs::read_to_string(&log)?;
         Ok(text.lines().any(|line| line.contains("reload") && line.contains(expected)).then_some(()))
     })
@@ -75,7 +75,7 @@ fn a_renewed_certificate_is_served_without_a_restart() {
     let before = served();
     assert_eq!(before, served(), "the control");
     realm.ca.issue(&portcullis_tests::realm::HOSTS).unwrap().write(realm.dir.path(), "node").unwrap();
-    wait_until("the new certificate to be served", Duration::from_secs(15), || {
+    wait_until("the new certificate to be served", Duration::from_secs(60), || {
         Ok((served() != before).then_some(()))
     })
     .unwrap();
