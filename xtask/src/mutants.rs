@@ -31,7 +31,7 @@ pub struct Mutant {
 /// Packets of the differential test in each run: a bug that they do not find is one for a hand-written test.
 const PACKETS: &str = "200000";
 /// Programs that the gate's tests start. To link the others would take longer than all else.
-const PROGRAMS: [&str; 1] = ["gate_hold.rs"];
+const PROGRAMS: [&str; 2] = ["gate_hold.rs", "relay_end.rs"];
 /// Of cargo-nextest: tests ran, and some failed.
 const TESTS_FAILED: i32 = 100;
 
@@ -199,6 +199,20 @@ mod tests {
         }
         let names: BTreeSet<_> = gate::MUTANTS.iter().map(|mutant| mutant.name).collect();
         assert_eq!(names.len(), gate::MUTANTS.len(), "two have one name");
+    }
+
+    /// The copy must build: it holds every program that the gate's tests start.
+    #[test]
+    fn the_programs_of_the_gates_tests_are_copied() {
+        let dir = Path::new("tests/tests/gate");
+        let mut named = BTreeSet::new();
+        for file in files(shell::root(), dir).unwrap() {
+            let text = fs::read_to_string(shell::root().join(file)).unwrap();
+            for rest in text.split("CARGO_BIN_EXE_").skip(1) {
+                named.insert(format!("{}.rs", rest.split('"').next().unwrap()));
+            }
+        }
+        assert_eq!(named, PROGRAMS.map(str::to_owned).into());
     }
 
     #[test]
