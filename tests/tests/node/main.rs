@@ -5,6 +5,7 @@ mod audit;
 mod boot;
 mod connectors;
 mod flap;
+mod flood;
 mod gated;
 mod helper;
 mod lifecycle;
