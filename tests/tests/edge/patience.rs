@@ -49,7 +49,11 @@ fn slow(parts: usize, pause: Duration) -> Body {
 }
 
 async fn http2(node: &Node) -> SendRequest<Body> {
-    let stream = node.connect(WIKI, &["h2"]).await;
+    http2_to(node, WIKI).await
+}
+
+async fn http2_to(node: &Node, host: &str) -> SendRequest<Body> {
+    let stream = node.connect(host, &["h2"]).await;
     let (sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
@@ -157,15 +161,20 @@ async fn quiet_origin(pause: Duration) -> u16 {
     port
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_event_stream_may_be_as_quiet_as_its_origin() {
-    let port = quiet_origin(4 * SECOND).await;
+/// A node with such an origin behind `quiet.example.com`.
+async fn with_quiet_origin(pause: Duration) -> Node {
+    let port = quiet_origin(pause).await;
     let quiet = format!(
         "[[application]]\nname = \"quiet\"\nurl = \"https://quiet.example.com\"\n\
          origin = \"http://127.0.0.1:{port}\"\npolicies = [\"people\"]\n"
     );
     let origin = Origin::start(None, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-    let node = with_origin(origin, &quiet).await;
+    with_origin(origin, &quiet).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_stream_may_be_as_quiet_as_its_origin() {
+    let node = with_quiet_origin(4 * SECOND).await;
     let ann = node.log_in("quiet.example.com").await;
     let cookies = format!("Cookie: {}\r\n", ann.cookies());
     let text = node.get("quiet.example.com", "/", &cookies).await;
@@ -183,18 +192,20 @@ async fn an_event_stream_may_be_as_quiet_as_its_origin() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_login_has_so_many_requests_at_a_time() {
-    let origin = Origin::start(None, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-    // None is to end for another reason, however long it takes to open them all.
-    let long = 10 * SOON;
-    let patience = Patience { head: long, upload_pause: long, reply_pause: long };
-    let node = Node::start_patient(origin, "", patience).await;
-    let (ann, bob) = (node.log_in(WIKI).await, node.log_in(WIKI).await);
+    let quiet = "quiet.example.com";
+    // None is to end by itself, however long it takes to open them all.
+    let node = with_quiet_origin(10 * SOON).await;
+    let (ann, bob) = (node.log_in(quiet).await, node.log_in(quiet).await);
+    let ask = async |sender: &mut SendRequest<Body>, ann: &Ann| {
+        let request = Request::builder().uri(format!("https://{quiet}/")).header("cookie", ann.cookies());
+        timeout(SOON, sender.send_request(request.body(empty()).unwrap())).await.unwrap().unwrap()
+    };
     let mut held = Vec::new();
     let mut refused = 0;
     for _ in 0..4 {
-        let mut sender = http2(&node).await;
+        let mut sender = http2_to(&node, quiet).await;
         for _ in 0..100 {
-            let answer = send(&mut sender, &ann, ("GET", "/events"), empty()).await;
+            let answer = ask(&mut sender, &ann).await;
             match answer.status().as_u16() {
                 200 => held.push(answer),
                 429 => refused += 1,
@@ -203,16 +214,15 @@ async fn one_login_has_so_many_requests_at_a_time() {
         }
     }
     assert_eq!((held.len(), refused), (384, 16));
-    let mut sender = http2(&node).await;
-    assert_eq!(send(&mut sender, &bob, ("GET", "/"), empty()).await.status(), 200);
+    let mut sender = http2_to(&node, quiet).await;
+    assert_eq!(ask(&mut sender, &bob).await.status(), 200);
     let events = node.events().await;
     assert!(events.iter().any(|event| event["status"] == 429 && event["reason"] == "throttled"));
     drop(held);
-    for _ in 0..500 {
-        if send(&mut sender, &ann, ("GET", "/"), empty()).await.status() == 200 {
-            return;
+    let back = async {
+        while ask(&mut sender, &ann).await.status() != 200 {
+            sleep(Duration::from_millis(20)).await;
         }
-        sleep(Duration::from_millis(20)).await;
-    }
-    panic!("what was held does not come back");
+    };
+    timeout(SOON, back).await.expect("what was held comes back");
 }
