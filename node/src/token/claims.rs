@@ -158,8 +158,6 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-
 /// A UUID (version 8, RFC 9562 §5.8) derived from who the person is.
 pub fn subject(person: &PersonId) -> String {
     let mut text = b"portcullis person\0".to_vec();

@@ -13,6 +13,7 @@ use portcullis::context::Context;
 use portcullis::edge::{self, Patience};
 use portcullis::event::{EventSettings, Events};
 use portcullis::flow::{Facts, Host, PersonId, Session};
+use portcullis::identity::service::Services;
 use portcullis::metrics::Metrics;
 use portcullis::policy::{Decision, decide};
 use portcullis::portal::Portal;
@@ -101,14 +102,25 @@ impl Node {
         let events = Events::start(settings, store.clone(), Arc::clone(&metrics)).unwrap();
         let tokens = Tokens::load(store.clone(), &config.node.authority(), now).await.unwrap();
         let sessions = Sessions::load(store.clone(), Arc::clone(&metrics), now).await.unwrap();
+        let services = Services::load(store.clone()).await.unwrap();
         let key = store.secret("seal", || clock::random::<{ Seal::KEY_LEN }>().to_vec()).await.unwrap();
         let seal = Seal::new(&key).unwrap();
         let active = Arc::new(Active::new(config));
         let tunnels = Arc::new(Registry::default());
         let (publish, active) = watch::channel(active);
         let recent = Recent::default();
-        let context =
-            Arc::new(Context { active, store, sessions, tokens, seal, events, metrics, tunnels, recent });
+        let context = Arc::new(Context {
+            active,
+            store,
+            sessions,
+            services,
+            tokens,
+            seal,
+            events,
+            metrics,
+            tunnels,
+            recent,
+        });
 
         let listen = |address: SocketAddr| {
             let listener = TcpListener::bind(address).unwrap();

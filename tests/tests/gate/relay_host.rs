@@ -6,6 +6,7 @@ use std::time::Duration;
 use portcullis::gate::{self, FlowGrant, Leg, PeerAddress, RelayError, Standing, Usage};
 use portcullis_common::{DropReason, PassReason, Verdict};
 
+use crate::lab::ANSWER;
 use crate::relay_lab::{Ends, PORT, Pair, RelayLab, Shape, peer};
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -140,11 +141,11 @@ fn a_relayed_session_can_go_over_to_the_node() {
     let pair = lab.pair(&ends);
     let session = relay.open_session(relay.identity("local:alice").unwrap(), HOUR).unwrap();
     let grant = lab.connect(&relay, session, &ends, &pair);
-    assert_eq!(pair.passes_both(&ends, b"1"), [true; 2]);
+    assert_eq!(pair.passes_both(&ends, b"1", ANSWER), [true; 2]);
     let other = relay.open_session(relay.identity("local:bob").unwrap(), HOUR).unwrap();
     let taken = FlowGrant { session: other, ..grant };
     assert!(matches!(relay.install_to_host(&taken), Err(RelayError::TupleInUse)));
-    assert_eq!(pair.passes_both(&ends, b"2"), [true; 2], "the other's is as it was");
+    assert_eq!(pair.passes_both(&ends, b"2", ANSWER), [true; 2], "the other's is as it was");
 
     relay.install_to_host(&grant).unwrap();
     let node = Node::new(&lab);
