@@ -68,7 +68,7 @@ impl Store {
         self.run(move |connection| {
             connection.execute(
                 "UPDATE device SET revoked_at = ?1 WHERE revoked_at IS NULL AND (expires_at <= ?1
-                 OR client_key NOT IN (SELECT client.key FROM client JOIN session ON session.id = client.session
+                 OR client_key IS NOT NULL AND client_key NOT IN (SELECT client.key FROM client JOIN session ON session.id = client.session
                     WHERE client.revoked_at IS NULL AND session.revoked_at IS NULL AND session.expires_at > ?1))",
                 [now.0],
             )?;
