@@ -84,6 +84,15 @@ pub struct Usage {
     pub bytes: u64,
 }
 
+/// Where a session's packets come from, and who sends them on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    pub client: PeerAddress,
+    pub connector: PeerAddress,
+    /// The node's own socket, rather than the gate.
+    pub to_host: bool,
+}
+
 /// A session that is no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -221,6 +230,15 @@ impl Relay {
         self.state().revoke(session, monotonic())
     }
 
+    /// Ends sessions, as [`revoke`](Self::revoke) does one, and waits for the CPUs once. Those that were over are left out.
+    ///
+    /// # Errors
+    ///
+    /// As of [`revoke`](Self::revoke), for any of them; the others are ended.
+    pub fn revoke_all(&self, sessions: &[SessionRef]) -> Result<Vec<Ended>, GateError> {
+        self.state().revoke_all(sessions, monotonic())
+    }
+
     /// Ends all sessions of the person, those included that were granted meanwhile on an [`IdentityRef`] of before.
     ///
     /// # Errors
@@ -242,9 +260,23 @@ impl Relay {
         self.state().expire(monotonic())
     }
 
-    /// The sessions that are not over, with those of an earlier process.
+    /// The sessions that are not over, with those of an earlier process, and the index of each one's person.
     pub fn sessions(&self) -> Vec<(SessionRef, u32)> {
         self.state().sessions()
+    }
+
+    /// Where the session passes now; nothing where it has no flows or is over.
+    pub fn placed(&self, session: SessionRef) -> Option<Placed> {
+        self.state().placed_at(session)
+    }
+
+    /// What the session has carried so far, by the end that sent it; nothing where it is over.
+    ///
+    /// # Errors
+    ///
+    /// When the maps cannot be read.
+    pub fn usage(&self, session: SessionRef) -> Result<Option<[Usage; 2]>, GateError> {
+        self.state().usage(session)
     }
 
     /// # Errors
