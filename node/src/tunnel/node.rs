@@ -124,6 +124,7 @@ pub async fn serve(
     }
     private_shutdown.cancel();
     private.wait().await;
+    node.private.leave();
     for endpoint in &endpoints {
         endpoint.close(CloseCode::Shutdown.into(), b"the node stops");
         // The peers learn of it, or time out by themselves.

@@ -4,7 +4,7 @@
 //! 2. [`Relay::open_session`]: an index, a generation that no session has had there, an expiry.
 //! 3. [`Relay::install`]: once both ends have proved where they are, one flow entry for each direction;
 //!    [`Relay::replace_leg`] when one of them has moved. What the gate cannot carry by itself,
-//!    [`Relay::install_to_host`] lets through to the node's own socket.
+//!    [`Relay::install_to_host`] lets through to the node's own socket. [`Relay::place`] does whichever it takes.
 //! 4. [`Relay::revoke`], [`Relay::revoke_identity`], or [`Relay::expire`] some time after the kernel has.
 //!
 //! A [`FlowGrant`] is the only way in. What a false accept costs: somebody's encrypted packets are sent to an address that
@@ -91,6 +91,14 @@ pub struct Placed {
     pub connector: PeerAddress,
     /// The node's own socket, rather than the gate.
     pub to_host: bool,
+}
+
+/// Who sends a session's packets on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Gate,
+    /// The node's own socket gets them.
+    Host,
 }
 
 /// A session that is no more.
@@ -218,6 +226,33 @@ impl Relay {
     /// Any of [`RelayError`]. The session is where it was, or, where the maps failed half way, over.
     pub fn replace_leg(&self, leg: Leg, old: PeerAddress, grant: &FlowGrant) -> Result<(), RelayError> {
         self.resolving(|state| state.replace_leg(leg, &old.flow(), grant, monotonic()))
+    }
+
+    /// Makes the session's flows be what the grant says, whatever they were, an earlier process's included: in the gate
+    /// where they can be, and to the node's own socket otherwise. What once goes to the node's socket stays there.
+    ///
+    /// # Errors
+    ///
+    /// Any of [`RelayError`] but [`RelayError::Detour`]. The session is where it was, or, where the maps failed half
+    /// way, over.
+    pub fn place(&self, grant: &FlowGrant) -> Result<Way, RelayError> {
+        let placed = match self.placed(grant.session) {
+            None => self.install(grant),
+            Some(placed) if placed.to_host => return self.install_to_host(grant).map(|()| Way::Host),
+            Some(placed) => {
+                let halfway = FlowGrant { connector: placed.connector, ..*grant };
+                self.replace_leg(Leg::Client, placed.client, &halfway)
+                    .and_then(|()| self.replace_leg(Leg::Connector, placed.connector, grant))
+            }
+        };
+        match placed {
+            Ok(()) => Ok(Way::Gate),
+            Err(RelayError::Detour(detour)) => {
+                tracing::debug!(%detour, session = ?grant.session, "a session takes the way through the node");
+                self.install_to_host(grant).map(|()| Way::Host)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Ends a session. When this returns without an error, no CPU lets a packet of it through any more. `None`: it was

@@ -318,3 +318,6 @@ impl<K: Ord> Tally<K> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

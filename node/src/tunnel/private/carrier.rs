@@ -16,7 +16,7 @@ use std::time::Duration;
 use tracing::error;
 
 use crate::clock;
-use crate::gate::{self, FlowGrant, PeerAddress, RelayError};
+use crate::gate::{self, FlowGrant, PeerAddress, RelayError, Way};
 
 use super::super::relay::{MAX_SESSIONS, Pair, SessionRef, Terms, Tuple, Usage};
 use super::super::wire::RelayPath;
@@ -129,7 +129,10 @@ impl Carrier {
             Self::Daemon(_) => Ok(RelayPath::Userspace),
             Self::Gate(gate) => {
                 let gate = gate.clone();
-                Ok(blocking(move || place(&gate, &grant(&pair))).await??)
+                Ok(match blocking(move || gate.place(&grant(&pair))).await?? {
+                    Way::Gate => RelayPath::Kernel,
+                    Way::Host => RelayPath::Userspace,
+                })
             }
         }
     }
@@ -166,34 +169,6 @@ impl Carrier {
                 }
             },
         }
-    }
-}
-
-/// Makes the gate's flows of a session be what the grant says, whatever they were.
-fn place(gate: &gate::Relay, grant: &FlowGrant) -> Result<RelayPath, RelayError> {
-    let placed = match gate.placed(grant.session) {
-        None => gate.install(grant),
-        Some(placed) if placed.to_host => gate.install_to_host(grant).map_err(|error| match error {
-            // It stays with the daemon, whose way there is no better.
-            RelayError::Detour(_) => RelayError::Moved,
-            error => error,
-        }),
-        Some(placed) => {
-            let halfway = FlowGrant { connector: placed.connector, ..*grant };
-            gate.replace_leg(gate::Leg::Client, placed.client, &halfway)
-                .and_then(|()| gate.replace_leg(gate::Leg::Connector, placed.connector, grant))
-        }
-    };
-    let was_to_host = gate.placed(grant.session).is_some_and(|placed| placed.to_host);
-    match placed {
-        Ok(()) if was_to_host => Ok(RelayPath::Userspace),
-        Ok(()) => Ok(RelayPath::Kernel),
-        Err(RelayError::Detour(detour)) => {
-            tracing::debug!(%detour, "a session takes the way through the daemon");
-            gate.install_to_host(grant)?;
-            Ok(RelayPath::Userspace)
-        }
-        Err(error) => Err(error),
     }
 }
 

@@ -33,6 +33,9 @@ use super::{ClientSeat, LOOK_EVERY, PrivateSessions, Shared};
 /// The gate's own keeper clears away what has expired, and knows what it has carried: it comes first.
 const EXPIRY_GRACE: Duration = Duration::from_secs(5);
 
+/// The reason of a session that the daemon relayed until it stopped, in events and metrics.
+const NODE_STOPPED: &str = "node_stopped";
+
 /// Sessions were cut here and may still pass in the gate.
 #[derive(Debug, thiserror::Error)]
 #[error("sessions are ended, but the gate does not take it: {0}")]
@@ -67,6 +70,19 @@ impl PrivateSessions {
         }
         if !gone.is_empty() {
             self.shared.count();
+        }
+    }
+
+    /// The node stops. What the gate relays goes on; what the daemon does is over, unless both ends come back soon, and
+    /// what it has carried would be lost.
+    pub(in super::super) fn leave(&self) {
+        if self.shared.carrier.has_gate() {
+            return;
+        }
+        let all = self.shared.lock().book.matching(|_| true);
+        let ending = all.into_iter().map(|session| (session, EndReason::RelayFailed)).collect();
+        for over in self.shared.take_out(ending) {
+            self.shared.account(&over.entry, &over.usage.unwrap_or_default(), NODE_STOPPED);
         }
     }
 
@@ -152,8 +168,13 @@ impl Shared {
             }
         }
         drop(inner);
+        self.account(entry, usage, reason.as_str());
+    }
+
+    /// The one event, and its metric.
+    fn account(&self, entry: &Entry, usage: &[Usage; 2], reason: &str) {
         let about = &entry.about;
-        self.metrics.private_ended.with_label_values(&[reason.as_str()]).inc();
+        self.metrics.private_ended.with_label_values(&[reason]).inc();
         let [up, down] = usage;
         self.events.emit(
             Event::new(Action::Disconnect, true)
@@ -163,7 +184,7 @@ impl Shared {
                 .connector(about.connector.as_str())
                 .duration(clock::monotonic().saturating_sub(about.since))
                 .relayed(up.bytes, down.bytes)
-                .detail(reason.as_str()),
+                .detail(reason),
         );
     }
 

@@ -31,6 +31,7 @@ use super::super::relay::{Leg, LegSecret, SessionRef, Terms};
 use super::super::wire::{Authority, EndReason};
 use super::book::{About, ControlId, Full};
 use super::carrier::CarrierError;
+use super::ending::login_over;
 use super::permit::{Allowed, Refused, Wanted, message, permit};
 use super::{ClientSeat, Shared};
 
@@ -192,8 +193,8 @@ impl Shared {
         about: &About,
         decided_by: &Arc<Active>,
     ) {
-        if asker.login.ended.is_cancelled() || !self.lock().clients.contains_key(&asker.control) {
-            self.end_soon(vec![(session, EndReason::LoginEnded)]);
+        if asker.login.ended.is_cancelled() {
+            self.end_soon(vec![(session, login_over(asker.login))]);
         } else if !Arc::ptr_eq(&self.active(), decided_by) && !self.still_allowed(about, about.address) {
             self.end_soon(vec![(session, EndReason::NotAllowed)]);
         }

@@ -128,3 +128,6 @@ pub(super) fn message(denial: Denial, application: &str) -> String {
         Denial::Internal => format!("the node failed to open `{application}`: try again"),
     }
 }
+
+#[cfg(test)]
+mod tests;

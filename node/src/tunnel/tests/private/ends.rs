@@ -162,6 +162,19 @@ impl Login {
         Self { session: Arc::clone(session), client, key, token }
     }
 
+    /// Another token of the same login.
+    pub(super) fn renewed(lab: &Lab, login: &Self) -> String {
+        let key = login.key.hash();
+        lab.desk.tokens.mint_client(&login.session, login.client, key.as_bytes(), clock::now()).unwrap().0
+    }
+
+    /// A token of the same login that ends in so many seconds.
+    pub(super) fn expiring(lab: &Lab, login: &Self, seconds: i64) -> String {
+        let then = crate::flow::UnixTime(clock::now().0 - 15 * 60 + seconds);
+        let key = login.key.hash();
+        lab.desk.tokens.mint_client(&login.session, login.client, key.as_bytes(), then).unwrap().0
+    }
+
     pub(super) fn id(&self) -> SessionId {
         self.session.id
     }
@@ -419,7 +432,8 @@ impl TestConnector {
     }
 }
 
-fn key_again(key: &TunnelKey) -> TunnelKey {
+/// The same key once more.
+pub(super) fn key_again(key: &TunnelKey) -> TunnelKey {
     use zeroize::Zeroizing;
     TunnelKey::from_pkcs8(Zeroizing::new(key.private_key().secret_der().to_vec())).unwrap()
 }
