@@ -73,9 +73,10 @@ impl PrivateSessions {
         }
     }
 
-    /// The node stops. What the gate relays goes on; what the daemon does is over, unless both ends come back soon, and
+    /// The node has stopped. What the gate relays goes on; what the daemon does is over, unless both ends come back soon, and
     /// what it has carried would be lost.
     pub(in super::super) fn leave(&self) {
+        self.shared.relay.release();
         if self.shared.carrier.has_gate() {
             return;
         }
@@ -299,9 +300,10 @@ impl Shared {
         if !self.lock().watched.insert(id) {
             return;
         }
-        let (shared, login) = (Arc::clone(self), login.clone());
+        let (shared, login) = (Arc::downgrade(self), login.clone());
         tokio::spawn(async move {
             login.ended.cancelled().await;
+            let Some(shared) = shared.upgrade() else { return };
             let over = {
                 let mut inner = shared.lock();
                 inner.watched.remove(&id);

@@ -456,15 +456,12 @@ fn handle(
             if seen.silent {
                 return None;
             }
-            match seen.bound.get(&session) {
-                None => {
-                    let server = Some(listening(key));
-                    let bound = Bound::start(connection, node, session, Leg::Connector, offer.ticket, server);
-                    tokio::spawn(echo(bound.endpoint.clone()));
-                    seen.bound.insert(session, Arc::new(bound));
-                }
-                Some(_) => {}
-            }
+            seen.bound.entry(session).or_insert_with(|| {
+                let server = Some(listening(key));
+                let bound = Bound::start(connection, node, session, Leg::Connector, offer.ticket, server);
+                tokio::spawn(echo(bound.endpoint.clone()));
+                Arc::new(bound)
+            });
             Some(ConnectorFrame::Taken { session })
         }
         NodeFrame::SessionReady { session, counter, .. } => {
