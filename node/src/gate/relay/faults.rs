@@ -11,7 +11,7 @@ use portcullis_common::{Address, Family, Flow, SipKey};
 use super::hops::HopKey;
 use super::maps::RelayMaps;
 use super::state::State;
-use super::{FlowGrant, Leg, Network, Resolved, SessionRef};
+use super::{FlowGrant, Leg, Network, Relay, Resolved, SessionRef};
 use crate::gate::{GateError, PeerAddress};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -140,6 +140,12 @@ impl Network for Flat {
         let hop = Hop { ifindex: 1, mtu: 1500, ..Hop::default() };
         Ok(Ok((HopKey { interface: 1, neighbour: to }, hop)))
     }
+}
+
+/// A relay that keeps its maps in memory, for tests of those who use one: what it lets through passes nowhere.
+pub(crate) fn in_memory(served: Vec<u16>) -> Relay {
+    let state = State::adopt(Box::new(Shared::default()), Box::new(Flat), served, 0).unwrap();
+    Relay { state: Arc::new(Mutex::new(state)), watch: Arc::default() }
 }
 
 struct World {

@@ -22,6 +22,7 @@ use crate::flow::{
     Application, Aud, EncodedSlash, Facts, Host, HostPattern, Kind, Origin, OriginScheme, Path as UrlPath,
     Web,
 };
+use crate::gate::{self, Control, DatagramGate};
 use crate::metrics::Metrics;
 use crate::policy::{
     Action, Decision, Permit, PermitKind, PermitOf, Policy, PolicySet, Rule, Selector, decide,
@@ -58,6 +59,7 @@ pub(super) struct Lab {
     pub(super) directory: TempDir,
     pub(super) node: NodeTunnel,
     pub(super) desk: Desk,
+    outfit: Outfit,
     pub(super) address: SocketAddr,
     shutdown: CancellationToken,
     serving: Option<JoinHandle<Result<(), ServeError>>>,
@@ -69,12 +71,17 @@ impl Lab {
     }
 
     pub(super) async fn start_on(socket: UdpSocket) -> Self {
+        Self::start_with(socket, Outfit::default()).await
+    }
+
+    pub(super) async fn start_with(socket: UdpSocket, outfit: Outfit) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let (node, desk) = node(directory.path()).await;
+        let (node, desk) = node(directory.path(), &outfit).await;
         let mut lab = Self {
             directory,
             node,
             desk,
+            outfit,
             address: socket.local_addr().unwrap(),
             shutdown: CancellationToken::new(),
             serving: None,
@@ -114,7 +121,7 @@ impl Lab {
 
     /// A new node with the same state at the same address.
     pub(super) async fn start_again(&mut self) {
-        (self.node, self.desk) = node(self.directory.path()).await;
+        (self.node, self.desk) = node(self.directory.path(), &self.outfit).await;
         // The last node's socket closes a moment after its tasks have ended.
         let bound = (0..500).find_map(|_| {
             UdpSocket::bind(self.address).inspect_err(|_| std::thread::sleep(Duration::from_millis(10))).ok()
@@ -247,7 +254,14 @@ pub(super) fn config(directory: &Path, changes: &[(&str, &str)]) -> Arc<Active> 
     Arc::new(Active::new(Config::parse(&text, &directory.join("node.toml")).unwrap()))
 }
 
-async fn node(directory: &Path) -> (NodeTunnel, Desk) {
+/// What a node has beside its tunnel; it outlives the node.
+#[derive(Clone, Default)]
+pub(super) struct Outfit {
+    pub(super) relay: Option<gate::Relay>,
+    pub(super) judge: Option<(DatagramGate, Control)>,
+}
+
+async fn node(directory: &Path, outfit: &Outfit) -> (NodeTunnel, Desk) {
     let store = Store::open(&directory.join("node")).unwrap();
     let settings = EventSettings {
         file: Some(FileTarget::Path(directory.join("events"))),
@@ -268,15 +282,15 @@ async fn node(directory: &Path) -> (NodeTunnel, Desk) {
         events: events.clone(),
         metrics: Arc::clone(&metrics),
         active,
-        gate: None,
+        gate: outfit.relay.clone(),
     });
     let private = private.await.unwrap();
     let node = NodeTunnel {
         store,
         events,
         registry: Arc::new(Registry::default()),
-        datagrams: None,
-        gate: None,
+        datagrams: outfit.judge.as_ref().map(|(gate, _)| gate.clone()),
+        gate: outfit.judge.as_ref().map(|(_, control)| control.clone()),
         recent: Recent::default(),
         devices,
         private,

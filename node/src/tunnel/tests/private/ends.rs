@@ -68,8 +68,14 @@ fn listening(own: &TunnelKey) -> ServerConfig {
     ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()))
 }
 
-fn socket() -> Arc<dyn AsyncUdpSocket> {
-    TokioRuntime.wrap_udp_socket(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap()
+/// A free port on the loopback address of the same family.
+fn near(node: SocketAddr) -> SocketAddr {
+    let loopback = if node.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
+    loopback.parse().unwrap()
+}
+
+fn socket(node: SocketAddr) -> Arc<dyn AsyncUdpSocket> {
+    TokioRuntime.wrap_udp_socket(UdpSocket::bind(near(node)).unwrap()).unwrap()
 }
 
 fn endpoint(socket: LayeredSocket<LegLayer>, server: Option<ServerConfig>) -> Endpoint {
@@ -102,7 +108,7 @@ impl Bound {
     ) -> Self {
         let key = BindKey::export(control, session, leg).unwrap();
         let (bound, socket) =
-            BoundLeg::start(socket(), node, |now| End::start(key, ticket, session, leg, 0, now));
+            BoundLeg::start(socket(node), node, |now| End::start(key, ticket, session, leg, 0, now));
         let task = tokio::spawn({
             let bound = Arc::clone(&bound);
             async move {
@@ -355,10 +361,20 @@ impl TestConnector {
     }
 
     pub(super) async fn connect(lab: &Lab, key: TunnelKey, seen: Arc<Mutex<Seen>>, takes: bool) -> Self {
+        Self::connect_at(lab, lab.address, key, seen, takes).await
+    }
+
+    /// Reaches the node at another of its addresses.
+    pub(super) async fn connect_at(
+        lab: &Lab,
+        at: SocketAddr,
+        key: TunnelKey,
+        seen: Arc<Mutex<Seen>>,
+        takes: bool,
+    ) -> Self {
         let node = node_key(&lab.node.store).await.unwrap().hash();
-        let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
-        let dialled =
-            endpoint.connect_with(dialling(&key, node, wire::ALPN), lab.address, SERVER_NAME).unwrap();
+        let endpoint = Endpoint::client(near(at)).unwrap();
+        let dialled = endpoint.connect_with(dialling(&key, node, wire::ALPN), at, SERVER_NAME).unwrap();
         let connection = soon(dialled).await.unwrap();
         let (mut send, recv) = connection.open_bi().await.unwrap();
         let mut reader = FrameReader::new(recv);
@@ -369,7 +385,6 @@ impl TestConnector {
         }
         let (say, mut saying) = tokio::sync::mpsc::unbounded_channel();
         let (change, changed) = watch::channel(0);
-        let at = lab.address;
         let task = {
             let (seen, key, connection) = (Arc::clone(&seen), key_again(&key), connection.clone());
             async move {

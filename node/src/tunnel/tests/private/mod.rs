@@ -4,3 +4,4 @@ mod cheats;
 mod ending;
 mod ends;
 mod flow;
+mod relay;
