@@ -107,7 +107,7 @@ impl DatagramGate {
         Control::new(Arc::clone(&self.shared.tables) as Arc<dyn Tables>)
     }
 
-    pub(super) fn counters(&self) -> Counters {
+    pub(crate) fn counters(&self) -> Counters {
         let packets = Verdict::all().map(|verdict| {
             let counter = self.shared.counters.get(verdict.index() as usize);
             (verdict, counter.map_or(0, |counter| counter.load(Ordering::Relaxed)))

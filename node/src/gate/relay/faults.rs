@@ -142,10 +142,16 @@ impl Network for Flat {
     }
 }
 
-/// A relay that keeps its maps in memory, for tests of those who use one: what it lets through passes nowhere.
-pub(crate) fn in_memory(served: Vec<u16>) -> Relay {
-    let state = State::adopt(Box::new(Shared::default()), Box::new(Flat), served, 0).unwrap();
-    Relay { state: Arc::new(Mutex::new(state)), watch: Arc::default() }
+/// A relay that keeps its maps in memory, for tests of those who use one: what it lets through passes nowhere. With the
+/// second part nothing can be revoked while it is true.
+pub(crate) fn in_memory(served: Vec<u16>) -> (Relay, impl Fn(bool)) {
+    let maps = Shared::default();
+    let state = State::adopt(Box::new(maps.clone()), Box::new(Flat), served, 0).unwrap();
+    let break_it = move |broken: bool| {
+        let writes = [Write::Session, Write::Epoch, Write::Take];
+        maps.memory().failing = writes.into_iter().filter(|_| broken).collect();
+    };
+    (Relay { state: Arc::new(Mutex::new(state)), watch: Arc::default() }, break_it)
 }
 
 struct World {

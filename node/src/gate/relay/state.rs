@@ -310,10 +310,8 @@ impl State {
             self.table.get(session.index, session.generation).is_some_and(|live| !live.is_ended)
         };
         let live: Vec<_> = sessions.iter().filter(live).copied().collect();
-        if live.is_empty() {
-            return Ok(Vec::new());
-        }
         let ended = self.cut_all(live, now);
+        // Also for those that were ended before, and not waited for.
         self.maps.barrier()?;
         ended
     }

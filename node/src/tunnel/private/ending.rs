@@ -4,8 +4,8 @@
 //! 2. The gate is told; when that has returned no packet passes.
 //! 3. Both ends are told why, and the one event says who, what, how long and how many bytes.
 //!
-//! Who asks for a revocation by [`PrivateSessions::end_logins`] and its like gets the answer after 2. What the gate does
-//! not take is said loudly there, and tried again by the gate's own keeper.
+//! Who asks for a revocation by [`PrivateSessions::end_logins`] and its like gets the answer after 2, whoever did it. What
+//! the gate does not take is said loudly there, and tried again every second.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -22,13 +22,13 @@ use crate::flow::{ClientId, SessionId};
 use crate::gate;
 use crate::session::LiveSession;
 
-use super::super::relay::{Leg, SessionRef, Usage};
+use super::super::relay::{Leg, Relay, SessionRef, Usage};
 use super::super::wire::{EndReason, RelayPath};
 use super::binding::Told;
 use super::book::{About, Entry, REATTACH_TIMEOUT};
 use super::carrier::{CarrierError, counted, of_gate};
 use super::permit::{Wanted, permit};
-use super::{ClientSeat, LOOK_EVERY, PrivateSessions, Shared};
+use super::{ClientSeat, Inner, LOOK_EVERY, PrivateSessions, Shared};
 
 /// The gate's own keeper clears away what has expired, and knows what it has carried: it comes first.
 const EXPIRY_GRACE: Duration = Duration::from_secs(5);
@@ -39,7 +39,7 @@ const NODE_STOPPED: &str = "node_stopped";
 /// Sessions were cut here and may still pass in the gate.
 #[derive(Debug, thiserror::Error)]
 #[error("sessions are ended, but the gate does not take it: {0}")]
-pub struct EndError(String);
+pub struct EndError(Arc<str>);
 
 impl PrivateSessions {
     /// Ends the private sessions of these logins, which the store has revoked. Returns when no packet of them passes.
@@ -48,7 +48,7 @@ impl PrivateSessions {
     /// When the gate does not take it.
     pub async fn end_logins(&self, logins: &[SessionId], reason: EndReason) -> Result<(), EndError> {
         let logins: BTreeSet<_> = logins.iter().copied().collect();
-        self.end_matching(|entry| logins.contains(&entry.about.login.id), reason).await
+        self.end_matching(|about| logins.contains(&about.login.id), reason).await
     }
 
     /// Ends the private sessions that a connector serves, which the store has revoked.
@@ -56,14 +56,14 @@ impl PrivateSessions {
     /// # Errors
     /// When the gate does not take it.
     pub async fn end_connector(&self, connector: &str, reason: EndReason) -> Result<(), EndError> {
-        self.end_matching(|entry| entry.about.connector.as_str() == connector, reason).await
+        self.end_matching(|about| about.connector.as_str() == connector, reason).await
     }
 
     /// Takes over what the gate has ended by itself, since it had expired: with what it has carried.
     pub fn expired(&self, ended: &[gate::Ended]) {
         let over = ended.iter().map(|ended| (of_gate(ended.session), ended)).collect::<BTreeMap<_, _>>();
         let ending = over.keys().map(|session| (*session, EndReason::Expired)).collect();
-        let mut gone = self.shared.take_out(ending);
+        let mut gone = self.shared.lock().take_out(&self.shared.relay, ending);
         for one in &mut gone {
             one.usage = over.get(&one.session).map(|ended| counted(ended.usage));
             self.shared.say_goodbye(one, &one.usage.unwrap_or_default());
@@ -82,21 +82,45 @@ impl PrivateSessions {
         }
         let all = self.shared.lock().book.matching(|_| true);
         let ending = all.into_iter().map(|session| (session, EndReason::RelayFailed)).collect();
-        for over in self.shared.take_out(ending) {
+        for over in self.shared.lock().take_out(&self.shared.relay, ending) {
             self.shared.account(&over.entry, &over.usage.unwrap_or_default(), NODE_STOPPED);
         }
     }
 
-    async fn end_matching(&self, which: impl Fn(&Entry) -> bool, reason: EndReason) -> Result<(), EndError> {
-        let sessions = self.shared.lock().book.matching(which);
+    /// Those included that somebody else is just ending: by the same revocation, as a rule.
+    async fn end_matching(&self, which: impl Fn(&About) -> bool, reason: EndReason) -> Result<(), EndError> {
+        let sessions = self.shared.lock().book.matching(|entry| which(&entry.about));
         let ending = sessions.into_iter().map(|session| (session, reason)).collect();
-        self.shared.end(ending).await.map_err(|error| EndError(error.to_string()))
+        let _ = self.shared.end(ending).await;
+        let mut cuts = self.shared.cuts.subscribe();
+        loop {
+            let (waits, failed) = {
+                let inner = self.shared.lock();
+                let mut cutting = inner.cutting.values().filter(|cutting| which(&cutting.about));
+                let waits = cutting.clone().any(|cutting| cutting.failed.is_none());
+                (waits, cutting.find_map(|cutting| cutting.failed.clone()))
+            };
+            match (waits, failed) {
+                (true, _) => {
+                    let _ = cuts.changed().await;
+                }
+                (false, Some(error)) => return Err(EndError(error)),
+                (false, None) => return Ok(()),
+            }
+        }
     }
 }
 
 /// Why the sessions of a login that is over are.
 pub(super) fn login_over(login: &LiveSession) -> EndReason {
     if login.is_revoked_by_administrator() { EndReason::Revoked } else { EndReason::LoginEnded }
+}
+
+/// Out of the book, and not yet surely out of the gate.
+pub(super) struct Cutting {
+    about: Arc<About>,
+    /// Why it is not. It is tried again.
+    failed: Option<Arc<str>>,
 }
 
 /// Taken out of the book.
@@ -122,16 +146,21 @@ impl Shared {
         self: &Arc<Self>,
         ending: Vec<(SessionRef, EndReason)>,
     ) -> Result<(), CarrierError> {
-        let over = self.take_out(ending);
+        let over = {
+            let mut inner = self.lock();
+            let over = inner.take_out(&self.relay, ending);
+            for Over { session, entry, .. } in &over {
+                let cutting = Cutting { about: Arc::clone(&entry.about), failed: None };
+                inner.cutting.insert(*session, cutting);
+            }
+            over
+        };
         if over.is_empty() {
             return Ok(());
         }
         let shared = Arc::clone(self);
         let cut = async move {
-            let cut = shared.carrier.cut(over.iter().map(|over| over.session).collect()).await;
-            if let Err(error) = &cut {
-                error!("revoked sessions may still pass in the gate: {error}");
-            }
+            let cut = shared.cut(over.iter().map(|over| over.session).collect()).await;
             let by_gate: BTreeMap<_, _> = cut.as_deref().unwrap_or_default().iter().copied().collect();
             for over in &over {
                 let usage = by_gate.get(&over.session).copied().or(over.usage).unwrap_or_default();
@@ -143,16 +172,38 @@ impl Shared {
         tokio::spawn(cut).await.map_err(|_| CarrierError::Stopped)?
     }
 
-    fn take_out(&self, ending: Vec<(SessionRef, EndReason)>) -> Vec<Over> {
-        let mut inner = self.lock();
-        let mut all = Vec::new();
-        for (session, reason) in ending {
-            let Some(entry) = inner.book.remove(session) else { continue };
-            let removed = inner.binds.remove(session);
-            let usage = removed.and_then(|removed| self.relay.remove(&removed));
-            all.push(Over { session, entry, reason, usage });
+    /// Tells the gate, and keeps what it does not take.
+    async fn cut(&self, sessions: Vec<SessionRef>) -> Result<Vec<(SessionRef, [Usage; 2])>, CarrierError> {
+        let cut = self.carrier.cut(sessions.clone()).await;
+        let failed = cut.as_ref().err().map(|error| Arc::<str>::from(error.to_string()));
+        if let Some(error) = &failed {
+            error!("revoked sessions may still pass in the gate: {error}");
         }
-        all
+        let mut inner = self.lock();
+        for session in sessions {
+            match (&failed, inner.cutting.get_mut(&session)) {
+                (Some(_), Some(cutting)) => cutting.failed.clone_from(&failed),
+                (Some(_), None) => {}
+                (None, _) => {
+                    inner.cutting.remove(&session);
+                }
+            }
+        }
+        drop(inner);
+        self.cuts.send_modify(|cuts| *cuts = cuts.wrapping_add(1));
+        cut
+    }
+
+    /// Tries again what the gate has not taken.
+    async fn cut_again(&self) {
+        let failed: Vec<SessionRef> = {
+            let inner = self.lock();
+            let failed = inner.cutting.iter().filter(|(_, cutting)| cutting.failed.is_some());
+            failed.map(|(session, _)| *session).collect()
+        };
+        if !failed.is_empty() {
+            let _ = self.cut(failed).await;
+        }
     }
 
     fn say_goodbye(&self, over: &Over, usage: &[Usage; 2]) {
@@ -244,6 +295,7 @@ impl Shared {
             second = (second + 1) % 4;
             if second == 0 {
                 self.end_logged_out().await;
+                self.cut_again().await;
             }
         }
     }
@@ -326,5 +378,17 @@ impl Shared {
             let count = i64::try_from(inner.book.on_path(path)).unwrap_or(i64::MAX);
             self.metrics.private_sessions.with_label_values(&[name]).set(count);
         }
+    }
+}
+
+impl Inner {
+    fn take_out(&mut self, relay: &Relay, ending: Vec<(SessionRef, EndReason)>) -> Vec<Over> {
+        let mut all = Vec::new();
+        for (session, reason) in ending {
+            let Some(entry) = self.book.remove(session) else { continue };
+            let usage = self.binds.remove(session).and_then(|removed| relay.remove(&removed));
+            all.push(Over { session, entry, reason, usage });
+        }
+        all
     }
 }

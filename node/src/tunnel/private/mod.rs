@@ -51,10 +51,11 @@ use super::access_wire::AccessFrame;
 use super::enrolment::{EnrolmentError, node_key};
 use super::identity::TunnelKey;
 use super::ids::Mint;
-use super::relay::{BindDatagram, Binds, Relay};
+use super::relay::{BindDatagram, Binds, Relay, SessionRef};
 use binding::Work;
 use book::{Book, ControlId};
 use carrier::Carrier;
+use ending::Cutting;
 
 pub use ending::EndError;
 pub use listing::PrivateSession;
@@ -103,6 +104,8 @@ struct Shared {
     mint: RwLock<Option<Mint>>,
     inner: Mutex<Inner>,
     work: mpsc::Sender<Work>,
+    /// Counts answers of the gate about ends.
+    cuts: watch::Sender<u64>,
     queues: tokio::sync::Mutex<Queues>,
     began: Duration,
 }
@@ -119,6 +122,8 @@ struct Inner {
     binds: Binds,
     clients: BTreeMap<ControlId, ClientSeat>,
     links: BTreeMap<ControlId, LinkSeat>,
+    /// What the gate is being told to end.
+    cutting: BTreeMap<SessionRef, Cutting>,
     /// Logins whose end somebody waits for.
     watched: BTreeSet<SessionId>,
     next_control: u64,
@@ -155,6 +160,7 @@ impl PrivateSessions {
             mint: RwLock::default(),
             inner: Mutex::default(),
             work,
+            cuts: watch::Sender::default(),
             queues: tokio::sync::Mutex::new(Queues { binds, work: works }),
             began: clock::monotonic(),
         };

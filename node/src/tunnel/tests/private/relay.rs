@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use portcullis_common::{PassReason, Verdict};
 
-use super::super::lab::{Lab, Outfit, soon};
+use super::super::lab::{Lab, Outfit, soon, until};
 use super::ends::{Client, Login, TestConnector, echoes, enrol};
+use crate::clock;
 use crate::gate::{self, DatagramGate};
+use crate::store::SessionFilter;
 use crate::tunnel::access_wire::{AccessFrame, ClientFrame, Denial};
 use crate::tunnel::wire::{ConnectorFrame, EndReason, RelayPath};
 
@@ -47,7 +49,7 @@ async fn where_no_xdp_judges_binds_and_flows_pass_and_no_strangers_datagram() {
 async fn what_the_gate_cannot_rewrite_the_daemon_relays_and_the_gate_judges() {
     let socket = UdpSocket::bind("[::]:0").unwrap();
     let port = port(&socket);
-    let relay = gate::in_memory(vec![port]);
+    let (relay, _) = gate::in_memory(vec![port]);
     let mut lab = Lab::start_with(socket, Outfit { relay: Some(relay.clone()), judge: None }).await;
     lab.address = SocketAddr::from(([127, 0, 0, 1], port));
     let six: SocketAddr = format!("[::1]:{port}").parse().unwrap();
@@ -70,7 +72,7 @@ async fn what_the_gate_cannot_rewrite_the_daemon_relays_and_the_gate_judges() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_gates_session_outlives_the_daemon_and_is_taken_up_again() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let relay = gate::in_memory(vec![port(&socket)]);
+    let (relay, _) = gate::in_memory(vec![port(&socket)]);
     let mut lab = Lab::start_with(socket, Outfit { relay: Some(relay.clone()), judge: None }).await;
     let connector = TestConnector::start(&lab).await;
     let ann = Login::new(&lab, "ann").await;
@@ -103,4 +105,26 @@ async fn the_gates_session_outlives_the_daemon_and_is_taken_up_again() {
     assert_eq!(again.ended().await, (opened.session, EndReason::Revoked));
     assert_eq!(again.resume(&opened.grant).await, Err(Denial::Gone));
     lab.logged("\"detail\":\"revoked\"", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gate_that_does_not_take_a_revocation_is_no_secret_and_is_told_again() {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (relay, break_it) = gate::in_memory(vec![port(&socket)]);
+    let lab = Lab::start_with(socket, Outfit { relay: Some(relay.clone()), judge: None }).await;
+    let _connector = TestConnector::start(&lab).await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    let opened = client.open("db", None).await.unwrap();
+    let leg = client.bind(&opened);
+    client.ready(&leg).await;
+    break_it(true);
+    lab.desk.sessions.revoke(&SessionFilter::Id(ann.id()), clock::now()).await.unwrap();
+    assert_eq!(client.ended().await, (opened.session, EndReason::LoginEnded), "both ends know all the same");
+    let error = lab.node.private.end_logins(&[ann.id()], EndReason::Revoked).await.unwrap_err();
+    assert!(error.to_string().contains("gate"), "whoever did it, whoever asks: {error}");
+    assert_eq!(relay.sessions().len(), 1);
+    break_it(false);
+    until("the gate is told again", || relay.sessions().is_empty()).await;
+    lab.node.private.end_logins(&[ann.id()], EndReason::Revoked).await.unwrap();
 }
