@@ -8,6 +8,9 @@
 //!                   connector ── dial, pipe ──▶ origin          connector: dials out, never listens
 //! ```
 //!
+//! Private sessions of access clients come by the same port: `access_wire` says what is spoken, `private` is the node's
+//! half, and `relay` carries their packets where the gate does not.
+//!
 //! Start with `wire`, which says what is spoken, and `session`, which says in which order. `node`, `peer` and
 //! `connector` are the loops that perform what the session decides.
 

@@ -285,7 +285,7 @@ impl Shared {
     }
 
     /// Gives back the number of a session that did not come to be.
-    async fn undo(&self, session: SessionRef) {
+    pub(super) async fn undo(&self, session: SessionRef) {
         if let Err(error) = self.carrier.cut(vec![session]).await {
             warn!(%error, "a session that did not come to be holds its number until it expires");
         }

@@ -124,8 +124,16 @@ impl Shared {
             expires: terms.expires,
             not_after: now.after(lifetime),
         });
-        // What fails here is left to the end of the time in which sessions can be resumed.
-        let opened = self.enter(asker, grant.session, terms, &about, request, true)?;
+        let opened = match self.enter(asker, grant.session, terms, &about, request, true) {
+            Ok(opened) => opened,
+            Err(refused) => {
+                // The gate keeps its sessions for as long as they can be resumed.
+                if !self.carrier.has_gate() {
+                    self.undo(grant.session).await;
+                }
+                return Err(refused);
+            }
+        };
         self.look_again(asker, opened.session, &about, &active);
         Ok((opened, about, permit))
     }

@@ -3,7 +3,7 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use super::super::lab::{Lab, soon};
+use super::super::lab::{Lab, config, soon};
 use super::ends::{Client, Login, TestConnector, echoes, enrol, key};
 use crate::clock;
 use crate::tunnel::access_wire::{AccessFrame, AccessRefusal, ClientFrame, Denial, RequestId};
@@ -163,4 +163,27 @@ async fn binds_count_once_from_where_they_come_and_for_their_own_session() {
     first.send(&answer).unwrap();
     assert!(matches!(cheat.hear().await, AccessFrame::Ready { .. }), "the control: from the right place");
     assert!(echoes(&through, PATIENCE).await, "ann's session has not noticed");
+}
+
+/// Policy knows networks, and packets need not come from where the control connection does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leg_is_judged_by_the_address_at_which_it_is() {
+    let lab = Lab::start().await;
+    let _connector = TestConnector::start(&lab).await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    let opened = client.open("db", None).await.unwrap();
+    let elsewhere = client.bind_from("127.0.0.2:0", &opened);
+    client.ready(&elsewhere).await;
+    client.say(&ClientFrame::Close { session: opened.session }).await;
+    client.ended().await;
+
+    let office =
+        [("{ group = \"staff\" }]", "{ group = \"staff\" }]\nrequire = [{ ip = \"127.0.0.1/32\" }]")];
+    lab.desk.reload.send_replace(config(lab.directory.path(), &office));
+    let (_, _leg, through) = client.session(&ann, "db").await;
+    let opened = client.open("db", None).await.unwrap();
+    let _elsewhere = client.bind_from("127.0.0.2:0", &opened);
+    assert_eq!(client.ended().await, (opened.session, EndReason::NotAllowed));
+    assert!(echoes(&through, PATIENCE).await);
 }

@@ -74,8 +74,8 @@ fn near(node: SocketAddr) -> SocketAddr {
     loopback.parse().unwrap()
 }
 
-fn socket(node: SocketAddr) -> Arc<dyn AsyncUdpSocket> {
-    TokioRuntime.wrap_udp_socket(UdpSocket::bind(near(node)).unwrap()).unwrap()
+fn socket(local: SocketAddr) -> Arc<dyn AsyncUdpSocket> {
+    TokioRuntime.wrap_udp_socket(UdpSocket::bind(local).unwrap()).unwrap()
 }
 
 fn endpoint(socket: LayeredSocket<LegLayer>, server: Option<ServerConfig>) -> Endpoint {
@@ -106,9 +106,21 @@ impl Bound {
         ticket: [u8; 16],
         server: Option<ServerConfig>,
     ) -> Self {
+        Self::start_from(near(node), control, node, session, leg, ticket, server)
+    }
+
+    fn start_from(
+        local: SocketAddr,
+        control: &Connection,
+        node: SocketAddr,
+        session: SessionRef,
+        leg: Leg,
+        ticket: [u8; 16],
+        server: Option<ServerConfig>,
+    ) -> Self {
         let key = BindKey::export(control, session, leg).unwrap();
         let (bound, socket) =
-            BoundLeg::start(socket(node), node, |now| End::start(key, ticket, session, leg, 0, now));
+            BoundLeg::start(socket(local), node, |now| End::start(key, ticket, session, leg, 0, now));
         let task = tokio::spawn({
             let bound = Arc::clone(&bound);
             async move {
@@ -267,6 +279,13 @@ impl Client {
 
     pub(super) fn bind(&self, opened: &Opened) -> Bound {
         Bound::start(&self.connection, self.node, opened.session, Leg::Client, opened.ticket, None)
+    }
+
+    /// From another address than that of the control connection.
+    pub(super) fn bind_from(&self, local: &str, opened: &Opened) -> Bound {
+        let Opened { session, ticket, .. } = *opened;
+        let local = local.parse().unwrap();
+        Bound::start_from(local, &self.connection, self.node, session, Leg::Client, ticket, None)
     }
 
     /// Waits for the node's word that the leg is in force.
