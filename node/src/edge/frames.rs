@@ -128,6 +128,10 @@ impl Frame {
             _ => false,
         }
     }
+
+    const fn is_reset(&self) -> bool {
+        self.kind == RST_STREAM && self.length == RESET - FRAME_HEAD
+    }
 }
 
 /// Finds the frames in a stream of bytes, however it is cut up.
@@ -184,12 +188,6 @@ impl Walker {
             frame.code = Some(u32::from_be_bytes(code));
         }
         frame
-    }
-}
-
-impl Frame {
-    const fn is_reset(&self) -> bool {
-        self.kind == RST_STREAM && self.length == RESET - FRAME_HEAD
     }
 }
 
