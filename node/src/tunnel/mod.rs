@@ -16,10 +16,12 @@
 
 pub mod access_wire;
 mod admission;
+pub(crate) mod client;
 pub mod connector;
 mod control;
 mod devices;
 mod dial;
+mod end_to_end;
 pub mod enrolment;
 mod gated;
 pub mod grant;
@@ -30,6 +32,7 @@ pub mod node;
 mod peer;
 mod pipe;
 mod private;
+mod reach;
 mod registry;
 pub mod relay;
 mod session;
@@ -37,7 +40,7 @@ mod socket;
 mod standing;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod transport;
 pub mod wire;
 

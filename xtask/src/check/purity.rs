@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use crate::shell;
 
 /// Files or folders below the workspace, by the start of their path; each must exist.
-const PURE: [&str; 8] = [
+const PURE: [&str; 10] = [
     "common/src/",
     "node/src/flow",
     "node/src/policy",
@@ -21,6 +21,8 @@ const PURE: [&str; 8] = [
     "node/src/tunnel/access_wire",
     "node/src/tunnel/private/book",
     "node/src/tunnel/private/permit",
+    "node/src/tunnel/end_to_end/fragment",
+    "node/src/tunnel/end_to_end/wire",
 ];
 
 /// What must not appear, and what it would be.

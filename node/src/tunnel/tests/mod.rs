@@ -2,6 +2,7 @@
 
 mod amplification;
 mod drain;
+pub(crate) mod ends;
 mod enrol;
 mod flow;
 mod hostile;
