@@ -315,7 +315,8 @@ mod tests {
         for key in [5, 5, 6, 7] {
             logins.push(clients.log_in(&session, [key; 32], "laptop", NOW).await.unwrap().unwrap().0);
         }
-        let live = |now| logins.iter().map(|live| clients.get(live.client.id, now).is_some()).collect::<Vec<_>>();
+        let live =
+            |now| logins.iter().map(|live| clients.get(live.client.id, now).is_some()).collect::<Vec<_>>();
         assert_eq!(live(NOW), [false, true, true, true]);
         assert!(logins[0].ended.is_cancelled());
         clients.log_out(logins[2].client.id, NOW).await.unwrap();

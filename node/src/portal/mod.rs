@@ -45,8 +45,8 @@ use crate::flow::{Application, Host, Path, RayId, Reason, UnixTime};
 use crate::identity::local::LocalLogin;
 use crate::identity::throttle::Throttle;
 
-pub use self::cli::TunnelFacts;
 use self::cli::Cli;
+pub use self::cli::TunnelFacts;
 use self::page::PageFacts;
 use self::providers::Providers;
 use self::site::Site;

@@ -172,7 +172,9 @@ mod tests {
 
     #[test]
     fn only_loopback_addresses_are_led_to() {
-        for uri in ["http://127.0.0.1:1/callback", "http://127.0.0.1:65535/callback", "http://[::1]:8000/callback"] {
+        for uri in
+            ["http://127.0.0.1:1/callback", "http://127.0.0.1:65535/callback", "http://[::1]:8000/callback"]
+        {
             assert!(is_loopback(uri), "{uri}");
         }
         for uri in [
@@ -250,7 +252,9 @@ mod tests {
         let verifier = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
         let challenge = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM";
         assert!(proves(verifier, challenge));
-        for wrong in ["", "x", &verifier.replace('d', "e"), &verifier[1..], &format!("{verifier}+"), challenge] {
+        for wrong in
+            ["", "x", &verifier.replace('d', "e"), &verifier[1..], &format!("{verifier}+"), challenge]
+        {
             assert!(!proves(wrong, challenge), "{wrong}");
         }
         let long = "x".repeat(129);

@@ -18,12 +18,12 @@ use crate::flow::{Reason, SessionId, UnixTime};
 use crate::identity::throttle::Attempt;
 use crate::session::LiveSession;
 
+use super::super::Call;
 use super::super::form::Parameters;
 use super::super::handover::known_as;
 use super::super::login::ATTEMPT_LIFE;
 use super::super::page::{self, CodePage, Frame, MessagePage};
 use super::super::target::hash;
-use super::super::Call;
 use super::confirm::{Answer, Asks, Subject};
 use super::pending::{self, Device, Full, Pending, UserCode};
 use super::{Refusal, device_name, json};
@@ -71,9 +71,8 @@ impl Call<'_> {
         let device_code = URL_SAFE_NO_PAD.encode(clock::random::<32>());
         let device = Device { key, name, address: self.visit.address };
         let known = self.context.recent.contains(self.visit.address, self.now);
-        let added = self.pending(|pending, now| {
-            pending.add(hash(&device_code), device, &clock::random(), known, now)
-        });
+        let added = self
+            .pending(|pending, now| pending.add(hash(&device_code), device, &clock::random(), known, now));
         let user_code = match added {
             Ok(code) => code.to_string(),
             Err(Full) => {
@@ -121,12 +120,8 @@ impl Call<'_> {
     /// A person has typed a code.
     fn look_up(&self, live: &LiveSession, text: &str) -> Response<Bytes> {
         let who = live.session.person.to_string();
-        let attempt = Attempt {
-            account: &who,
-            address: self.visit.address,
-            known_browser: None,
-            known_network: false,
-        };
+        let attempt =
+            Attempt { account: &who, address: self.visit.address, known_browser: None, known_network: false };
         let refused = |reason| self.no_login().session(&live.session).reason(reason);
         if let Err(wait) = self.portal.cli.guesses.charge(attempt, self.portal.started.elapsed()) {
             self.context.events.emit(refused(Reason::Throttled).status(429).detail("device codes"));
@@ -136,7 +131,9 @@ impl Call<'_> {
         let found =
             UserCode::parse(text).and_then(|code| self.pending(|pending, now| pending.find(code, now)));
         let Some((hash, device)) = found else {
-            self.context.events.emit(refused(Reason::BadCredentials).status(400).detail("no such device code"));
+            self.context
+                .events
+                .emit(refused(Reason::BadCredentials).status(400).detail("no such device code"));
             let problem = "No device waits with this code. Check it, or start again on the device.";
             return self.code_page(live, StatusCode::BAD_REQUEST, Some(problem));
         };
@@ -171,7 +168,11 @@ impl Call<'_> {
         let session = allowed.then_some(live.session.id);
         if self.pending(|pending, now| pending.settle(&found.hash, session, now)).is_none() {
             self.context.events.emit(
-                self.no_login().session(&live.session).reason(Reason::BadState).status(400).detail("too late"),
+                self.no_login()
+                    .session(&live.session)
+                    .reason(Reason::BadState)
+                    .status(400)
+                    .detail("too late"),
             );
             let problem = "This device does not wait any more. Start again on the device.";
             return self.code_page(live, StatusCode::BAD_REQUEST, Some(problem));
@@ -187,7 +188,10 @@ impl Call<'_> {
         let (title, text) = if allowed {
             ("The device is signed in", "You can close this page and go on there.")
         } else {
-            ("The device was not let in", "Nothing was granted. If you did not start this, somebody may have tried to trick you.")
+            (
+                "The device was not let in",
+                "Nothing was granted. If you did not start this, somebody may have tried to trick you.",
+            )
         };
         let page = MessagePage {
             frame: Frame::new(Some(&self.site.auth), self.visit.ray),

@@ -92,7 +92,8 @@ impl Call<'_> {
     /// The proof that comes with a request to `endpoint`, about `token` where it carries one.
     fn proof(&self, endpoint: &str, token: Option<&str>) -> Result<(Proof, &str), Refusal> {
         let wrong = |words: &str| Refusal::new("invalid_dpop_proof", Reason::BadToken, words);
-        let text = self.only(&HeaderName::from_static(dpop::HEADER)).ok_or_else(|| wrong("there is no proof"))?;
+        let text =
+            self.only(&HeaderName::from_static(dpop::HEADER)).ok_or_else(|| wrong("there is no proof"))?;
         let url = self.site.endpoint(&self.site.auth, endpoint);
         let method = if self.visit.method == Method::HEAD { &Method::GET } else { &self.visit.method };
         let about = About { method: method.as_str(), url: &url, token };
@@ -142,7 +143,10 @@ impl Refusal {
     /// A fault of the node's own.
     fn fault(error: impl std::fmt::Display) -> Self {
         let words = format!("the node cannot do it: {error}");
-        Self { status: StatusCode::SERVICE_UNAVAILABLE, ..Self::new("server_error", Reason::Internal, &words) }
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            ..Self::new("server_error", Reason::Internal, &words)
+        }
     }
 
     fn status(self, status: StatusCode) -> Self {

@@ -292,7 +292,10 @@ mod tests {
             }
         }
         assert_eq!(pending.waiting.len(), MOST_OF_STRANGERS);
-        assert!(add(&mut pending, 60_000, "203.0.113.1", true).is_ok(), "a known network has a share of its own");
+        assert!(
+            add(&mut pending, 60_000, "203.0.113.1", true).is_ok(),
+            "a known network has a share of its own"
+        );
         let after = NOW + LIFE + AFTERLIFE;
         pending.add(hash(60_001), device(60_001, "203.0.113.9"), &random(60_001), false, after).unwrap();
         assert_eq!(pending.waiting.len(), 1, "what is over is forgotten");
@@ -305,7 +308,8 @@ mod tests {
         for text in ["bcdfghjk", " bcdf ghjk ", "B-C-D-F-G-H-J-K"] {
             assert_eq!(UserCode::parse(text), Some(code), "{text}");
         }
-        for text in ["", "BCDF-GHJ", "BCDF-GHJKL", "BCDF-GHJA", "BCDF-GHJ1", "BCDF-GHJ\u{212a}", "BCDF_GHJK"] {
+        for text in ["", "BCDF-GHJ", "BCDF-GHJKL", "BCDF-GHJA", "BCDF-GHJ1", "BCDF-GHJ\u{212a}", "BCDF_GHJK"]
+        {
             assert_eq!(UserCode::parse(text), None, "{text}");
         }
         assert_eq!(UserCode::new(&[0xff; 16]).to_string(), UserCode::parse("TTTTTTTT").unwrap().to_string());

@@ -69,8 +69,9 @@ impl Call<'_> {
         let form = Parameters::of_form(&self.visit.headers, &self.visit.body);
         let wanted = form.as_ref().and_then(|form| form.one("app"));
         let Some((application, host)) = wanted.and_then(|wanted| self.named(wanted)) else {
-            let refusal = Refusal::new("invalid_target", Reason::NoApplication, "there is no such application")
-                .status(StatusCode::NOT_FOUND);
+            let refusal =
+                Refusal::new("invalid_target", Reason::NoApplication, "there is no such application")
+                    .status(StatusCode::NOT_FOUND);
             return self.refuse_client(&refusal, event);
         };
         let event = event.application(&application);
@@ -127,8 +128,7 @@ impl Call<'_> {
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(dpop::SCHEME))
             .map(|(_, token)| token)
             .ok_or_else(|| invalid(Reason::NoSession, "there is no token"))?;
-        let (proof, _) =
-            self.proof(endpoint, Some(token)).map_err(|r| r.status(StatusCode::UNAUTHORIZED))?;
+        let (proof, _) = self.proof(endpoint, Some(token)).map_err(|r| r.status(StatusCode::UNAUTHORIZED))?;
         let claims = self
             .context
             .tokens
@@ -146,19 +146,17 @@ impl Call<'_> {
         let until = UnixTime(self.now.0.saturating_add(2 * dpop::WINDOW + 1));
         match self.context.store.use_once(PROOF, &proof.id, until, self.now).await {
             Ok(true) => Ok(client),
-            Ok(false) => Err(Refusal::new("invalid_dpop_proof", Reason::BadState, "the proof was used before")
-                .status(StatusCode::UNAUTHORIZED)),
+            Ok(false) => {
+                Err(Refusal::new("invalid_dpop_proof", Reason::BadState, "the proof was used before")
+                    .status(StatusCode::UNAUTHORIZED))
+            }
             Err(error) => Err(Refusal::fault(error)),
         }
     }
 
     fn decision(&self, application: &Application, client: &LiveClient) -> Decision {
-        let facts = Facts {
-            application,
-            session: Some(&client.session),
-            service: None,
-            address: self.visit.address,
-        };
+        let facts =
+            Facts { application, session: Some(&client.session), service: None, address: self.visit.address };
         decide(&self.active.policies, &facts, self.now)
     }
 

@@ -13,10 +13,10 @@ use crate::flow::{ClientId, Reason, Session, SessionId};
 use crate::session::LiveSession;
 use crate::token::dpop::{self, Proof};
 
+use super::super::Call;
 use super::super::form::Parameters;
 use super::super::handover::known_as;
 use super::super::target::hash;
-use super::super::Call;
 use super::authorize::{Grant, place_of, proves};
 use super::pending::Poll;
 use super::{Refusal, json};
@@ -81,8 +81,7 @@ impl Call<'_> {
             return Err(self.used_again(code).await);
         };
         let session = self.session_of(grant.session)?;
-        let of_person =
-            |refusal| Refused { refusal, session: Some(std::sync::Arc::clone(&session.session)) };
+        let of_person = |refusal| Refused { refusal, session: Some(std::sync::Arc::clone(&session.session)) };
         for (held, words) in [
             (grant.redirect == redirect, "the code is for another redirect_uri"),
             (proves(verifier, &grant.challenge), "the code_verifier is wrong"),
@@ -103,7 +102,8 @@ impl Call<'_> {
 
     /// The refusal of a code that is unknown, and the end of what was made from it.
     async fn used_again(&self, code: &str) -> Refused {
-        let refusal = Refusal::new("invalid_grant", Reason::BadState, "the code is unknown, too old or was used");
+        let refusal =
+            Refusal::new("invalid_grant", Reason::BadState, "the code is unknown, too old or was used");
         let spent = self.context.store.take_code::<ClientId>(spent(code), self.now).await;
         let client = spent.ok().flatten().and_then(|id| self.context.clients.get(id, self.now));
         let Some(client) = client else { return refusal.into() };
@@ -123,7 +123,9 @@ impl Call<'_> {
                 let session = self.session_of(session)?;
                 Ok(self.log_in(&session, &proof, &name).await?.1)
             }
-            Poll::Waiting => refused("authorization_pending", Reason::NoSession, "nobody has confirmed it yet"),
+            Poll::Waiting => {
+                refused("authorization_pending", Reason::NoSession, "nobody has confirmed it yet")
+            }
             Poll::TooFast => refused("slow_down", Reason::Throttled, "ask less often"),
             Poll::Denied => refused("access_denied", Reason::Declined, "it was not confirmed"),
             Poll::Expired => refused("expired_token", Reason::BadState, "nobody confirmed it in time"),
@@ -144,7 +146,10 @@ impl Call<'_> {
                 let why = format!("device {}: its refresh token was used twice", client.client.name);
                 self.context.events.emit(event.detail(why));
                 Err(Refused {
-                    refusal: invalid(Reason::BadState, "the refresh token was used before: everybody who held it is logged out"),
+                    refusal: invalid(
+                        Reason::BadState,
+                        "the refresh token was used before: everybody who held it is logged out",
+                    ),
                     session: Some(client.session),
                 })
             }
@@ -164,8 +169,7 @@ impl Call<'_> {
         name: &str,
     ) -> Result<(LiveClient, Response<Bytes>), Refused> {
         let logged_in = self.context.clients.log_in(session, proof.key, name, self.now).await;
-        let of_person =
-            |refusal| Refused { refusal, session: Some(std::sync::Arc::clone(&session.session)) };
+        let of_person = |refusal| Refused { refusal, session: Some(std::sync::Arc::clone(&session.session)) };
         let Some((client, refresh)) = logged_in.map_err(|error| of_person(Refusal::fault(error)))? else {
             let words = "the login has ended, or has too many devices";
             return Err(of_person(Refusal::new("invalid_grant", Reason::SessionEnded, words)));
@@ -209,7 +213,7 @@ impl Call<'_> {
         });
         let (proof, token) = match wanted {
             Ok(wanted) => wanted,
-            Err(refusal) => return self.refuse_client(&refusal, self.event(Action::Logout, false)),
+            Err(refusal) => return self.refuse_client(&refusal, self.event(Action::Request, false)),
         };
         let client = token
             .and_then(|token| self.context.clients.get(token.client(), self.now))
