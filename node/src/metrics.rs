@@ -34,6 +34,8 @@ pub struct Metrics {
     pub private_opens: IntCounterVec,
     /// Private sessions that are over, by reason.
     pub private_ended: IntCounterVec,
+    /// Access clients that are logged in.
+    pub clients: IntGauge,
     /// Packets at the gate, by verdict (`pass`, `drop`) and reason. Set from the kernel's counters.
     pub gate_packets: IntCounterVec,
     /// Sampled events of the gate that found no room.
@@ -125,6 +127,7 @@ impl Metrics {
             "Private sessions that are over, by reason",
             &["reason"],
         )?;
+        let clients = gauge("portcullis_clients", "Access clients that are logged in")?;
         let gate_packets = counters(
             "portcullis_gate_packets_total",
             "Packets at the gate, by verdict (pass, drop) and reason",
@@ -170,6 +173,7 @@ impl Metrics {
             private_sessions,
             private_opens,
             private_ended,
+            clients,
             gate_packets,
             gate_events_lost,
             gate_host_flows_lost,

@@ -37,7 +37,7 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
-    /// Reach private applications through a node: SSH, RDP, databases, any TCP or UDP
+    /// Reach what is behind a node: log in, list, connect to SSH, RDP, databases, any TCP or UDP
     Access(access::AccessArgs),
     /// Check, inspect and change a node
     Admin(admin::AdminArgs),
