@@ -11,6 +11,7 @@ pub struct Metrics {
     registry: Registry,
     decisions: IntCounterVec,
     logins: IntCounterVec,
+    ssh_certificates: IntCounterVec,
     events: IntCounterVec,
     /// Events that found no room in the queue.
     pub events_lost: IntCounter,
@@ -73,6 +74,11 @@ impl Metrics {
             "Login attempts, by identity provider, verdict and reason",
             &["identity_provider", "verdict", "reason"],
         )?;
+        let ssh_certificates = counters(
+            "portcullis_ssh_certificates_total",
+            "SSH certificates asked for, by application, verdict and reason",
+            &["application", "verdict", "reason"],
+        )?;
         let events = counters("portcullis_events_total", "Events, by action", &["action"])?;
         let events_lost = counter("portcullis_events_lost_total", "Events that found no room in the queue")?;
         let events_unwritten =
@@ -130,6 +136,7 @@ impl Metrics {
             registry,
             decisions,
             logins,
+            ssh_certificates,
             events,
             events_lost,
             events_unwritten,
@@ -190,6 +197,10 @@ impl Metrics {
             Action::Login => {
                 self.logins.with_label_values(&[event.provider_name().unwrap_or(""), verdict, reason]).inc()
             }
+            Action::Certificate => self
+                .ssh_certificates
+                .with_label_values(&[event.application_name().unwrap_or(""), verdict, reason])
+                .inc(),
             Action::Logout
             | Action::Disconnect
             | Action::Connect

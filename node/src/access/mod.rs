@@ -11,10 +11,14 @@
 
 mod api;
 mod profile;
+mod ssh;
+mod ssh_config;
 mod tokens;
 pub(crate) mod wire;
 
 pub use api::{ApiError, Refusal};
 pub use profile::{AccessToken, NodeAddress, Profile, ProfileError, logged_in, root};
+pub use ssh::{SshCertError, SshIdentity};
+pub use ssh_config::{SshConfig, SshConfigError};
 pub use tokens::AccessError;
 pub use wire::{AppRow, ApplicationToken, WhoAmI};

@@ -36,6 +36,13 @@ pub(super) struct Callers {
     pub(super) nobody: Reason,
 }
 
+impl Callers {
+    /// Whether who asks has said so in a header, which no page can make a browser send.
+    pub(super) fn are_explicit(&self) -> bool {
+        self.service.is_some() || self.person.as_ref().is_some_and(|person| person.assertion.is_none())
+    }
+}
+
 /// A person with a live session.
 #[derive(Debug)]
 pub(super) struct Person {

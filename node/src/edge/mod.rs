@@ -13,6 +13,7 @@
 
 mod assertions;
 mod body;
+mod carry;
 mod connection;
 mod dispatch;
 mod guard;
@@ -31,6 +32,7 @@ mod strict;
 mod tls;
 mod upgrade;
 mod upstream;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -17,6 +17,7 @@
 
 mod browser;
 mod callback;
+mod cert_sign;
 mod form;
 mod handover;
 mod launcher;
@@ -43,6 +44,7 @@ use crate::event::{Action, Event};
 use crate::flow::{Application, Host, Path, RayId, Reason, UnixTime};
 use crate::identity::local::LocalLogin;
 use crate::identity::throttle::Throttle;
+use crate::ssh_ca::SshCa;
 
 use self::page::PageFacts;
 use self::providers::Providers;
@@ -72,6 +74,7 @@ pub struct Portal {
     context: Arc<Context>,
     local: LocalLogin,
     providers: Providers,
+    ssh_ca: SshCa,
     /// Bounds how often a network can make the node ask an identity provider in vain.
     answers: Throttle,
     started: Instant,
@@ -80,6 +83,7 @@ pub struct Portal {
 impl Portal {
     pub fn new(context: Arc<Context>) -> Self {
         Self {
+            ssh_ca: SshCa::new(context.store.clone()),
             context,
             local: LocalLogin::default(),
             providers: Providers::default(),
@@ -124,7 +128,7 @@ impl Call<'_> {
         }
         let path = self.visit.path.as_str();
         let endpoint = path.strip_prefix(PREFIX).map(|rest| rest.split_once('/').unwrap_or((rest, "")));
-        let posts = matches!(endpoint, Some(("login" | "logout", _)));
+        let posts = matches!(endpoint, Some(("login" | "logout" | "cert_sign", _)));
         let allowed = match self.visit.method {
             Method::GET | Method::HEAD => true,
             Method::POST => posts,
@@ -144,6 +148,7 @@ impl Call<'_> {
             Some(("logout", "")) => self.logout().await,
             Some(("get-identity", "")) => self.identity(),
             Some(("certs", "")) => self.certs(),
+            Some(("cert_sign", "")) if self.visit.method == Method::POST => self.cert_sign().await,
             Some(("icon.svg", "")) => page::icon(),
             None if on_auth && path == "/" => self.launcher(),
             _ => self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication),
