@@ -176,7 +176,7 @@ mod tests {
 
     fn certificate(key: &PrivateKey, ends: i64) -> Certificate {
         let ends = u64::try_from(ends).unwrap();
-        let mut builder = Builder::new([1; 16], key.public_key(), 1_799_000_000, ends).unwrap();
+        let mut builder = Builder::new([1; 16], key.public_key(), ends - 1000, ends).unwrap();
         builder.valid_principal("ann").unwrap();
         builder.sign(&generate().unwrap()).unwrap()
     }
