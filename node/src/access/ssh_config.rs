@@ -38,8 +38,8 @@ pub struct SshConfig {
 }
 
 impl SshConfig {
-    /// Stanzas for `applications` of the profile's node. `options` are what `portcullis access ssh` and `ssh-cert` need to
-    /// find that profile, as they are typed.
+    /// Stanzas for `applications` of the profile's node. `options` are what `portcullis access` needs to find that
+    /// profile, as they are typed.
     ///
     /// # Errors
     /// When a name is none that an application can have, or the profile is in a place that `ssh_config` cannot name.
@@ -91,9 +91,9 @@ fn stanzas(
         // First the certificate: where the node gives none, the other ways to log in are left as they are.
         let _ = write!(
             text,
-            "\nMatch originalhost {application} exec \"portcullis access ssh-cert{options} {application}\"\n\
+            "\nMatch originalhost {application} exec \"portcullis access{options} ssh-cert {application}\"\n\
              \x20   IdentityFile {key}\n    CertificateFile {certificate}\n    IdentitiesOnly yes\n\
-             Host {application}\n    ProxyCommand portcullis access ssh{options} %h\n"
+             Host {application}\n    ProxyCommand portcullis access{options} ssh %h\n"
         );
     }
     Ok(text)

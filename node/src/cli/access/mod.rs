@@ -1,4 +1,4 @@
-//! `portcullis access …`: the person's end.
+//! `portcullis access …`: the person's end of what is not a web page.
 
 mod ssh;
 
@@ -6,8 +6,13 @@ use clap::{Args, Subcommand};
 
 use crate::access::Profile;
 
+use super::output;
+
 #[derive(Args)]
 pub(super) struct AccessArgs {
+    /// The node, where more than one is known here; otherwise the one of the last login
+    #[arg(long, value_name = "URL")]
+    node: Option<String>,
     #[command(subcommand)]
     command: AccessCommand,
 }
@@ -15,30 +20,30 @@ pub(super) struct AccessArgs {
 #[derive(Subcommand)]
 enum AccessCommand {
     /// Get a short-lived SSH certificate for an application, for an ephemeral key beside it
-    SshCert(ssh::CertArgs),
+    SshCert {
+        /// As the node calls it
+        application: String,
+    },
     /// Print what makes `ssh NAME` go through the node
     SshConfig(ssh::ConfigArgs),
 }
 
-/// Which node is meant.
-#[derive(Args)]
-struct Node {
-    /// The node's auth domain, where it is not the one that was logged in to last
-    #[arg(long, value_name = "URL")]
-    node: Option<String>,
-}
-
-impl Node {
-    fn profile(&self) -> anyhow::Result<Profile> {
-        Ok(Profile::open(self.node.as_deref())?)
-    }
-}
-
 pub(super) fn run(args: AccessArgs) -> anyhow::Result<()> {
     crate::role::install_crypto()?;
+    let AccessArgs { node, command } = args;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match args.command {
-        AccessCommand::SshCert(args) => runtime.block_on(ssh::certificate(args)),
-        AccessCommand::SshConfig(args) => runtime.block_on(ssh::config(args)),
-    }
+    runtime.block_on(async {
+        match command {
+            AccessCommand::SshCert { application } => {
+                ssh::certificate(&open(node.as_deref())?, &application).await
+            }
+            AccessCommand::SshConfig(args) => {
+                ssh::config(&open(node.as_deref())?, node.is_some(), args).await
+            }
+        }
+    })
+}
+
+fn open(node: Option<&str>) -> anyhow::Result<Profile> {
+    Ok(Profile::open(node)?)
 }

@@ -5,37 +5,26 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Args;
 
-use crate::access::SshConfig;
+use crate::access::{Profile, SshConfig};
 
-use super::super::output;
-use super::Node;
-
-#[derive(Args)]
-pub(super) struct CertArgs {
-    /// The application, as the node calls it
-    application: String,
-    #[command(flatten)]
-    node: Node,
-}
+use super::output;
 
 #[derive(Args)]
 pub(super) struct ConfigArgs {
-    /// Applications; without any, all of type `ssh` that are open to you
+    /// Applications, as the node calls them; without any, all of type `ssh` that are open to you
     applications: Vec<String>,
     /// Write it to a file of its own and include that in ~/.ssh/config; writing twice changes nothing
     #[arg(long)]
     write: bool,
-    #[command(flatten)]
-    node: Node,
 }
 
-pub(super) async fn certificate(args: CertArgs) -> anyhow::Result<()> {
-    let identity = args.node.profile()?.ssh_identity(&args.application).await?;
+pub(super) async fn certificate(profile: &Profile, application: &str) -> anyhow::Result<()> {
+    let identity = profile.ssh_identity(application).await?;
     output::line(&identity.certificate.display().to_string())
 }
 
-pub(super) async fn config(args: ConfigArgs) -> anyhow::Result<()> {
-    let profile = args.node.profile()?;
+/// `named` says that the node was named, and so must be in the commands that `ssh` will run.
+pub(super) async fn config(profile: &Profile, named: bool, args: ConfigArgs) -> anyhow::Result<()> {
     let applications = if args.applications.is_empty() {
         let open = profile.apps().await?.into_iter().filter(|app| app.kind == "ssh").map(|app| app.name);
         let open: Vec<String> = open.collect();
@@ -45,8 +34,8 @@ pub(super) async fn config(args: ConfigArgs) -> anyhow::Result<()> {
         args.applications
     };
     // The profile's own address rather than what was typed: it ends up in a command line.
-    let options = args.node.node.map_or_else(String::new, |_| format!(" --node {}", profile.url()));
-    let config = SshConfig::new(&profile, &applications, &options)?;
+    let options = if named { format!(" --node {}", profile.url()) } else { String::new() };
+    let config = SshConfig::new(profile, &applications, &options)?;
     if !args.write {
         return output::line(config.text().trim_end());
     }
