@@ -182,6 +182,46 @@ mod tests {
         }
     }
 
+    /// What `ssh` itself makes of it, with a `portcullis` that gets a certificate or does not.
+    #[test]
+    fn ssh_reads_it_as_it_is_meant() {
+        let directory = tempfile::tempdir().unwrap();
+        let (bin, file) = (directory.path().join("bin"), directory.path().join("config"));
+        std::fs::create_dir(&bin).unwrap();
+        let place = directory.path().join("a b/50%h");
+        let text =
+            stanzas(&place, "https://a.example:8443", &["prod".to_owned()], " --node https://a.example:8443");
+        std::fs::write(&file, text.unwrap() + "Host *\n    User someone\n").unwrap();
+        let read = |host: &str, certificate: bool| {
+            let script = format!(
+                "#!/bin/sh\n[ \"$*\" = 'access --node https://a.example:8443 ssh-cert prod' ] && {certificate}\n"
+            );
+            std::fs::write(bin.join("portcullis"), script).unwrap();
+            std::fs::set_permissions(
+                bin.join("portcullis"),
+                std::os::unix::fs::PermissionsExt::from_mode(0o755),
+            )
+            .unwrap();
+            let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+            let mut ssh = std::process::Command::new("ssh");
+            let output = ssh.env("PATH", path).arg("-G").arg("-F").arg(&file).arg(host).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let ours = [
+            format!("identityfile {}/ssh/prod\n", place.display()),
+            format!("certificatefile {}/ssh/prod-cert.pub\n", place.display()),
+            "identitiesonly yes\n".to_owned(),
+        ];
+        let proxy = "proxycommand portcullis access --node https://a.example:8443 ssh %h\n";
+        let told = read("prod", true).replace("%%", "%");
+        assert!(told.contains(proxy) && ours.iter().all(|line| told.contains(line)), "{told}");
+        let told = read("prod", false);
+        assert!(told.contains(proxy) && !ours.iter().any(|line| told.contains(line)), "{told}");
+        let told = read("prod2", true);
+        assert!(!told.contains("portcullis") && told.contains("user someone\n"), "{told}");
+    }
+
     #[test]
     fn a_linked_file_stays_a_link() {
         let directory = tempfile::tempdir().unwrap();

@@ -119,20 +119,27 @@ where
     let (mut to_client, mut from_client) = socket.split();
     let (from_target, mut to_target) = tokio::io::split(target);
     let ear = Ear::default();
+    // Whether the client has said that its input is complete.
+    let mut complete = false;
     let end = {
         let mut up = pin!(up(&mut from_client, &mut to_target, carried, &ear));
         let down = pin!(down(from_target, &mut to_client, carried, &ear));
         tokio::select! {
-            end = &mut up => end,
+            end = &mut up => {
+                complete = end == End::Client;
+                end
+            }
             end = down => match end {
-                End::Target => timeout(GRACE, up).await.map_or(End::Target, |_| End::Target),
+                End::Target => {
+                    complete = timeout(GRACE, up).await == Ok(End::Client);
+                    End::Target
+                }
                 end => end,
             },
             stop = stopped => End::Stopped(stop),
         }
     };
-    if end == End::Client {
-        // Only now the target may take its input for complete.
+    if complete {
         let _ = timeout(GRACE, to_target.shutdown()).await;
     }
     drop(to_target);

@@ -88,6 +88,8 @@ impl Call<'_> {
                 Some(_) => {}
             }
         } else if let Some(target) = target
+            // As such clients ask, and no browser: a cookie that somebody has tossed in must not lead one in circles.
+            && self.visit.method == Method::HEAD
             && let Some((live, login)) = self.client_session()
         {
             return self.silently(target, &live, By::Client(login)).await;

@@ -77,6 +77,8 @@ fn a_global_token_becomes_one_for_the_application() {
         "{authorized}"
     );
     assert_eq!(second.cookies(), [""; 0], "and no browser is logged in");
+    let by_browser = ask(&world, &first.redirect().unwrap(), "GET", std::slice::from_ref(&org));
+    assert_eq!(by_browser.status, 200, "a browser gets the login page");
     let mark = cookie(&first, "CF_AppSession").unwrap();
     let third = ask(&world, &authorized, "HEAD", &[format!("Cookie: {mark}")]);
     assert_eq!(third.cookies(), ["CF_Authorization"], "no binding: it is no browser's");
