@@ -33,7 +33,7 @@ const FOLDER: &str = "ssh";
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum SshCertError {
-    #[error("{0}")]
+    #[error("`{0}` is no name of an application")]
     Name(String),
     #[error(transparent)]
     Access(#[from] AccessError),
@@ -64,7 +64,7 @@ impl SshIdentity {
     /// # Errors
     /// When the name is none that an application can have.
     pub fn of(directory: &Path, application: &str) -> Result<Self, SshCertError> {
-        check_name("application", application).map_err(SshCertError::Name)?;
+        check_name("application", application).map_err(|_| SshCertError::Name(application.to_owned()))?;
         let folder = directory.join(FOLDER);
         Ok(Self {
             key: folder.join(application),

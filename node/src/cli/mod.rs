@@ -38,7 +38,7 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
-    /// Reach what is behind a node: the person's end
+    /// Reach what is behind a node: log in, list, connect
     Access(access::AccessArgs),
     /// Check, inspect and change a node
     Admin(admin::AdminArgs),

@@ -28,7 +28,7 @@ impl Call<'_> {
         cookie::read_all(&self.visit.headers, cookie::AUTHORIZATION)
             .filter_map(|jwt| self.context.tokens.verify(jwt, Kind::GlobalOfClient, self.now).ok())
             .find_map(|claims| {
-                let live = self.context.sessions.get(claims.identity_nonce, self.now)?;
+                let live = self.context.live(&claims, self.now)?;
                 Some((live, claims.client_login))
             })
     }

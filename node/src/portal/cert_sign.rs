@@ -126,7 +126,7 @@ impl Call<'_> {
         let ended = || {
             Refused::new(StatusCode::UNAUTHORIZED, Reason::SessionEnded, "the session of the token is over")
         };
-        let live = self.context.sessions.get(claims.identity_nonce, self.now).ok_or_else(ended)?;
+        let live = self.context.live(&claims, self.now).ok_or_else(ended)?;
         asker.session = Some(Arc::clone(&live.session));
         let facts =
             Facts { application, session: Some(&live.session), service: None, address: self.visit.address };

@@ -81,7 +81,7 @@ impl Call<'_> {
         let providers = providers::allowed(&self.active, target.map(|target| &*target.application));
         if let Some(live) = self.global_session() {
             match target {
-                None => return page::redirect(StatusCode::FOUND, "/"),
+                None => return self.go_on(StatusCode::FOUND),
                 Some(target) if providers.iter().any(|p| p.name == live.session.person.provider) => {
                     return self.silently(target, &live, By::Link).await;
                 }
@@ -266,10 +266,9 @@ impl Call<'_> {
                 let by = if proven.is_some() { By::Form } else { By::Link };
                 self.hand_over(target, &live, by).await
             }
-            None => (
-                page::redirect(StatusCode::SEE_OTHER, "/"),
-                self.event(Action::Login, true).session(&live.session),
-            ),
+            None => {
+                (self.go_on(StatusCode::SEE_OTHER), self.event(Action::Login, true).session(&live.session))
+            }
         };
         self.context.events.emit(event);
         let binding = self.context.tokens.binding(&live.session.id, &self.visit.host);

@@ -6,6 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use portcullis::clock;
+use portcullis_tests::access::Machine;
+use portcullis_tests::portcullis::binary;
 use portcullis_tests::process::{Process, wait_until};
 use portcullis_tests::realm::AUTH;
 use portcullis_tests::third_party;
@@ -124,6 +126,18 @@ fn certified(world: &World, name: &str, kind: &[&str], jwt: &str) -> PathBuf {
     path
 }
 
+/// The option that makes `ssh` go through the node by the wire.
+fn proxy(world: &World, jwt: &str) -> String {
+    let plan = world.wire_file(SHELL, &json!({ "Cf-Access-Token": jwt }), json!({}));
+    let script = third_party::script(None, "wire.mjs").unwrap();
+    let words: Vec<String> = std::iter::once(script.get_program())
+        .chain(script.get_args())
+        .map(|word| word.to_string_lossy().into_owned())
+        .chain([plan.display().to_string()])
+        .collect();
+    format!("ProxyCommand={}", words.join(" "))
+}
+
 const ED25519: [&str; 2] = ["-t", "ed25519"];
 
 #[test]
@@ -168,15 +182,7 @@ fn a_server_that_trusts_one_application_lets_its_people_in_and_nobody_else() {
     assert_eq!(sshd.login(&identity, "ann").as_deref(), Some("ann"), "the others last");
 
     // Through the node, by the wire, as ProxyCommand.
-    let headers = json!({ "Cf-Access-Token": world.app_token(&ann, "shell") });
-    let plan = world.wire_file(SHELL, &headers, json!({}));
-    let script = third_party::script(None, "wire.mjs").unwrap();
-    let words: Vec<String> = std::iter::once(script.get_program())
-        .chain(script.get_args())
-        .map(|word| word.to_string_lossy().into_owned())
-        .chain([plan.display().to_string()])
-        .collect();
-    let proxy = format!("ProxyCommand={}", words.join(" "));
+    let proxy = proxy(&world, &world.app_token(&ann, "shell"));
     let (good, out, told) = run(ssh(&identity).args(["-o", &proxy, "ann@shell", "id -un; exit 7"]));
     assert_eq!((good, out.trim()), (false, "ann"), "{told}");
     let copy = world.realm.dir.path().join("copied");
@@ -279,4 +285,69 @@ fn a_certificate_says_what_was_decided_and_one_event_tells() {
     let counted = "portcullis_ssh_certificates_total{application=\"shell\",reason=\"\",verdict=\"allow\"} 1";
     assert!(metrics.contains(counted), "{metrics}");
     assert!(world.realm.node.admin(&["ssh-ca", "public-key", "echo"]).is_err(), "not of type ssh");
+}
+
+#[test]
+fn a_person_logs_in_once_and_ssh_gets_its_certificates() {
+    let world = World::start();
+    let authority = world.realm.node.admin(&["ssh-ca", "public-key", "shell"]).unwrap();
+    let _sshd = Sshd::start(&world.realm.dir.path().join("sshd"), world.ssh_port, &authority);
+    let (laptop, ann) = (Machine::new(&world.realm, "laptop").unwrap(), world.realm.web("ann"));
+    assert!(laptop.fails(&["ssh-cert", "shell"]).unwrap().contains("nobody is logged in here"));
+    laptop.log_in(&ann, "ann").unwrap();
+
+    // Files that only their user reads, left alone while they are fresh.
+    let certificate = laptop.ok(&["ssh-cert", "shell"]).unwrap();
+    let certificate = Path::new(certificate.trim());
+    assert_eq!(certificate, laptop.profile().join("ssh/shell-cert.pub"));
+    let key = certificate.with_file_name("shell");
+    for file in [&key, certificate] {
+        assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let before = (std::fs::read(&key).unwrap(), std::fs::read(certificate).unwrap());
+    laptop.ok(&["ssh-cert", "shell"]).unwrap();
+    assert_eq!((std::fs::read(&key).unwrap(), std::fs::read(certificate).unwrap()), before);
+    assert!(laptop.fails(&["ssh-cert", "echo"]).unwrap().contains("no application of type `ssh`"));
+    assert!(laptop.fails(&["ssh-cert", "../x"]).unwrap().contains("is no name of an application"));
+
+    // The stanzas, for what is open to this person; and `ssh` with them and nothing else.
+    let printed = laptop.ok(&["ssh-config"]).unwrap();
+    assert!(printed.contains("\nHost shell\n") && printed.contains("\nHost vault\n"), "{printed}");
+    assert!(!printed.contains("Host echo"), "{printed}");
+    assert_eq!(laptop.ok(&["ssh-config", "--write", "shell"]).unwrap().lines().count(), 2);
+    assert_eq!(laptop.ok(&["ssh-config", "--write", "shell"]).unwrap(), "nothing to change\n");
+    let name = format!("{AUTH}:{}.conf", world.realm.port);
+    let config = laptop.home().join(".ssh/portcullis").join(name);
+    let bin = laptop.home().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::os::unix::fs::symlink(binary().unwrap(), bin.join("portcullis")).unwrap();
+    let token = laptop.ok(&["token", "shell"]).unwrap();
+    let proxy = proxy(&world, token.trim());
+    let ssh = |user: &str| {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""])
+            .arg(laptop.home().join("hosts"))
+            .args(["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"])
+            .args(["-o", "UserKnownHostsFile=/dev/null", "-o", &proxy, "-F"])
+            .arg(&config)
+            .args(["-l", user, "shell", "id -un"])
+            .env("HOME", laptop.home())
+            .env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH").unwrap()))
+            .env_remove("SSH_AUTH_SOCK");
+        run(&mut command)
+    };
+    std::fs::remove_file(certificate).unwrap();
+    let (good, out, told) = ssh("ann");
+    assert!(good && out.trim() == "ann", "{told}");
+    assert!(certificate.exists(), "`ssh` has asked for it");
+    assert!(!ssh("root").0);
+
+    // The end of the device's login ends it, though the person's session lasts.
+    let public = read(&keygen(&world, "late", &ED25519).0.with_extension("pub").display().to_string());
+    assert_eq!(sign(&world, AUTH, &request(&world, public.trim(), token.trim())).status, 200);
+    laptop.ok(&["logout"]).unwrap();
+    let refused = sign(&world, AUTH, &request(&world, public.trim(), token.trim()));
+    assert_eq!(refused.status, 401, "{}", refused.body);
+    assert!(laptop.fails(&["ssh-cert", "shell"]).unwrap().contains("log"), "logged out");
 }
