@@ -7,13 +7,14 @@ use tokio::sync::watch;
 use crate::clients::Clients;
 use crate::config::Active;
 use crate::event::Events;
+use crate::flow::UnixTime;
 use crate::identity::service::Services;
 use crate::metrics::Metrics;
 use crate::recent::Recent;
 use crate::seal::Seal;
-use crate::session::Sessions;
+use crate::session::{LiveSession, Sessions};
 use crate::store::Store;
-use crate::token::Tokens;
+use crate::token::{Claims, Tokens};
 use crate::tunnel::Registry;
 
 /// One of these exists per node; parts hold it in an `Arc`.
@@ -34,6 +35,17 @@ pub struct Context {
 }
 
 impl Context {
+    /// The live session that a verified token names, and with it the login of the client that the token was minted for:
+    /// whichever of the two ends first ends what runs on it.
+    pub fn live(&self, claims: &Claims, now: UnixTime) -> Option<LiveSession> {
+        let mut live = self.sessions.get(claims.identity_nonce, now)?;
+        if let Some(id) = claims.client_login {
+            let client = self.clients.get(id, now)?;
+            live.ended = (client.session.id == live.session.id).then_some(client.ended)?;
+        }
+        Some(live)
+    }
+
     /// The configuration in force now.
     pub fn active(&self) -> Arc<Active> {
         Arc::clone(&self.active.borrow())

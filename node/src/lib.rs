@@ -26,6 +26,7 @@ pub mod recent;
 pub mod role;
 pub mod seal;
 pub mod session;
+pub mod ssh_ca;
 pub mod store;
 pub mod token;
 pub mod tunnel;

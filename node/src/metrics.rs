@@ -11,6 +11,7 @@ pub struct Metrics {
     registry: Registry,
     decisions: IntCounterVec,
     logins: IntCounterVec,
+    ssh_certificates: IntCounterVec,
     events: IntCounterVec,
     /// Events that found no room in the queue.
     pub events_lost: IntCounter,
@@ -82,6 +83,11 @@ impl Metrics {
             "portcullis_logins_total",
             "Login attempts, by identity provider, verdict and reason",
             &["identity_provider", "verdict", "reason"],
+        )?;
+        let ssh_certificates = counters(
+            "portcullis_ssh_certificates_total",
+            "SSH certificates asked for, by application, verdict and reason",
+            &["application", "verdict", "reason"],
         )?;
         let events = counters("portcullis_events_total", "Events, by action", &["action"])?;
         let events_lost = counter("portcullis_events_lost_total", "Events that found no room in the queue")?;
@@ -161,6 +167,7 @@ impl Metrics {
             registry,
             decisions,
             logins,
+            ssh_certificates,
             events,
             events_lost,
             events_unwritten,
@@ -226,6 +233,10 @@ impl Metrics {
             Action::Login => {
                 self.logins.with_label_values(&[event.provider_name().unwrap_or(""), verdict, reason]).inc()
             }
+            Action::Certificate => self
+                .ssh_certificates
+                .with_label_values(&[event.application_name().unwrap_or(""), verdict, reason])
+                .inc(),
             Action::Logout
             | Action::Disconnect
             | Action::Connect

@@ -9,7 +9,7 @@ use crate::portal;
 use crate::token::dpop::{self, Signer};
 
 use super::profile::{Profile, ProfileError};
-use super::wire::ErrorResponse;
+use super::wire::{self, CertRefusal, CertRequest, CertResponse, ErrorResponse};
 
 /// How often a request is sent whose answer got lost.
 const TRIES: usize = 3;
@@ -87,6 +87,29 @@ impl Api {
 
     pub(super) async fn get<T: DeserializeOwned>(&self, endpoint: &str, token: &str) -> Result<T, ApiError> {
         self.ask(Method::GET, endpoint, Some(token), "", TRIES).await
+    }
+
+    /// Asks for an SSH certificate. Good to be asked for once more: every answer is a certificate of its own.
+    pub(super) async fn certificate(&self, request: &CertRequest) -> Result<CertResponse, ApiError> {
+        let url = self.url(wire::CERT_SIGN);
+        let body =
+            serde_json::to_vec(request).map_err(|_| self.unreachable("the request cannot be written"))?;
+        let request = http::Request::post(&url)
+            .header(header::ACCEPT, "application/json")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body)
+            .map_err(|_| self.unreachable("the address is malformed"))?;
+        let answer = self.http.send(request).await.map_err(|error| self.unreachable(&words(&error)))?;
+        let status = answer.status();
+        if status == StatusCode::OK {
+            return serde_json::from_slice(answer.body()).map_err(|_| ApiError::Answer { url, status });
+        }
+        match serde_json::from_slice::<CertRefusal>(answer.body()) {
+            Ok(refusal) => {
+                Err(Refusal { code: status.as_str().to_owned(), words: plain(&refusal.message) }.into())
+            }
+            Err(_) => Err(ApiError::Answer { url, status }),
+        }
     }
 
     /// A refresh comes with the same proof at every try, so that the node knows it again. Elsewhere a proof is good once.

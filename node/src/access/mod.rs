@@ -15,6 +15,8 @@ mod login;
 mod loopback;
 mod person;
 mod profile;
+mod ssh;
+mod ssh_config;
 mod tokens;
 pub(crate) mod wire;
 
@@ -22,5 +24,7 @@ pub use api::{ApiError, Refusal};
 pub use login::{Login, LoginError, Prompt};
 pub use loopback::LoopbackError;
 pub use profile::{AccessToken, NodeAddress, Profile, ProfileError, logged_in, root};
+pub use ssh::{SshCertError, SshIdentity};
+pub use ssh_config::{SshConfig, SshConfigError};
 pub use tokens::AccessError;
 pub use wire::{AppRow, ApplicationToken, WhoAmI};

@@ -17,7 +17,7 @@ use crate::store::{EventFilter, SessionFilter, Store, User};
 use crate::token::{KeyState, KeySummary};
 use crate::tunnel::wire::Authority;
 
-use super::{gate, output, service_token};
+use super::{gate, output, service_token, ssh_ca};
 
 #[derive(Args)]
 pub(super) struct AdminArgs {
@@ -52,6 +52,9 @@ enum AdminCommand {
     /// Token signing keys
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// The SSH certificate authorities
+    #[command(subcommand)]
+    SshCa(ssh_ca::SshCaCommand),
     /// Read the access log
     Events(EventsArgs),
     /// The XDP gate
@@ -203,6 +206,10 @@ pub(super) fn run(args: AdminArgs) -> anyhow::Result<()> {
             }
             output::line("restored")
         }
+        AdminCommand::SshCa(command) => {
+            let config = path.as_deref().map(Config::load).transpose()?;
+            ssh_ca::run(command, config.as_ref())
+        }
         command => {
             let config = path.as_deref().map(Config::load).transpose()?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -295,7 +302,10 @@ async fn ask(target: &Target, command: AdminCommand) -> anyhow::Result<()> {
             let file = std::path::absolute(file)?;
             target.ask_store(Request::Backup { file }, |_| output::line("done")).await
         }
-        AdminCommand::Check | AdminCommand::Gate(_) | AdminCommand::Restore { .. } => Ok(()),
+        AdminCommand::Check
+        | AdminCommand::Gate(_)
+        | AdminCommand::SshCa(_)
+        | AdminCommand::Restore { .. } => Ok(()),
     }
 }
 

@@ -6,6 +6,7 @@ mod explain;
 mod gate;
 mod output;
 mod service_token;
+mod ssh_ca;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

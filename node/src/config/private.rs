@@ -12,6 +12,9 @@ use super::compile::Compiler;
 use super::values::{email_domain, parse_url};
 use super::{NodeConfig, raw};
 
+/// OpenSSH reads no certificate with more than 256 principals; one is a person's own.
+const MOST_USERS: usize = 255;
+
 impl Compiler<'_> {
     pub(super) fn private(
         &mut self,
@@ -111,6 +114,10 @@ impl Compiler<'_> {
         let raw::Ssh { users, email_user_domains } = ssh.get_ref();
         if users.is_empty() && email_user_domains.is_empty() {
             self.faults.at(ssh.span(), "`ssh` names nobody: set `users`, `email_user_domains` or both");
+        }
+        if users.len() > MOST_USERS {
+            self.faults
+                .at(ssh.span(), format!("`users` names more than {MOST_USERS}: no certificate holds them"));
         }
         SshSettings {
             users: users.iter().filter_map(|user| self.parse(user, parse_user)).collect(),

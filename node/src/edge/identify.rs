@@ -36,6 +36,13 @@ pub(super) struct Callers {
     pub(super) nobody: Reason,
 }
 
+impl Callers {
+    /// Whether who asks has said so in a header, which no page can make a browser send.
+    pub(super) fn are_explicit(&self) -> bool {
+        self.service.is_some() || self.person.as_ref().is_some_and(|person| person.assertion.is_none())
+    }
+}
+
 /// A person with a live session.
 #[derive(Debug)]
 pub(super) struct Person {
@@ -138,11 +145,7 @@ fn prove(
     if bound.is_some_and(|bound| !bound.contains(&claims.identity_nonce)) {
         return Err(Reason::BadBinding);
     }
-    let mut live = context.sessions.get(claims.identity_nonce, now).ok_or(Reason::SessionEnded)?;
-    if let Some(id) = claims.client_login {
-        let client = context.clients.get(id, now).filter(|client| client.session.id == live.session.id);
-        live.ended = client.ok_or(Reason::SessionEnded)?.ended;
-    }
+    let live = context.live(&claims, now).ok_or(Reason::SessionEnded)?;
     Ok((live, UnixTime(claims.exp)))
 }
 

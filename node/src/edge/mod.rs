@@ -13,6 +13,7 @@
 
 mod assertions;
 mod body;
+mod carry;
 mod connection;
 mod dispatch;
 mod frames;
@@ -32,6 +33,7 @@ mod strict;
 mod tls;
 mod upgrade;
 mod upstream;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -20,6 +20,8 @@ pub enum Action {
     Disconnect,
     /// A connector or an access client connected, enrolled or was refused; a private session was decided.
     Connect,
+    /// An SSH certificate was asked for.
+    Certificate,
     /// A session was revoked.
     Revoke,
     /// An administrator changed something.
@@ -43,6 +45,7 @@ impl Action {
             Self::Request => "request",
             Self::Disconnect => "disconnect",
             Self::Connect => "connect",
+            Self::Certificate => "certificate",
             Self::Revoke => "revoke",
             Self::Admin => "admin",
             Self::Gate => "gate",
@@ -309,10 +312,11 @@ impl Event {
     }
 
     /// Whether a stranger can make it happen at will: a request of nobody in particular, a login that failed, a
-    /// refused connector.
+    /// refused connector, a certificate for nobody.
     pub(super) fn is_of_a_stranger(&self) -> bool {
         match self.action {
             Action::Request => self.session_id.is_none() && self.service_token.is_none(),
+            Action::Certificate => self.session_id.is_none(),
             Action::Login => self.session_id.is_none() && !self.allowed,
             Action::Connect => self.session_id.is_none() && !self.allowed,
             _ => false,

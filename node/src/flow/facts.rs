@@ -67,6 +67,8 @@ pub enum Reason {
     BadEnrolment,
     /// The connector's key is unknown or revoked.
     UnknownConnector,
+    /// Policy lets the person in, but no UNIX user of the application is open to them.
+    NoSshUser,
     /// A fault of the node's own.
     Internal,
 }
@@ -97,6 +99,7 @@ impl Reason {
             Self::OriginDown => "origin_down",
             Self::BadEnrolment => "bad_enrolment",
             Self::UnknownConnector => "unknown_connector",
+            Self::NoSshUser => "no_ssh_user",
             Self::Internal => "internal",
         }
     }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock;
 use crate::cookie::{self, SetCookie};
 use crate::event::{Action, Event};
-use crate::flow::{Application, Facts, Reason, Session, SessionId, UnixTime};
+use crate::flow::{Application, ClientId, Facts, Reason, Session, SessionId, UnixTime};
 use crate::policy::{Decision, Denial, Permit, decide};
 use crate::session::LiveSession;
 
@@ -35,9 +35,20 @@ const CODE_LIFE: Duration = Duration::from_secs(60);
 struct Grant {
     session: SessionId,
     destination: Destination,
-    /// Whether the chain of redirects began with a form.
-    by_form: bool,
+    by: By,
     expires_at: UnixTime,
+}
+
+/// Who is handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum By {
+    /// A browser that followed links.
+    Link,
+    /// A browser whose chain of redirects began with a form.
+    Form,
+    /// A client that is no browser (`cloudflared access`), which has the global token of a client; and the client's
+    /// login, where the token is bound to one.
+    Client(Option<ClientId>),
 }
 
 impl Call<'_> {
@@ -97,7 +108,7 @@ impl Call<'_> {
         &self,
         target: &Target,
         live: &LiveSession,
-        by_form: bool,
+        by: By,
     ) -> (Response<Bytes>, Event) {
         let session = &live.session;
         let permit = match self.decide(&target.application, session) {
@@ -109,7 +120,7 @@ impl Call<'_> {
             .session(session)
             .application(&target.application)
             .policy(permit.policy());
-        let status = if by_form { StatusCode::SEE_OTHER } else { StatusCode::FOUND };
+        let status = if by == By::Form { StatusCode::SEE_OTHER } else { StatusCode::FOUND };
         // A bypass needs no token. Without the hash of the browser's cookie no code can be bound: the application's
         // own challenge will come back with one.
         if permit.session().is_none() || target.app_session.is_none() {
@@ -118,7 +129,7 @@ impl Call<'_> {
         }
         let code = URL_SAFE_NO_PAD.encode(clock::random::<32>());
         let expires_at = self.now.after(CODE_LIFE);
-        let grant = Grant { session: session.id, destination: target.destination(), by_form, expires_at };
+        let grant = Grant { session: session.id, destination: target.destination(), by, expires_at };
         match self.context.store.put_code(hash(&code), &grant, expires_at).await {
             Ok(()) => {
                 let authorized = self.site.endpoint(&target.host, "authorized");
@@ -159,9 +170,13 @@ impl Call<'_> {
                 "no such code for this host",
             );
         };
+        let mark = match grant.by {
+            By::Link | By::Form => cookie::APP_SESSION_OWN,
+            // The one name such a client knows. No browser gains by the token that it is given.
+            By::Client(_) => cookie::APP_SESSION,
+        };
         let same_browser = target.app_session.as_ref().is_some_and(|expected| {
-            cookie::read_one(&self.visit.headers, cookie::APP_SESSION_OWN)
-                .is_some_and(|mark| hash_text(mark) == *expected)
+            cookie::read_one(&self.visit.headers, mark).is_some_and(|mark| hash_text(mark) == *expected)
         });
         if !same_browser {
             return self.wrong_browser(&target);
@@ -177,9 +192,9 @@ impl Call<'_> {
                 return response;
             }
         };
-        match self.tokens_for(&permit, &live).await {
+        match self.tokens_for(&permit, &live, grant.by).await {
             Ok(cookies) => {
-                let mut response = self.onward(&target, grant.by_form);
+                let mut response = self.onward(&target, grant.by == By::Form);
                 set_cookies(&mut response, cookies);
                 response
             }
@@ -191,21 +206,34 @@ impl Call<'_> {
         }
     }
 
-    /// The cookies of a permit on this host: the application's token and what binds it to this browser.
-    async fn tokens_for(&self, permit: &Permit, live: &LiveSession) -> Result<Vec<SetCookie>, String> {
-        let token =
-            self.context.tokens.mint_application(permit, self.now).map_err(|error| error.to_string())?;
-        let Some(token) = token else { return Ok(Vec::new()) };
+    /// The cookies of a permit on this host: the application's token and, for a browser, what binds it to that browser.
+    async fn tokens_for(
+        &self,
+        permit: &Permit,
+        live: &LiveSession,
+        by: By,
+    ) -> Result<Vec<SetCookie>, String> {
+        let tokens = &self.context.tokens;
+        let token = match by {
+            By::Link | By::Form => tokens.mint_application(permit, self.now),
+            By::Client(None) => tokens.mint_application_for_client(permit, self.now),
+            By::Client(Some(login)) => tokens.mint_for_client(permit, login, self.now),
+        };
+        let Some(token) = token.map_err(|error| error.to_string())? else { return Ok(Vec::new()) };
         let application = permit.application();
         let granted = self.context.sessions.granted(live.session.id, &application.name).await;
         granted.map_err(|error| error.to_string())?;
-        let binding = self.context.tokens.binding(&live.session.id, &self.visit.host);
-        Ok(vec![
+        let mut cookies = vec![
             SetCookie::new(cookie::AUTHORIZATION, &token)
                 .path(application.path())
                 .until(permit.token_expires_at(), self.now),
-            SetCookie::new(cookie::BINDING, &binding).until(live.session.expires_at, self.now),
-        ])
+        ];
+        if !matches!(by, By::Client(_)) {
+            let binding = tokens.binding(&live.session.id, &self.visit.host);
+            let binding = SetCookie::new(cookie::BINDING, &binding);
+            cookies.push(binding.until(live.session.expires_at, self.now));
+        }
+        Ok(cookies)
     }
 
     /// To where the person wanted to go. After a form, browsers hold every further redirect against the login page's

@@ -1,7 +1,7 @@
 //! The login page of the auth domain: who may log in how, the form of local users, and what follows a login.
 
 use bytes::Bytes;
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::{Method, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -14,10 +14,12 @@ use crate::flow::{Reason, Session, UnixTime};
 use crate::identity::local::Proven;
 use crate::identity::throttle::Attempt;
 use crate::identity::{Authenticated, LoginError};
+use crate::session::LiveSession;
 use crate::store::SessionFilter;
 
 use super::browser::set_cookies;
 use super::form::Parameters;
+use super::handover::By;
 use super::page::{self, Choice, Frame, LoginPage, PageFacts, PasswordForm};
 use super::target::Target;
 use super::{Call, providers};
@@ -69,7 +71,7 @@ impl Call<'_> {
             self.begin(target, query.one("provider")).await
         };
         if let Some(target) = target {
-            mark(&mut response, target);
+            page::name_application(response.headers_mut(), &target.host, &target.application);
         }
         response
     }
@@ -81,14 +83,16 @@ impl Call<'_> {
             match target {
                 None => return self.go_on(StatusCode::FOUND),
                 Some(target) if providers.iter().any(|p| p.name == live.session.person.provider) => {
-                    let (response, event) = self.hand_over(target, &live, false).await;
-                    if !event.is_allowed() {
-                        self.context.events.emit(event);
-                    }
-                    return response;
+                    return self.silently(target, &live, By::Link).await;
                 }
                 Some(_) => {}
             }
+        } else if let Some(target) = target
+            // As such clients ask, and no browser: a cookie that somebody has tossed in must not lead one in circles.
+            && self.visit.method == Method::HEAD
+            && let Some((live, login)) = self.client_session()
+        {
+            return self.silently(target, &live, By::Client(login)).await;
         }
         let chosen = match wanted {
             Some(name) => providers.iter().find(|provider| provider.name == name),
@@ -101,6 +105,15 @@ impl Call<'_> {
             return self.start_oidc(&provider.name, config, target).await;
         }
         self.login_page(StatusCode::OK, target, None, "")
+    }
+
+    /// Hands over whoever is logged in already; worth an event only where policy refuses.
+    async fn silently(&self, target: &Target, live: &LiveSession, by: By) -> Response<Bytes> {
+        let (response, event) = self.hand_over(target, live, by).await;
+        if !event.is_allowed() {
+            self.context.events.emit(event);
+        }
+        response
     }
 
     async fn password_login(&self, target: Option<&Target>) -> Response<Bytes> {
@@ -249,7 +262,10 @@ impl Call<'_> {
         let who = live.session.person.to_string();
         self.context.recent.remember(&who, live.session.address, self.now);
         let (mut response, event) = match target {
-            Some(target) => self.hand_over(target, &live, proven.is_some()).await,
+            Some(target) => {
+                let by = if proven.is_some() { By::Form } else { By::Link };
+                self.hand_over(target, &live, by).await
+            }
             None => {
                 (self.go_on(StatusCode::SEE_OTHER), self.event(Action::Login, true).session(&live.session))
             }
@@ -375,17 +391,5 @@ impl Call<'_> {
             KnownBrowser { account: account.to_owned(), id: known.unwrap_or_else(clock::random), expires_at };
         let sealed = self.context.seal.seal(KNOWN, &known).ok()?;
         Some(SetCookie::new(KNOWN, &sealed).until(expires_at, self.now))
-    }
-}
-
-/// Names the application to clients that follow redirects to the login (`cloudflared access`).
-fn mark(response: &mut Response<Bytes>, target: &Target) {
-    for (name, value) in [
-        (HeaderName::from_static("cf-access-domain"), target.host.as_str()),
-        (HeaderName::from_static("cf-access-aud"), target.application.aud.as_str()),
-    ] {
-        if let Ok(value) = HeaderValue::from_str(value) {
-            response.headers_mut().insert(name, value);
-        }
     }
 }

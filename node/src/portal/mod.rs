@@ -17,6 +17,7 @@
 
 mod browser;
 mod callback;
+mod cert_sign;
 mod cli;
 mod form;
 mod handover;
@@ -44,6 +45,7 @@ use crate::event::{Action, Event};
 use crate::flow::{Application, Host, Path, RayId, Reason, UnixTime};
 use crate::identity::local::LocalLogin;
 use crate::identity::throttle::Throttle;
+use crate::ssh_ca::SshCa;
 
 use self::cli::Cli;
 pub use self::cli::TunnelFacts;
@@ -75,6 +77,7 @@ pub struct Portal {
     context: Arc<Context>,
     local: LocalLogin,
     providers: Providers,
+    ssh_ca: SshCa,
     /// Bounds how often a network can make the node ask an identity provider in vain.
     answers: Throttle,
     cli: Cli,
@@ -85,6 +88,7 @@ pub struct Portal {
 impl Portal {
     pub fn new(context: Arc<Context>, tunnel: TunnelFacts) -> Self {
         Self {
+            ssh_ca: SshCa::new(context.store.clone()),
             context,
             local: LocalLogin::default(),
             providers: Providers::default(),
@@ -133,6 +137,7 @@ impl Call<'_> {
         let endpoint = path.strip_prefix(PREFIX).map(|rest| rest.split_once('/').unwrap_or((rest, "")));
         let (gets, posts) = match endpoint {
             Some(("login" | "logout", _)) => (true, true),
+            Some(("cert_sign", _)) => (false, true),
             Some(("cli", endpoint)) => cli::methods(endpoint),
             _ => (true, false),
         };
@@ -160,6 +165,7 @@ impl Call<'_> {
             Some(("cli", endpoint)) if on_auth => self.cli(endpoint).await,
             Some(("get-identity", "")) => self.identity(),
             Some(("certs", "")) => self.certs(),
+            Some(("cert_sign", "")) => self.cert_sign().await,
             Some(("icon.svg", "")) => page::icon(),
             None if on_auth && path == "/" => self.launcher(),
             _ => self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication),

@@ -74,13 +74,14 @@ impl Store {
     /// The secret called `name`, made once by `make`.
     pub async fn secret(
         &self,
-        name: &'static str,
+        name: impl Into<String>,
         make: impl FnOnce() -> Vec<u8> + Send + 'static,
     ) -> Result<Zeroizing<Vec<u8>>, StoreError> {
+        let name = name.into();
         self.run(move |connection| {
             let transaction = connection.transaction()?;
             let found: Option<Vec<u8>> = transaction
-                .query_row("SELECT value FROM secret WHERE name = ?1", [name], |row| row.get(0))
+                .query_row("SELECT value FROM secret WHERE name = ?1", [&name], |row| row.get(0))
                 .optional()?;
             let value = match found {
                 Some(value) => Zeroizing::new(value),

@@ -36,6 +36,8 @@ const TEST: &[Tool] = &[
     tool(&["chromedriver", "--version"], "chromium-driver"),
     tool(&["python3", "--version"], "python3"),
     tool(&["tcpdump", "--version"], "tcpdump"),
+    tool(&["ssh", "-V"], "openssh-client"),
+    tool(&["sshd", "-V"], "openssh-server"),
     tool(&["iperf3", "--version"], "iperf3"),
 ];
 

@@ -4,6 +4,7 @@ mod connect;
 mod curl;
 mod forward;
 mod login;
+mod ssh;
 mod status;
 mod token;
 
@@ -57,6 +58,13 @@ enum AccessCommand {
     Connect(connect::ConnectArgs),
     /// List the forwards of this machine's processes, and which path they take
     Status(status::StatusArgs),
+    /// Get a short-lived SSH certificate for an application, for an ephemeral key beside it
+    SshCert {
+        /// As the node calls it
+        application: String,
+    },
+    /// Print what makes `ssh NAME` go through the node
+    SshConfig(ssh::ConfigArgs),
 }
 
 pub(super) fn run(args: AccessArgs) -> anyhow::Result<()> {
@@ -78,6 +86,8 @@ pub(super) fn run(args: AccessArgs) -> anyhow::Result<()> {
             AccessCommand::Udp(args) => forward::udp(open(node)?, args).await,
             AccessCommand::Connect(args) => connect::run(node, args).await,
             AccessCommand::Status(args) => status::run(&open(node)?, args).await,
+            AccessCommand::SshCert { application } => ssh::certificate(&open(node)?, &application).await,
+            AccessCommand::SshConfig(args) => ssh::config(&open(node)?, node.is_some(), args).await,
         }
     });
     // A read of standard input that nobody waits for must not keep the process.

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 
-use crate::flow::{Host, RayId, Reason};
+use crate::flow::{Application, Host, RayId, Reason};
 
 pub use self::connect::{ConnectFacts, connect};
 use self::words::words;
@@ -223,6 +223,15 @@ pub(super) fn text(status: StatusCode, body: &str) -> Response<Bytes> {
 
 pub(super) fn json(status: StatusCode, body: String) -> Response<Bytes> {
     reply(status, "application/json", body.into())
+}
+
+/// Names the application to clients that have followed redirects to the end (`cloudflared access`).
+pub(crate) fn name_application(headers: &mut HeaderMap, host: &Host, application: &Application) {
+    for (name, value) in [("cf-access-domain", host.as_str()), ("cf-access-aud", application.aud.as_str())] {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
 }
 
 /// The mark of the node, for browser tabs.

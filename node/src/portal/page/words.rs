@@ -84,6 +84,11 @@ pub(super) const fn words(reason: Reason) -> Words {
             "This sign-in was started in another browser, is too old, or was already used.",
             "Start again, and allow cookies for this site.",
         ),
+        Reason::NoSshUser => (
+            "No user of that host is open to you",
+            "You are signed in and let in, but no UNIX user of this application is open to you.",
+            ASK,
+        ),
         Reason::ConnectorGone => (
             "The application cannot be reached",
             "The network of this application is not connected at the moment.",
