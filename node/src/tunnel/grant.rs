@@ -223,14 +223,29 @@ impl SignedGrant {
     /// # Errors
     /// Says what does not agree; the signature is looked at first.
     pub fn verify(&self, expected: &Expected) -> Result<Grant, GrantError> {
-        let grant = self.of_node(expected.node)?;
-        if grant.session != expected.session {
+        let Expected { node, session, connector, client, now } = *expected;
+        let grant = self.verify_offer(node, session, connector, now)?;
+        if grant.client == client { Ok(grant) } else { Err(GrantError::Client) }
+    }
+
+    /// As [`Self::verify`], at a connector that is offered the session and has no client yet: whoever comes has to prove
+    /// the key that the grant names.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn verify_offer(
+        &self,
+        node: KeyHash,
+        session: SessionRef,
+        connector: KeyHash,
+        now: UnixTime,
+    ) -> Result<Grant, GrantError> {
+        let grant = self.of_node(node)?;
+        if grant.session != session {
             Err(GrantError::Session)
-        } else if grant.connector != expected.connector {
+        } else if grant.connector != connector {
             Err(GrantError::Connector)
-        } else if grant.client != expected.client {
-            Err(GrantError::Client)
-        } else if expected.now > grant.not_after.after(LEEWAY) {
+        } else if now > grant.not_after.after(LEEWAY) {
             Err(GrantError::Expired)
         } else {
             Ok(grant)

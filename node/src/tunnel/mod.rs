@@ -17,6 +17,7 @@ pub mod connector;
 mod control;
 mod devices;
 mod dial;
+mod end_to_end;
 pub mod enrolment;
 mod gated;
 pub mod grant;

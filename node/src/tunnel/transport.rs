@@ -143,6 +143,13 @@ pub(super) fn connector_config(key: &TunnelKey, node: KeyHash) -> Result<ClientC
     Ok(client)
 }
 
+/// Whether the handshake failed because we did not accept the peer's certificate: the error is ours (it has no frame
+/// of the peer's) and carries the TLS alert for it (RFC 9001 §4.8).
+pub(super) fn is_our_refusal(error: &quinn_proto::TransportError) -> bool {
+    const ACCESS_DENIED: u8 = 49;
+    error.code == quinn_proto::TransportErrorCode::crypto(ACCESS_DENIED)
+}
+
 fn transport() -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport

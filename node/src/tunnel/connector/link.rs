@@ -1,6 +1,6 @@
 //! One connection of a connector to a node.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream, VarInt};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,14 +18,16 @@ use super::super::control::{self, ControlError, FrameReader};
 use super::super::dial::dial;
 use super::super::identity::SERVER_NAME;
 use super::super::pipe::pipe;
+use super::super::relay::SessionRef;
 use super::super::session::{ConnectorAction, ConnectorInput, ConnectorSession, Credential};
 use super::super::socket::dial_socket;
-use super::super::transport::{TransportError, connector_endpoint};
+use super::super::transport::{TransportError, connector_endpoint, is_our_refusal};
 use super::super::wire::{
     Authority, CloseCode, ConnectorName, DeviceSecret, NodeFrame, OpenReply, OpenRequest, Refusal, StreamCode,
 };
 use super::knocker::Knocker;
 use super::origins::{Origins, permits};
+use super::sessions::Sessions;
 
 /// One address gets so long for a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,6 +40,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The node gets so long to answer an enrolment in full.
 const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Ends of sessions that wait to be told to the node.
+const ENDED_QUEUE: usize = 64;
 
 /// Running streams get so long to end when the connector stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -81,6 +86,8 @@ pub(super) struct Dialer {
     pub(super) client: ClientConfig,
     pub(super) allow: Option<BTreeSet<Authority>>,
     pub(super) knocker: Knocker,
+    /// Absent where a connection is for enrolment only.
+    pub(super) sessions: Option<Arc<Sessions>>,
 }
 
 impl Dialer {
@@ -93,7 +100,7 @@ impl Dialer {
     ) -> Result<(ConnectorName, DeviceSecret), LinkError> {
         let (endpoint, connection) = self.connect(node, 0).await?;
         let introduced = timeout(INTRODUCTION_TIMEOUT, async {
-            let mut link = Link::open(&connection, credential, self.allow.clone()).await?;
+            let mut link = Link::open(&connection, credential, self.allow.clone(), None).await?;
             let mut welcomed = None;
             loop {
                 match (link.step(&connection, None).await?, &welcomed) {
@@ -123,7 +130,8 @@ impl Dialer {
             () = shutdown.cancelled() => return Err(LinkError::Shutdown),
         };
         let since = Instant::now();
-        let mut link = Link::open(&connection, Credential::Key, self.allow.clone()).await?;
+        let sessions = self.sessions.clone().map(|sessions| (sessions, node.clone()));
+        let mut link = Link::open(&connection, Credential::Key, self.allow.clone(), sessions).await?;
         let ended = loop {
             match link.step(&connection, Some(shutdown)).await {
                 Ok(Some(Milestone::Welcome(connector))) => {
@@ -199,13 +207,6 @@ impl Dialer {
     }
 }
 
-/// Whether the handshake failed because we did not accept the node's certificate: the error is ours (it has no frame
-/// of the peer's) and carries the TLS alert for it (RFC 9001 §4.8).
-fn is_our_refusal(error: &quinn_proto::TransportError) -> bool {
-    const ACCESS_DENIED: u8 = 49;
-    error.code == quinn_proto::TransportErrorCode::crypto(ACCESS_DENIED)
-}
-
 /// One line for all the sockets of this process: the cap is the same for each.
 fn warn_once(capped: super::super::socket::Capped) {
     static WARNED: AtomicBool = AtomicBool::new(false);
@@ -230,6 +231,17 @@ struct Link {
     streams: TaskTracker,
     serving: Arc<Serving>,
     drain_until: Option<Instant>,
+    private: Option<Private>,
+}
+
+/// The private sessions that come over a connection.
+struct Private {
+    sessions: Arc<Sessions>,
+    /// As it is called in the state, whatever its address.
+    node: Authority,
+    /// Sessions of this connection that have ended at this end.
+    ended: mpsc::Receiver<SessionRef>,
+    tell_ended: mpsc::Sender<SessionRef>,
 }
 
 /// What every origin stream looks at.
@@ -243,10 +255,15 @@ impl Link {
         connection: &Connection,
         credential: Credential,
         allow: Option<BTreeSet<Authority>>,
+        sessions: Option<(Arc<Sessions>, Authority)>,
     ) -> Result<Self, LinkError> {
         let (mut send, recv) = connection.open_bi().await?;
         let (session, opening) = ConnectorSession::new(credential, Duration::ZERO);
         control::send(&mut send, &opening).await?;
+        let private = sessions.map(|(sessions, node)| {
+            let (tell_ended, ended) = mpsc::channel(ENDED_QUEUE);
+            Private { sessions, node, ended, tell_ended }
+        });
         Ok(Self {
             session,
             began: Instant::now(),
@@ -256,6 +273,7 @@ impl Link {
             streams: TaskTracker::new(),
             serving: Arc::new(Serving { allow, draining: CancellationToken::new() }),
             drain_until: None,
+            private,
         })
     }
 
@@ -266,6 +284,7 @@ impl Link {
         shutdown: Option<&CancellationToken>,
     ) -> Result<Option<Milestone>, LinkError> {
         let deadline = self.session.deadline();
+        let sessions = self.private.as_ref().map(|private| Arc::clone(&private.sessions));
         let input = tokio::select! {
             frame = self.reader.next::<NodeFrame>() => match frame {
                 Ok(Some(frame)) => ConnectorInput::Frame(frame),
@@ -286,19 +305,34 @@ impl Link {
                 self.drain_until = Some(Instant::now() + DRAIN_TIMEOUT);
                 self.serving.draining.cancel();
                 self.streams.close();
+                if let Some(private) = &self.private {
+                    private.sessions.drain();
+                }
                 ConnectorInput::Drain
             }
-            () = drained(&self.streams, self.drain_until) => return Err(LinkError::Shutdown),
+            session = ended(self.private.as_mut()) => ConnectorInput::SessionEnded(session),
+            () = drained(&self.streams, sessions, self.drain_until) => return Err(LinkError::Shutdown),
         };
-        self.perform(input).await
+        self.perform(connection, input).await
     }
 
-    async fn perform(&mut self, input: ConnectorInput) -> Result<Option<Milestone>, LinkError> {
+    async fn perform(
+        &mut self,
+        connection: &Connection,
+        input: ConnectorInput,
+    ) -> Result<Option<Milestone>, LinkError> {
         let mut milestone = None;
-        for action in self.session.handle(input, self.began.elapsed()) {
+        let mut actions = VecDeque::from(self.session.handle(input, self.began.elapsed()));
+        while let Some(action) = actions.pop_front() {
             match action {
                 ConnectorAction::Send(frame) => control::send(&mut self.send, &frame).await?,
-                ConnectorAction::Welcome(name) => milestone = Some(Milestone::Welcome(name)),
+                ConnectorAction::Welcome(name) => {
+                    milestone = Some(Milestone::Welcome(name));
+                    if self.private.is_some() {
+                        let takes = ConnectorInput::TakesSessions;
+                        actions.extend(self.session.handle(takes, self.began.elapsed()));
+                    }
+                }
                 ConnectorAction::Device(device) => milestone = Some(Milestone::Device(device)),
                 ConnectorAction::NodeDrains => milestone = Some(Milestone::NodeDrains),
                 ConnectorAction::Refused(refusal) => return Err(LinkError::Refused(refusal)),
@@ -306,10 +340,27 @@ impl Link {
                     debug!(epoch, origins = origins.len(), "the node's origins");
                     self.origins.send_replace(Origins { epoch, of_node: origins.into_iter().collect() });
                 }
-                // Come only to a connector that has said that it takes sessions.
-                ConnectorAction::Offer(_)
-                | ConnectorAction::SessionReady { .. }
-                | ConnectorAction::EndSession { .. } => {}
+                // These come only to a connector that has said that it takes sessions.
+                ConnectorAction::Offer(offer) => {
+                    let Some(private) = &self.private else { continue };
+                    let session = offer.session;
+                    let answer =
+                        private.sessions.offer(&private.node, connection, offer, private.tell_ended.clone());
+                    let input = match answer {
+                        Ok(()) => ConnectorInput::Taken(session),
+                        Err(why) => ConnectorInput::Declined(session, why),
+                    };
+                    actions.extend(self.session.handle(input, self.began.elapsed()));
+                }
+                ConnectorAction::SessionReady { session, counter, path } => {
+                    let Some(private) = &self.private else { continue };
+                    debug!(index = session.index, path = path.as_str(), "the leg of a session is in force");
+                    private.sessions.ready(&private.node, session, counter);
+                }
+                ConnectorAction::EndSession { session, reason } => {
+                    let Some(private) = &self.private else { continue };
+                    private.sessions.end(&private.node, session, reason);
+                }
                 ConnectorAction::Close(CloseCode::Timeout) => return Err(LinkError::Timeout),
                 ConnectorAction::Close(CloseCode::Shutdown) => return Err(LinkError::Shutdown),
                 ConnectorAction::Close(_) => return Err(LinkError::Protocol),
@@ -326,11 +377,28 @@ async fn cancelled(shutdown: Option<&CancellationToken>) {
     }
 }
 
+async fn ended(private: Option<&mut Private>) -> SessionRef {
+    match private {
+        // Its other half is beside it, so it never ends.
+        Some(private) => match private.ended.recv().await {
+            Some(session) => session,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
 /// During a drain: every stream has ended, or has had its time.
-async fn drained(streams: &TaskTracker, until: Option<Instant>) {
+async fn drained(streams: &TaskTracker, sessions: Option<Arc<Sessions>>, until: Option<Instant>) {
     match until {
         Some(until) => {
-            let _ = timeout_at(until, streams.wait()).await;
+            let all = async {
+                streams.wait().await;
+                if let Some(sessions) = sessions {
+                    sessions.drained().await;
+                }
+            };
+            let _ = timeout_at(until, all).await;
         }
         None => std::future::pending().await,
     }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tokio::time::Instant;
 
 use super::super::layered::{Layer, LayeredSocket};
 use super::end::{End, EndInput, EndOutput, LegState};
-use super::wire::is_challenge;
+use super::wire::{BindKey, Ticket, is_challenge};
 
 /// Before a connection has measured its path (RFC 9002 §6.2.2 begins with 333 ms of round trip, three times over).
 const INITIAL_PTO: Duration = Duration::from_millis(999);
@@ -77,6 +78,19 @@ impl BoundLeg {
                 () = self.timer_moved.notified() => {}
             }
         }
+    }
+
+    /// A new control connection takes over: the leg binds again with the key and ticket that it was given there. Packets
+    /// go on where they went before.
+    pub fn rekey(&self, key: BindKey, ticket: Ticket) {
+        let now = self.began.elapsed();
+        let mut inner = self.inner();
+        let outputs = inner.end.rekey(key, ticket, now);
+        let state = inner.end.state();
+        self.state.send_if_modified(|current| std::mem::replace(current, state) != state);
+        drop(inner);
+        self.perform(&outputs);
+        self.timer_moved.notify_one();
     }
 
     /// The control connection says that bind number `counter` is in force.
@@ -149,6 +163,19 @@ impl BoundLeg {
 /// The relay looks like one peer, the node: a quinn endpoint on this socket dials, or is dialled by, the node's address.
 pub struct LegLayer {
     leg: Arc<BoundLeg>,
+}
+
+impl LayeredSocket<LegLayer> {
+    /// Sends what an endpoint meant for another name of this leg.
+    pub(super) fn send_to_node(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.try_send(&Transmit {
+            destination: self.layer.leg.node,
+            ecn: transmit.ecn,
+            contents: transmit.contents,
+            segment_size: transmit.segment_size,
+            src_ip: None,
+        })
+    }
 }
 
 impl Layer for LegLayer {
