@@ -13,6 +13,7 @@
 
 pub mod access_wire;
 mod admission;
+pub(crate) mod client;
 pub mod connector;
 mod control;
 mod devices;
@@ -27,6 +28,7 @@ mod layered;
 pub mod node;
 mod peer;
 mod pipe;
+mod reach;
 mod registry;
 pub mod relay;
 mod session;

@@ -22,6 +22,7 @@ use quinn::{
 
 use crate::gate::DatagramGate;
 
+use super::access_wire;
 use super::gated::Gated;
 use super::identity::{AnyKey, KeyHash, PinnedNode, TunnelKey};
 use super::ids::Mint;
@@ -120,23 +121,38 @@ pub(super) fn connector_endpoint(socket: Arc<dyn AsyncUdpSocket>) -> Result<Endp
     Ok(Endpoint::new_with_abstract_socket(endpoint, None, socket, Arc::new(TokioRuntime))?)
 }
 
-/// Settings for dialling the node whose key has the hash `node`.
+/// Settings for dialling, as a connector, the node whose key has the hash `node`.
 pub(super) fn connector_config(key: &TunnelKey, node: KeyHash) -> Result<ClientConfig, TransportError> {
+    dialling(key, node, ALPN, MAX_ORIGIN_STREAMS, CONNECTION_WINDOW)
+}
+
+/// Settings for dialling, as an access client, the node whose key has the hash `node`. There is one stream.
+pub(super) fn access_config(key: &TunnelKey, node: KeyHash) -> Result<ClientConfig, TransportError> {
+    dialling(key, node, access_wire::ALPN, 0, STREAM_WINDOW)
+}
+
+fn dialling(
+    key: &TunnelKey,
+    node: KeyHash,
+    alpn: &[u8],
+    streams: u32,
+    window: u32,
+) -> Result<ClientConfig, TransportError> {
     let provider = provider();
     let mut tls = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(PinnedNode { node, provider }))
         .with_client_auth_cert(key.chain(), key.private_key())?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.alpn_protocols = vec![alpn.to_vec()];
     tls.enable_early_data = false;
     tls.enable_sni = false;
     tls.resumption = rustls::client::Resumption::disabled();
 
     let mut transport = transport();
     transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(MAX_ORIGIN_STREAMS))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+        .max_concurrent_bidi_streams(VarInt::from_u32(streams))
+        .receive_window(VarInt::from_u32(window))
         .keep_alive_interval(Some(KEEP_ALIVE));
     let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
     client.transport_config(Arc::new(transport)).version(QUIC_V1);

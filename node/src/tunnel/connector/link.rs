@@ -1,10 +1,7 @@
 //! One connection of a connector to a node.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream, VarInt};
@@ -16,24 +13,16 @@ use tracing::{debug, info, warn};
 
 use super::super::control::{self, ControlError, FrameReader};
 use super::super::dial::dial;
-use super::super::identity::SERVER_NAME;
 use super::super::pipe::pipe;
+use super::super::reach::{ReachError, reach};
 use super::super::relay::SessionRef;
 use super::super::session::{ConnectorAction, ConnectorInput, ConnectorSession, Credential};
-use super::super::socket::dial_socket;
-use super::super::transport::{TransportError, connector_endpoint, is_our_refusal};
 use super::super::wire::{
     Authority, CloseCode, ConnectorName, DeviceSecret, NodeFrame, OpenReply, OpenRequest, Refusal, StreamCode,
 };
 use super::knocker::Knocker;
 use super::origins::{Origins, permits};
 use super::sessions::Sessions;
-
-/// One address gets so long for a handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Addresses of one node that are tried in one attempt.
-const MAX_ADDRESSES: usize = 8;
 
 /// The node gets so long to name the origin of a stream that it has opened.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,14 +42,10 @@ const PARTING_TIMEOUT: Duration = Duration::from_secs(2);
 /// Why there is no connection, or none any more.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LinkError {
-    #[error("its name has no address")]
-    NoAddress,
-    #[error("its name cannot be resolved: {0}")]
-    Resolve(io::Error),
+    #[error(transparent)]
+    Reach(#[from] ReachError),
     #[error("it does not answer")]
     Timeout,
-    #[error("it has another key than this connector was enrolled with")]
-    WrongNode,
     #[error(transparent)]
     Refused(Refusal),
     #[error("it broke the protocol")]
@@ -69,15 +54,13 @@ pub(super) enum LinkError {
     Control(#[from] ControlError),
     #[error(transparent)]
     Connection(#[from] ConnectionError),
-    #[error(transparent)]
-    Transport(#[from] TransportError),
     #[error("the connector stops")]
     Shutdown,
 }
 
 impl LinkError {
     pub(super) const fn is_wrong_node(&self) -> bool {
-        matches!(self, Self::WrongNode)
+        matches!(self, Self::Reach(ReachError::WrongNode))
     }
 }
 
@@ -161,57 +144,7 @@ impl Dialer {
 
     /// Tries the addresses of `node`, beginning with another one for each slot.
     async fn connect(&self, node: &Authority, slot: usize) -> Result<(Endpoint, Connection), LinkError> {
-        let mut addresses: Vec<SocketAddr> = tokio::net::lookup_host((node.host(), node.port()))
-            .await
-            .map_err(LinkError::Resolve)?
-            .take(MAX_ADDRESSES)
-            .collect();
-        if addresses.is_empty() {
-            return Err(LinkError::NoAddress);
-        }
-        let first = slot % addresses.len();
-        addresses.rotate_left(first);
-        let mut last = LinkError::NoAddress;
-        for address in addresses {
-            match self.connect_to(address).await {
-                Ok(connected) => return Ok(connected),
-                Err(error) => {
-                    debug!(%node, %address, %error, "no connection");
-                    last = error;
-                }
-            }
-        }
-        Err(last)
-    }
-
-    async fn connect_to(&self, address: SocketAddr) -> Result<(Endpoint, Connection), LinkError> {
-        let (socket, capped) = dial_socket(address).map_err(TransportError::Socket)?;
-        if let Some(capped) = capped {
-            warn_once(capped);
-        }
-        let endpoint = connector_endpoint(socket)?;
-        let connecting = endpoint
-            .connect_with(self.knocker.knocking(&self.client), address, SERVER_NAME)
-            .map_err(|error| {
-                debug!(%address, %error, "an address that cannot be dialled");
-                LinkError::NoAddress
-            })?;
-        match timeout(HANDSHAKE_TIMEOUT, connecting).await {
-            Ok(Ok(connection)) => Ok((endpoint, connection)),
-            Ok(Err(ConnectionError::TransportError(error))) if is_our_refusal(&error) => {
-                Err(LinkError::WrongNode)
-            }
-            Ok(Err(error)) => Err(error.into()),
-            Err(_) => Err(LinkError::Timeout),
-        }
-    }
-}
-
-/// One line for all the sockets of this process: the cap is the same for each.
-fn warn_once(capped: super::super::socket::Capped) {
-    static WARNED: AtomicBool = AtomicBool::new(false);
-    if !WARNED.swap(true, Ordering::Relaxed) {
-        warn!("{capped}");
+        Ok(reach(node, slot, || self.knocker.knocking(&self.client)).await?)
     }
 }
 

@@ -32,12 +32,12 @@ use super::session::Credential;
 use super::transport::{TransportError, connector_config};
 use super::wire::{Authority, ConnectorName, Refusal};
 
-use backoff::Backoff;
-use knocker::Knocker;
 use link::{Dialer, LinkError};
 use sessions::Sessions;
 use state::{Credentials, State};
 
+pub(super) use backoff::Backoff;
+pub(super) use knocker::Knocker;
 pub use state::StateError;
 
 /// How a connector runs.

@@ -115,6 +115,10 @@ impl Flows {
 }
 
 impl Flow {
+    pub(crate) const fn number(&self) -> u32 {
+        self.number
+    }
+
     /// Sends a payload, and waits for room to do so. What the path cannot carry even in parts is counted.
     pub(crate) async fn send(&self, payload: &Bytes) -> Result<(), ConnectionError> {
         let flows = &self.flows;

@@ -103,6 +103,11 @@ impl BoundLeg {
         self.inner().pto = pto;
     }
 
+    /// The node's relay address.
+    pub const fn node(&self) -> SocketAddr {
+        self.node
+    }
+
     pub fn state(&self) -> watch::Receiver<LegState> {
         self.state.subscribe()
     }
