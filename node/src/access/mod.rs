@@ -3,13 +3,15 @@
 //! ```text
 //! login    browser or device code ──▶ tokens, what to dial ──▶ profile       api (the node's endpoints), login, device
 //! profile  device key, refresh token, access token, node       one directory per node, private files, one lock
-//! use      access token, fresh by itself ──▶ tunnel, apps, application tokens
+//! use      access token, fresh by itself ──▶ apps, application tokens, private sessions        forward, person
 //! ```
 //!
 //! The profile is all that is kept. Its refresh token is worth nothing without its device key, and neither without the
 //! person's login at the node, which ends both.
 
 mod api;
+pub mod forward;
+mod person;
 mod profile;
 mod tokens;
 pub(crate) mod wire;

@@ -36,7 +36,7 @@ mod socket;
 mod standing;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod transport;
 pub mod wire;
 

@@ -159,11 +159,13 @@ impl Control {
             Ok(link) => link,
             Err(error) => return (Over::Lost(error.to_string()), never),
         };
-        let over = loop {
-            match self.step(&mut link, &connection, lost).await {
-                Ok(()) => {}
-                Err(over) => break over,
-            }
+        let over = match self.ask_all(&mut link, &connection).await {
+            Ok(()) => loop {
+                if let Err(over) = self.step(&mut link, &connection, lost).await {
+                    break over;
+                }
+            },
+            Err(over) => over,
         };
         // What was asked and not answered is asked again.
         for asked in std::mem::take(&mut link.asked).into_values() {
@@ -213,7 +215,7 @@ impl Control {
                 }
                 Some(open @ Command::Open { .. }) => {
                     self.take(open);
-                    return if link.welcomed { self.ask(link, connection).await } else { Ok(()) };
+                    return self.ask(link, connection).await;
                 }
             },
             fresh = renewed(&mut link.renewing), if link.renewing.is_some() => {
@@ -243,18 +245,9 @@ impl Control {
                 ClientAction::Send(frame) => link.send(&frame).await?,
                 ClientAction::Welcome { person, login_expires } => {
                     debug!(person, login_expires = login_expires.0, "the node knows this client");
-                    link.welcomed = true;
                     if std::mem::take(lost) {
                         self.shared.login.notify(Notice::Back);
                     }
-                    for session in self.live.values() {
-                        let request = RequestId(self.next);
-                        self.next = self.next.wrapping_add(1);
-                        let resume = ClientInput::Resume { request, grant: session.grant() };
-                        link.asked.insert(request, Asked::Resume(Arc::clone(session)));
-                        link.request(resume).await?;
-                    }
-                    self.ask(link, connection).await?;
                 }
                 ClientAction::Refused(refusal) => {
                     // The person has to act before anything can go on.
@@ -313,9 +306,21 @@ impl Control {
         Ok(())
     }
 
+    /// Asks for the sessions of before and those that are wanted, right behind the `Hello`: that saves a round trip.
+    async fn ask_all(&mut self, link: &mut Link, connection: &Connection) -> Result<(), Over> {
+        for session in self.live.values() {
+            let request = RequestId(self.next);
+            self.next = self.next.wrapping_add(1);
+            link.asked.insert(request, Asked::Resume(Arc::clone(session)));
+            link.request(ClientInput::Resume { request, grant: session.grant() }).await?;
+        }
+        self.ask(link, connection).await
+    }
+
     /// Asks for every session that is wanted.
     async fn ask(&mut self, link: &mut Link, connection: &Connection) -> Result<(), Over> {
-        for wish in std::mem::take(&mut self.wishes) {
+        while !self.wishes.is_empty() {
+            let wish = self.wishes.remove(0);
             debug!(application = wish.wanted.application, to = %connection.remote_address(), "asking for a session");
             let request = RequestId(self.next);
             self.next = self.next.wrapping_add(1);
@@ -368,7 +373,6 @@ struct Link {
     send: SendStream,
     reader: FrameReader,
     asked: BTreeMap<RequestId, Asked>,
-    welcomed: bool,
     /// A task of its own: a renewal that is under way is never given up, since its token is good for one use.
     renewing: Option<JoinHandle<Result<Credentials, NoCredentials>>>,
 }
@@ -385,7 +389,6 @@ impl Link {
             send,
             reader: FrameReader::new(recv),
             asked: BTreeMap::new(),
-            welcomed: false,
             renewing: None,
         })
     }

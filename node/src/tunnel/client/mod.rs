@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use quinn::{ConnectionError, Endpoint};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::flow::UnixTime;
 
@@ -35,6 +35,8 @@ use super::relay::Legs;
 use super::transport::TransportError;
 use super::wire::{Authority, DeviceSecret, RelayPath};
 
+pub(crate) use super::end_to_end::MAX_PAYLOAD;
+pub(crate) use super::pipe::pipe as carry_tcp;
 pub(crate) use session::{Session, SessionEnd, StreamError, UdpFlow};
 
 /// All there is to a session, from the wish to the end-to-end connection.
@@ -145,7 +147,26 @@ struct Shared {
     places: Mutex<HashMap<Wanted, Place>>,
 }
 
-type Place = Arc<tokio::sync::Mutex<Option<Arc<Session>>>>;
+type Place = Arc<tokio::sync::Mutex<Filled>>;
+
+/// What came of the last who wanted this session.
+#[derive(Default)]
+enum Filled {
+    #[default]
+    Empty,
+    Session(Arc<Session>),
+    Failed(Instant, OpenError),
+}
+
+impl Filled {
+    /// The session, if it is alive.
+    fn session(&self) -> Option<&Arc<Session>> {
+        match self {
+            Self::Session(session) => Some(session).filter(|session| session.end().is_none()),
+            Self::Empty | Self::Failed(..) => None,
+        }
+    }
+}
 
 /// What a session is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -185,11 +206,22 @@ impl Client {
         let wanted = Wanted { application: application.to_owned(), destination: destination.cloned() };
         let place = {
             let mut places = self.shared.places.lock().unwrap_or_else(PoisonError::into_inner);
+            // What nobody waits for and nothing runs in.
+            places.retain(|_, place| {
+                Arc::strong_count(place) > 1 || place.try_lock().is_ok_and(|place| place.session().is_some())
+            });
             Arc::clone(places.entry(wanted.clone()).or_default())
         };
+        let since = Instant::now();
         let mut place = place.lock().await;
-        if let Some(session) = place.as_ref().filter(|session| session.end().is_none()) {
-            return Ok(Arc::clone(session));
+        match &*place {
+            // Whoever waited while this failed need not wait for the same again.
+            Filled::Failed(at, error) if *at >= since => return Err(error.clone()),
+            filled => {
+                if let Some(session) = filled.session() {
+                    return Ok(Arc::clone(session));
+                }
+            }
         }
         let opening = async {
             let (reply, answer) = oneshot::channel();
@@ -204,9 +236,12 @@ impl Client {
                 }
             }
         };
-        let session = timeout(OPEN_TIMEOUT, opening).await.map_err(|_| OpenError::Unanswered)??;
-        *place = Some(Arc::clone(&session));
-        Ok(session)
+        let outcome = timeout(OPEN_TIMEOUT, opening).await.unwrap_or(Err(OpenError::Unanswered));
+        *place = match &outcome {
+            Ok(session) => Filled::Session(Arc::clone(session)),
+            Err(error) => Filled::Failed(Instant::now(), error.clone()),
+        };
+        outcome
     }
 
     /// All sessions that are alive.
@@ -215,13 +250,9 @@ impl Client {
             let places = self.shared.places.lock().unwrap_or_else(PoisonError::into_inner);
             places.values().cloned().collect()
         };
-        let mut all: Vec<SessionStatus> = places
-            .iter()
-            // One that is being opened is none yet.
-            .filter_map(|place| {
-                place.try_lock().ok()?.as_ref().filter(|one| one.end().is_none()).map(|one| one.status())
-            })
-            .collect();
+        // One that is being opened is none yet.
+        let status = |place: &Place| Some(place.try_lock().ok()?.session()?.status());
+        let mut all: Vec<SessionStatus> = places.iter().filter_map(status).collect();
         all.sort_by(|a, b| (&a.application, &a.destination).cmp(&(&b.application, &b.destination)));
         all
     }

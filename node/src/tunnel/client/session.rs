@@ -1,12 +1,12 @@
 //! One private session at the client: its leg, its end-to-end connection, and what runs over that.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
-use tokio::sync::watch;
+use tokio::sync::{SetOnce, watch};
 use tokio::time::{interval, sleep, timeout};
 
 use crate::clock;
@@ -81,7 +81,7 @@ pub(crate) struct Session {
     terms: Mutex<Terms>,
     path: Mutex<Option<RelayPath>>,
     end: watch::Sender<Option<SessionEnd>>,
-    through: OnceLock<(Connection, Arc<Flows>)>,
+    through: SetOnce<(Connection, Arc<Flows>)>,
     flow: AtomicU32,
 }
 
@@ -117,7 +117,7 @@ impl Session {
             terms: Mutex::new(Terms { grant, expires }),
             path: Mutex::default(),
             end: watch::Sender::new(None),
-            through: OnceLock::new(),
+            through: SetOnce::new(),
             flow: AtomicU32::new(0),
         }))
     }
@@ -285,12 +285,7 @@ impl Session {
     }
 
     async fn connector_ends(&self) -> SessionEnd {
-        let (connection, flows) = loop {
-            match self.through.get() {
-                Some(through) => break through,
-                None => sleep(Duration::from_millis(50)).await,
-            }
-        };
+        let (connection, flows) = self.through.wait().await;
         let error = flows.run().await;
         match error {
             ConnectionError::LocallyClosed => SessionEnd::Closed,

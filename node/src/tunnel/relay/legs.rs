@@ -32,7 +32,7 @@ use super::leg::LegLayer;
 const MAX_SEGMENTS: usize = 64;
 
 /// Legs that are asked in one go: a socket that fails again and again must not hold the thread.
-const MAX_ATTEMPTS: usize = 256;
+const MAX_ATTEMPTS: usize = 64;
 
 /// The port of every leg's address, which is no port anywhere.
 const PORT: u16 = 1;

@@ -25,13 +25,13 @@ const RENEW_EVERY: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub(in super::super) enum ClientInput {
     Frame(AccessFrame),
-    /// After the welcome: somebody wants a session.
+    /// Somebody wants a session. Before the welcome too: the node reads this after the `Hello`.
     Open {
         request: RequestId,
         application: String,
         destination: Option<Authority>,
     },
-    /// After the welcome: a session of an earlier connection is to go on.
+    /// A session of an earlier connection is to go on.
     Resume {
         request: RequestId,
         grant: Vec<u8>,
@@ -48,7 +48,7 @@ pub(in super::super) enum ClientInput {
 #[derive(Debug, PartialEq, Eq)]
 pub(in super::super) enum ClientAction {
     Send(ClientFrame),
-    /// Requests may be made.
+    /// The node knows this client.
     Welcome {
         person: String,
         login_expires: UnixTime,
@@ -83,12 +83,16 @@ pub(in super::super) enum ClientAction {
 
 pub(in super::super) struct ClientSession {
     state: State,
+    open: Open,
     renew_at: Duration,
 }
 
 enum State {
-    Opening { until: Duration },
-    Ready(Open),
+    /// Requests may be on their way, none is answered yet.
+    Opening {
+        until: Duration,
+    },
+    Ready,
     Closed,
 }
 
@@ -110,39 +114,34 @@ impl ClientSession {
         now: Duration,
     ) -> (Self, ClientFrame) {
         let state = State::Opening { until: now.saturating_add(OPENING_TIMEOUT) };
-        (Self { state, renew_at: renew_at(lifetime, now) }, ClientFrame::Hello { token, version })
+        let session = Self { state, open: Open::default(), renew_at: renew_at(lifetime, now) };
+        (session, ClientFrame::Hello { token, version })
     }
 
     /// When to hand in [`ClientInput::Timer`].
     pub(in super::super) fn deadline(&self) -> Option<Duration> {
-        match &self.state {
-            State::Opening { until } => Some(*until),
-            State::Ready(open) => open.requests.values().copied().chain([self.renew_at]).min(),
+        match self.state {
+            State::Opening { until } => Some(until),
+            State::Ready => self.open.requests.values().copied().chain([self.renew_at]).min(),
             State::Closed => None,
         }
     }
 
     pub(in super::super) fn handle(&mut self, input: ClientInput, now: Duration) -> Vec<ClientAction> {
-        let State::Ready(open) = &mut self.state else { return self.opening(input, now) };
+        if matches!(self.state, State::Closed) {
+            return Vec::new();
+        }
         match input {
-            ClientInput::Frame(frame) => match open.frame(frame) {
-                Ok(action) => {
-                    if matches!(action, Some(ClientAction::Refused(_))) {
-                        self.state = State::Closed;
-                    }
-                    action.into_iter().collect()
-                }
-                Err(Strange) => self.close(CloseCode::Protocol),
-            },
+            ClientInput::Frame(frame) => self.frame(frame),
             ClientInput::Open { request, application, destination } => {
-                open.requests.insert(request, now.saturating_add(ANSWER_TIMEOUT));
+                self.open.requests.insert(request, now.saturating_add(ANSWER_TIMEOUT));
                 vec![ClientAction::Send(ClientFrame::Open { request, application, destination })]
             }
             ClientInput::Resume { request, grant } => {
-                open.requests.insert(request, now.saturating_add(ANSWER_TIMEOUT));
+                self.open.requests.insert(request, now.saturating_add(ANSWER_TIMEOUT));
                 vec![ClientAction::Send(ClientFrame::Resume { request, grant })]
             }
-            ClientInput::Close(session) if open.sessions.remove(&session) => {
+            ClientInput::Close(session) if self.open.sessions.remove(&session) => {
                 vec![ClientAction::Send(ClientFrame::Close { session })]
             }
             ClientInput::Close(_) => Vec::new(),
@@ -150,35 +149,41 @@ impl ClientSession {
                 self.renew_at = renew_at(lifetime, now);
                 vec![ClientAction::Send(ClientFrame::Renew { token })]
             }
-            ClientInput::Timer => {
-                let mut actions = open.overdue(now);
+            ClientInput::Timer => self.timer(now),
+        }
+    }
+
+    fn frame(&mut self, frame: AccessFrame) -> Vec<ClientAction> {
+        let action = match (&self.state, frame) {
+            (State::Opening { .. }, AccessFrame::Welcome { person, login_expires, .. }) => {
+                self.state = State::Ready;
+                Ok(Some(ClientAction::Welcome { person, login_expires }))
+            }
+            (State::Opening { .. } | State::Ready, AccessFrame::Refused(refusal)) => {
+                self.state = State::Closed;
+                Ok(Some(ClientAction::Refused(refusal)))
+            }
+            (State::Ready, frame) => self.open.frame(frame),
+            (State::Opening { .. } | State::Closed, _) => Err(Strange),
+        };
+        match action {
+            Ok(action) => action.into_iter().collect(),
+            Err(Strange) => self.close(CloseCode::Protocol),
+        }
+    }
+
+    fn timer(&mut self, now: Duration) -> Vec<ClientAction> {
+        match self.state {
+            State::Opening { until } if until <= now => self.close(CloseCode::Timeout),
+            State::Ready => {
+                let mut actions = self.open.overdue(now);
                 if self.renew_at <= now {
                     self.renew_at = now.saturating_add(RENEW_EVERY);
                     actions.push(ClientAction::TokenWanted);
                 }
                 actions
             }
-        }
-    }
-
-    fn opening(&mut self, input: ClientInput, now: Duration) -> Vec<ClientAction> {
-        let State::Opening { until } = self.state else { return Vec::new() };
-        match input {
-            ClientInput::Frame(AccessFrame::Welcome { person, login_expires, .. }) => {
-                self.state = State::Ready(Open::default());
-                vec![ClientAction::Welcome { person, login_expires }]
-            }
-            ClientInput::Frame(AccessFrame::Refused(refusal)) => {
-                self.state = State::Closed;
-                vec![ClientAction::Refused(refusal)]
-            }
-            ClientInput::Frame(_) => self.close(CloseCode::Protocol),
-            ClientInput::Timer if until <= now => self.close(CloseCode::Timeout),
-            ClientInput::Timer
-            | ClientInput::Open { .. }
-            | ClientInput::Resume { .. }
-            | ClientInput::Close(_)
-            | ClientInput::Token(..) => Vec::new(),
+            State::Opening { .. } | State::Closed => Vec::new(),
         }
     }
 
@@ -214,10 +219,9 @@ impl Open {
             AccessFrame::EndSession { session, reason } => {
                 self.sessions.remove(&session).then_some(ClientAction::Ended { session, reason })
             }
-            AccessFrame::Refused(refusal) => Some(ClientAction::Refused(refusal)),
             AccessFrame::Renewed { .. } => None,
             AccessFrame::Drain => Some(ClientAction::NodeDrains),
-            AccessFrame::Welcome { .. } => return Err(Strange),
+            AccessFrame::Welcome { .. } | AccessFrame::Refused(_) => return Err(Strange),
         })
     }
 
@@ -358,6 +362,16 @@ mod tests {
         let mut session = fresh(HOUR);
         let silent = session.handle(ClientInput::Timer, OPENING_TIMEOUT);
         assert_eq!(silent, [ClientAction::Close(CloseCode::Timeout)]);
+    }
+
+    #[test]
+    fn what_is_wanted_is_asked_without_waiting_for_the_welcome() {
+        let mut session = fresh(HOUR);
+        let sent = session.handle(open(REQUEST), Duration::ZERO);
+        assert!(matches!(sent[..], [ClientAction::Send(ClientFrame::Open { .. })]));
+        assert_eq!(session.deadline(), Some(OPENING_TIMEOUT));
+        frame(&mut session, welcome());
+        assert!(matches!(frame(&mut session, opened(REQUEST))[..], [ClientAction::Opened(_)]));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 mod amplification;
 mod drain;
+pub(crate) mod ends;
 mod enrol;
 mod flow;
 mod hostile;
 mod lab;
-mod private;

@@ -151,13 +151,14 @@ impl Sessions {
         let key = BindKey::export(control, session, Leg::Connector).map_err(|_| Decline::NoSocket)?;
         let known = self.table().by_ref.get(&(node.clone(), session)).cloned();
         if let Some(known) = known {
-            if known.terms.borrow().grant.client != grant.client {
-                return Err(Decline::BadGrant);
+            if known.grant().client == grant.client {
+                debug!(%node, index = session.index, "a session goes on over another control connection");
+                known.terms.send_replace(Terms { grant: Arc::new(grant), link });
+                known.leg.rekey(key, ticket);
+                return Ok(());
             }
-            debug!(%node, index = session.index, "a session goes on over another control connection");
-            known.terms.send_replace(Terms { grant: Arc::new(grant), link });
-            known.leg.rekey(key, ticket);
-            return Ok(());
+            // The node has signed this one later: it has forgotten the other.
+            self.forget(&known, SessionCode::Ended);
         }
         if self.table().by_ref.len() >= MAX_SESSIONS {
             return Err(Decline::Busy);

@@ -31,7 +31,7 @@ const TICKET: [u8; 16] = [0x44; 16];
 /// Changes what goes into the next grants.
 pub(super) type Tamper = Arc<dyn Fn(Grant) -> Grant + Send + Sync>;
 
-pub(super) struct TestNode {
+pub(crate) struct TestNode {
     inner: Arc<Inner>,
     directory: tempfile::TempDir,
 }
@@ -44,7 +44,7 @@ pub(super) struct Inner {
     pub(super) state: Mutex<State>,
 }
 
-pub(super) struct State {
+pub(crate) struct State {
     binds: Binds,
     protocol: Protocol,
     reach: Reach,
@@ -54,8 +54,8 @@ pub(super) struct State {
     pub(super) signs: Option<TunnelKey>,
     /// What clients are told the connector's key is, instead of the real one.
     pub(super) claims: Option<KeyHash>,
-    pub(super) deny: Option<Denial>,
-    pub(super) path: RelayPath,
+    pub(crate) deny: Option<Denial>,
+    pub(crate) path: RelayPath,
     connector: Option<(Connection, mpsc::UnboundedSender<NodeInput>)>,
     client: Option<(Connection, mpsc::UnboundedSender<AccessFrame>)>,
     sessions: BTreeMap<SessionRef, Vec<u8>>,
@@ -65,7 +65,7 @@ pub(super) struct State {
 }
 
 impl TestNode {
-    pub(super) async fn start(protocol: Protocol, reach: Reach) -> Self {
+    pub(crate) async fn start(protocol: Protocol, reach: Reach) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
         let key = node_key(&store).await.unwrap();
@@ -131,19 +131,19 @@ impl TestNode {
         Self { inner, directory }
     }
 
-    pub(super) fn key(&self) -> KeyHash {
+    pub(crate) fn key(&self) -> KeyHash {
         self.inner.key.hash()
     }
 
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.inner.address
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.inner.state()
     }
 
-    pub(super) async fn token(&self) -> EnrolmentToken {
+    pub(crate) async fn token(&self) -> EnrolmentToken {
         let store = Store::open(self.directory.path()).unwrap();
         let secret = EnrolmentSecret::from_bytes(clock::random());
         let nodes = vec![self.address().to_string().parse().unwrap()];
@@ -152,20 +152,20 @@ impl TestNode {
     }
 
     /// Waits for a connector that takes sessions.
-    pub(super) async fn connector(&self) {
+    pub(crate) async fn connector(&self) {
         until("a connector takes sessions", || self.state().connector_is_there()).await;
     }
 
-    pub(super) fn logged(&self, what: &str) -> usize {
+    pub(crate) fn logged(&self, what: &str) -> usize {
         self.state().log.iter().filter(|line| line.starts_with(what)).count()
     }
 
-    pub(super) fn live(&self) -> Vec<SessionRef> {
+    pub(crate) fn live(&self) -> Vec<SessionRef> {
         self.state().sessions.keys().copied().collect()
     }
 
     /// Ends a session as a revocation does: packets first, then both ends are told.
-    pub(super) fn end(&self, session: SessionRef, reason: EndReason) {
+    pub(crate) fn end(&self, session: SessionRef, reason: EndReason) {
         let mut state = self.state();
         state.sessions.remove(&session).unwrap();
         let removed = state.binds.remove(session).unwrap();
@@ -175,7 +175,7 @@ impl TestNode {
     }
 
     /// Closes a control connection, as when the node restarts.
-    pub(super) fn cut(&self, leg: Leg) {
+    pub(crate) fn cut(&self, leg: Leg) {
         let state = self.state();
         let connection = match leg {
             Leg::Client => state.client.as_ref().map(|(connection, _)| connection),
@@ -185,7 +185,7 @@ impl TestNode {
     }
 
     /// Forgets where the legs are, as a node that starts anew.
-    pub(super) fn forget_binds(&self) {
+    pub(crate) fn forget_binds(&self) {
         let mut state = self.state();
         for session in self.inner.sessions_of(&state) {
             let removed = state.binds.remove(session).unwrap();
@@ -194,7 +194,7 @@ impl TestNode {
         }
     }
 
-    pub(super) fn relayed(&self, session: SessionRef) -> u64 {
+    pub(crate) fn relayed(&self, session: SessionRef) -> u64 {
         let [up, down] = self.inner.relay.usage(session).unwrap_or_default();
         up.packets + down.packets
     }

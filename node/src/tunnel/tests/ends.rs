@@ -7,7 +7,7 @@
 //! ```
 
 mod cheats;
-mod node;
+pub(crate) mod node;
 mod tcp;
 mod udp;
 
@@ -82,7 +82,7 @@ struct World {
     directory: tempfile::TempDir,
 }
 
-struct Connector {
+pub(crate) struct Connector {
     shutdown: CancellationToken,
     task: tokio::task::JoinHandle<()>,
 }
@@ -131,6 +131,6 @@ impl Connector {
     }
 }
 
-fn host(address: std::net::SocketAddr) -> Reach {
+pub(crate) fn host(address: std::net::SocketAddr) -> Reach {
     Reach::Host(address.to_string().parse().unwrap())
 }
