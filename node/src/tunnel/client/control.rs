@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::debug;
 
 use crate::clock;
+use crate::flow::UnixTime;
 
 use super::super::access_wire::{AccessFrame, ClientVersion, Opened, RequestId};
 use super::super::connector::{Backoff, Knocker};
@@ -243,8 +244,9 @@ impl Control {
         for action in link.machine.handle(input, link.began.elapsed()) {
             match action {
                 ClientAction::Send(frame) => link.send(&frame).await?,
-                ClientAction::Welcome { person, login_expires } => {
-                    debug!(person, login_expires = login_expires.0, "the node knows this client");
+                ClientAction::Welcome { person, token_expires } => {
+                    link.ahead = token_expires.0.saturating_sub(link.token_expires.0);
+                    debug!(person, ahead = link.ahead, "the node knows this client");
                     if std::mem::take(lost) {
                         self.shared.login.notify(Notice::Back);
                     }
@@ -331,7 +333,8 @@ impl Control {
         Ok(())
     }
 
-    fn opened(&mut self, link: &mut Link, connection: &Connection, opened: Opened) {
+    fn opened(&mut self, link: &mut Link, connection: &Connection, mut opened: Opened) {
+        opened.expires = UnixTime(opened.expires.0.saturating_sub(link.ahead));
         match link.asked.remove(&opened.request) {
             Some(Asked::Open(wish)) => {
                 let begun = Session::begin(&self.shared, connection, wish.wanted, opened);
@@ -373,6 +376,10 @@ struct Link {
     send: SendStream,
     reader: FrameReader,
     asked: BTreeMap<RequestId, Asked>,
+    /// When the first token ends, by the clock of this machine.
+    token_expires: UnixTime,
+    /// Seconds that the node's clock is ahead of it, as far as the ends of the token tell.
+    ahead: i64,
     /// A task of its own: a renewal that is under way is never given up, since its token is good for one use.
     renewing: Option<JoinHandle<Result<Credentials, NoCredentials>>>,
 }
@@ -381,6 +388,7 @@ impl Link {
     async fn open(connection: &Connection, credentials: Credentials) -> Result<Self, ControlError> {
         let (mut send, recv) = connection.open_bi().await.map_err(quinn::WriteError::from)?;
         let Credentials { token, lifetime, .. } = credentials;
+        let token_expires = clock::now().after(lifetime);
         let (machine, hello) = ClientSession::new(token, version(), lifetime, Duration::ZERO);
         control::send(&mut send, &hello).await?;
         Ok(Self {
@@ -389,6 +397,8 @@ impl Link {
             send,
             reader: FrameReader::new(recv),
             asked: BTreeMap::new(),
+            token_expires,
+            ahead: 0,
             renewing: None,
         })
     }

@@ -20,7 +20,7 @@ use super::super::relay::wire::BindKey;
 use super::super::relay::{BoundLeg, End, Leg, LegAddress, LegState, SessionRef};
 use super::super::socket::{dial_socket, local_address};
 use super::super::transport::is_our_refusal;
-use super::super::wire::{Authority, DialFailure, EndReason, RelayPath};
+use super::super::wire::{DialFailure, EndReason, RelayPath};
 use super::{Notice, OpenError, SessionStatus, Shared, Wanted};
 
 /// The connector gets so long for the handshake, and to answer a stream's request.

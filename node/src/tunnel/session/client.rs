@@ -51,7 +51,8 @@ pub(in super::super) enum ClientAction {
     /// The node knows this client.
     Welcome {
         person: String,
-        login_expires: UnixTime,
+        /// By the node's clock.
+        token_expires: UnixTime,
     },
     /// The node will not have this client; the connection ends.
     Refused(AccessRefusal),
@@ -155,9 +156,9 @@ impl ClientSession {
 
     fn frame(&mut self, frame: AccessFrame) -> Vec<ClientAction> {
         let action = match (&self.state, frame) {
-            (State::Opening { .. }, AccessFrame::Welcome { person, login_expires, .. }) => {
+            (State::Opening { .. }, AccessFrame::Welcome { person, token_expires, .. }) => {
                 self.state = State::Ready;
-                Ok(Some(ClientAction::Welcome { person, login_expires }))
+                Ok(Some(ClientAction::Welcome { person, token_expires }))
             }
             (State::Opening { .. } | State::Ready, AccessFrame::Refused(refusal)) => {
                 self.state = State::Closed;

@@ -7,6 +7,7 @@
 //! ```
 
 mod cheats;
+mod memory;
 pub(crate) mod node;
 mod tcp;
 mod udp;
@@ -115,7 +116,11 @@ impl World {
 
 impl Connector {
     /// Enrolled with `node`, and running.
-    async fn start(node: &TestNode, directory: &std::path::Path, allow: Option<BTreeSet<Authority>>) -> Self {
+    pub(crate) async fn start(
+        node: &TestNode,
+        directory: &std::path::Path,
+        allow: Option<BTreeSet<Authority>>,
+    ) -> Self {
         let state = directory.join("connector");
         let token = Some(node.token().await);
         let shutdown = CancellationToken::new();

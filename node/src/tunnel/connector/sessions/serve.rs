@@ -21,20 +21,18 @@ use super::{Session, Sessions, UNATTENDED, udp};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The wall clock is looked at so often, since it may be set.
-const LOOK_AT_CLOCK: Duration = Duration::from_secs(5);
+/// The wall clock is looked at so often: it may be set, and a grant replaced.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(2);
 
-/// Waits until the grant, or the latest that took its place, has expired.
+/// Waits until the grant, or the latest that took its place, is over.
 pub(super) async fn expired(session: &Session) {
     while !is_expired(session) {
-        let left = session.grant().not_after.0.saturating_sub(clock::now().0);
-        let left = Duration::from_secs(u64::try_from(left).unwrap_or(0)).min(LOOK_AT_CLOCK);
-        sleep(left.max(Duration::from_millis(100))).await;
+        sleep(LOOK_AT_CLOCK).await;
     }
 }
 
 pub(super) fn is_expired(session: &Session) -> bool {
-    clock::now() >= session.grant().not_after
+    session.grant().is_over(clock::now())
 }
 
 /// Waits until nobody has been connected for [`UNATTENDED`].
@@ -126,7 +124,7 @@ async fn stream((sessions, session, flows, connection): Of, mut send: SendStream
     let destination = sessions.destination(&grant, request.destination.as_ref());
     let reply = match (destination, request.carries, grant.protocol) {
         _ if sessions.draining.is_cancelled() => Reply::Busy,
-        _ if super::serve::is_expired(&session) => Reply::Refused,
+        _ if is_expired(&session) => Reply::Refused,
         (Some(destination), Carries::Tcp, Protocol::Tcp) => {
             // A request that the client gave up need not be dialled to the end.
             let dialled = tokio::select! {

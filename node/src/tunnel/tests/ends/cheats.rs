@@ -87,7 +87,6 @@ async fn a_connector_with_another_key_than_the_node_named_is_not_spoken_to() {
     assert!(world.notices().iter().any(changed), "{:?}", world.notices());
 }
 
-/// Somebody who has the relay's word for it, and no grant: bound to the client's leg with a key of its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_not_the_one_of_the_login_gets_no_token() {
     let origin = TestOrigin::echo().await;
@@ -111,4 +110,20 @@ async fn what_the_node_has_ended_passes_no_packet_and_the_connector_has_forgotte
     assert!(timeout(Duration::from_secs(1), session.open_tcp()).await.unwrap().is_err());
     until("its connections are closed", || world.node.relayed(reference) == 0).await;
     assert_eq!(origin.count(), 1);
+}
+
+/// Neither the node nor the client ends it: the connector does, when the grant and the leeway of clocks are over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_nobody_ends_is_over_with_its_grant_at_the_connector() {
+    let origin = TestOrigin::echo().await;
+    let world = World::start(Protocol::Tcp, host(origin.address)).await;
+    world.node.state().tamper =
+        Some(
+            Arc::new(|grant| Grant { not_after: crate::flow::UnixTime(crate::clock::now().0 - 57), ..grant })
+                as Tamper,
+        );
+    let session = soon(world.client.session("app", None)).await.unwrap();
+    soon(session.open_tcp()).await.unwrap();
+    soon(session.wait_end()).await;
+    assert_eq!(world.node.logged("connector ended"), 1);
 }
