@@ -67,7 +67,6 @@ pub enum Carried {
 /// One person's forwards in this process.
 #[derive(Debug)]
 pub struct Forwards {
-    profile: Profile,
     client: Client,
     open: Arc<Mutex<BTreeMap<usize, Open>>>,
     next: AtomicUsize,
@@ -120,8 +119,8 @@ impl Forwards {
     pub fn new(profile: Profile) -> Result<Self, ForwardError> {
         profile.login()?;
         let key = profile.device_key()?;
-        let client = Client::start(Arc::new(Person::new(profile.clone())), key)?;
-        Ok(Self { profile, client, open: Arc::default(), next: AtomicUsize::new(0) })
+        let client = Client::start(Arc::new(Person::new(profile)), key)?;
+        Ok(Self { client, open: Arc::default(), next: AtomicUsize::new(0) })
     }
 
     /// Opens the session of a target, so that what is wrong with it shows now.
@@ -154,11 +153,6 @@ impl Forwards {
             }
         };
         self.lock().values().map(of).collect()
-    }
-
-    /// The node's address, as the profile has it.
-    pub fn url(&self) -> &str {
-        self.profile.url()
     }
 
     /// A directory of this profile for sockets of processes.

@@ -25,7 +25,6 @@ impl Forwards {
         match carry(input, output, send, recv).await {
             Ok(()) => Ok(()),
             Err(cut) => match session.end() {
-                // It was said already, with its reason.
                 Some(SessionEnd::Closed) | None => Err(ForwardError::Cut(cut)),
                 Some(end) => Err(ForwardError::Cut(end.to_string())),
             },

@@ -131,7 +131,7 @@ async fn each_peer_of_a_udp_port_is_a_flow_of_its_own() {
         }
     });
     let world = world(Protocol::Udp, address).await;
-    let forward = world.forwards.listen_udp(&app(), ANY).await.unwrap();
+    let forward = world.forwards.listen_udp(&app(), ANY).unwrap();
     let address = forward.address();
     tokio::spawn(forward.run());
     let mut peers = Vec::new();
@@ -142,12 +142,11 @@ async fn each_peer_of_a_udp_port_is_a_flow_of_its_own() {
     }
     for length in [1, 1200, 40_000] {
         for (n, peer) in peers.iter().enumerate() {
-            peer.send(&vec![u8::try_from(n).unwrap(); length]).await.unwrap();
-        }
-        for (n, peer) in peers.iter().enumerate() {
+            let payload = vec![u8::try_from(n).unwrap(); length];
+            peer.send(&payload).await.unwrap();
             let mut buffer = vec![0; 65_536];
             let received = soon(peer.recv(&mut buffer)).await.unwrap();
-            assert!(buffer[..received] == vec![u8::try_from(n).unwrap(); length]);
+            assert!(buffer[..received] == payload, "{received} of {length} bytes");
         }
     }
     assert_eq!(world.forwards.status()[0].connections, 20);

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::tunnel::client::{Client, MAX_PAYLOAD};
+use crate::tunnel::size_buffers;
 
 use super::{Carried, ForwardError, Forwards, Listed, Target, complain, open_udp};
 
@@ -39,13 +40,17 @@ struct Peer {
 }
 
 impl Forwards {
-    /// Listens on `address` for payloads to the target.
+    /// Listens on `address` for payloads to the target; within a runtime.
     ///
     /// # Errors
     /// When the address cannot be had.
-    pub async fn listen_udp(&self, target: &Target, address: SocketAddr) -> Result<UdpForward, ForwardError> {
+    pub fn listen_udp(&self, target: &Target, address: SocketAddr) -> Result<UdpForward, ForwardError> {
         let failed = |source| ForwardError::Listen { address, source };
-        let socket = Arc::new(UdpSocket::bind(address).await.map_err(failed)?);
+        let socket = std::net::UdpSocket::bind(address).map_err(failed)?;
+        // A burst of a program's should fit. What the kernel caps is no fault.
+        size_buffers(&socket).map_err(failed)?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        let socket = Arc::new(UdpSocket::from_std(socket).map_err(failed)?);
         let address = socket.local_addr().map_err(failed)?;
         let listed = Arc::new(self.list(target, Carried::Udp, Some(address)));
         Ok(UdpForward { socket, address, target: target.clone(), client: self.client.clone(), listed })

@@ -63,7 +63,7 @@ pub(super) async fn run(node: Option<&str>, args: ConnectArgs) -> anyhow::Result
                 address
             }
             Carried::Udp => {
-                let forward = forwards.listen_udp(&target, one.listen).await?;
+                let forward = forwards.listen_udp(&target, one.listen)?;
                 let address = forward.address();
                 running.spawn(forward.run());
                 address

@@ -91,7 +91,7 @@ pub(super) async fn tcp(profile: Profile, args: TcpArgs) -> anyhow::Result<()> {
 pub(super) async fn udp(profile: Profile, args: UdpArgs) -> anyhow::Result<()> {
     let target = Target::from(args.which);
     let forwards = Arc::new(Forwards::new(profile.clone())?);
-    let forward = forwards.listen_udp(&target, args.listen).await?;
+    let forward = forwards.listen_udp(&target, args.listen)?;
     until_signal(&forwards, &profile, forwards.prepare(&target)).await?;
     output::line(&format!("listening on {} (UDP)", forward.address()))?;
     until_signal(&forwards, &profile, async {
@@ -145,7 +145,9 @@ pub(super) async fn rdp(profile: Profile, args: RdpArgs) -> anyhow::Result<()> {
 
 async fn stdio(profile: Profile, target: &Target) -> anyhow::Result<()> {
     let forwards = Arc::new(Forwards::new(profile.clone())?);
-    until_signal(&forwards, &profile, forwards.stdio(target)).await
+    until_signal(&forwards, &profile, forwards.stdio(target)).await?;
+    forwards.stop().await;
+    Ok(())
 }
 
 /// Waits for `work`, listed for `access status` meanwhile, or for a signal, after which the process ends as one does

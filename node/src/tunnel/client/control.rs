@@ -7,13 +7,13 @@ use std::time::Duration;
 use quinn::{Connection, Endpoint, SendStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
 use crate::clock;
 use crate::flow::UnixTime;
 
-use super::super::access_wire::{AccessFrame, ClientVersion, Opened, RequestId};
+use super::super::access_wire::{AccessFrame, AccessRefusal, ClientFrame, ClientVersion, Opened, RequestId};
 use super::super::connector::{Backoff, Knocker};
 use super::super::control::{self, ControlError, FrameReader};
 use super::super::reach::reach;
@@ -27,8 +27,9 @@ use super::{Command, Credentials, NoCredentials, Notice, OpenError, Shared, Want
 /// A wish is carried over to the next connection so often.
 const MAX_ATTEMPTS: u32 = 3;
 
-/// The last packets get so long to leave.
+/// The last frames get so long to arrive, and a close to leave.
 const PARTING_TIMEOUT: Duration = Duration::from_millis(500);
+const CLOSE_TIME: Duration = Duration::from_millis(100);
 
 /// A session that is wanted.
 struct Wish {
@@ -245,24 +246,14 @@ impl Control {
             match action {
                 ClientAction::Send(frame) => link.send(&frame).await?,
                 ClientAction::Welcome { person, token_expires } => {
+                    link.welcomed = true;
                     link.ahead = token_expires.0.saturating_sub(link.token_expires.0);
                     debug!(person, ahead = link.ahead, "the node knows this client");
                     if std::mem::take(lost) {
                         self.shared.login.notify(Notice::Back);
                     }
                 }
-                ClientAction::Refused(refusal) => {
-                    // The person has to act before anything can go on.
-                    for session in std::mem::take(&mut self.live).into_values() {
-                        session.finish(SessionEnd::NotResumed(refusal.to_string()));
-                    }
-                    for asked in std::mem::take(&mut link.asked).into_values() {
-                        if let Asked::Open(wish) = asked {
-                            let _ = wish.reply.send(Err(refusal.into()));
-                        }
-                    }
-                    return Err(Over::Failed(refusal.into()));
-                }
+                ClientAction::Refused(refusal) => return Err(self.refused(link, refusal)),
                 ClientAction::Opened(opened) => self.opened(link, connection, opened),
                 ClientAction::Denied { request, denial, ray, message } => match link.asked.remove(&request) {
                     Some(Asked::Open(wish)) => {
@@ -306,6 +297,27 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    /// Whether sessions and wishes survive it depends on whether the next connection may fare better.
+    fn refused(&mut self, link: &mut Link, refusal: AccessRefusal) -> Over {
+        let over = match refusal {
+            // It was good, and has ended: the next connection has a fresh one.
+            AccessRefusal::BadToken if link.welcomed => return Over::Lost(refusal.to_string()),
+            AccessRefusal::BadToken | AccessRefusal::OtherDevice | AccessRefusal::LoginEnded => {
+                for session in std::mem::take(&mut self.live).into_values() {
+                    session.finish(SessionEnd::NotResumed(refusal.to_string()));
+                }
+                Over::Failed(refusal.into())
+            }
+            AccessRefusal::TooManyConnections | AccessRefusal::Internal => Over::Failed(refusal.into()),
+        };
+        for asked in std::mem::take(&mut link.asked).into_values() {
+            if let Asked::Open(wish) = asked {
+                let _ = wish.reply.send(Err(refusal.into()));
+            }
+        }
+        over
     }
 
     /// Asks for the sessions of before and those that are wanted, right behind the `Hello`: that saves a round trip.
@@ -361,7 +373,7 @@ impl Control {
             session.finish(SessionEnd::Closed);
         }
         if !self.live.is_empty() {
-            let _ = timeout(PARTING_TIMEOUT, self.shared.endpoint.wait_idle()).await;
+            let _ = timeout(CLOSE_TIME, self.shared.endpoint.wait_idle()).await;
         }
         if let Some(stopped) = stopped {
             let _ = stopped.send(());
@@ -376,6 +388,7 @@ struct Link {
     send: SendStream,
     reader: FrameReader,
     asked: BTreeMap<RequestId, Asked>,
+    welcomed: bool,
     /// When the first token ends, by the clock of this machine.
     token_expires: UnixTime,
     /// Seconds that the node's clock is ahead of it, as far as the ends of the token tell.
@@ -397,6 +410,7 @@ impl Link {
             send,
             reader: FrameReader::new(recv),
             asked: BTreeMap::new(),
+            welcomed: false,
             token_expires,
             ahead: 0,
             renewing: None,
@@ -412,7 +426,7 @@ impl Link {
         Ok(())
     }
 
-    async fn send(&mut self, frame: &super::super::access_wire::ClientFrame) -> Result<(), Over> {
+    async fn send(&mut self, frame: &ClientFrame) -> Result<(), Over> {
         control::send(&mut self.send, frame).await.map_err(|error| Over::Lost(error.to_string()))
     }
 }
@@ -436,9 +450,8 @@ async fn keep(session: Arc<Session>, shared: Arc<Shared>, commands: mpsc::WeakSe
 
 async fn part(endpoint: &Endpoint, connection: &Connection) {
     connection.close(CloseCode::Shutdown.into(), b"");
-    let _ = timeout(PARTING_TIMEOUT, endpoint.wait_idle()).await;
-    // A wait of its own, since an endpoint is idle before its last packet has left.
-    sleep(Duration::from_millis(10)).await;
+    // Idle is an endpoint only three probe timeouts later (RFC 9000 §10.2), and nothing is lost if the close is.
+    let _ = timeout(CLOSE_TIME, endpoint.wait_idle()).await;
 }
 
 /// As the node's log shows it.

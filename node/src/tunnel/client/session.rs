@@ -224,6 +224,7 @@ impl Session {
     }
 
     /// Waits until it is over.
+    #[cfg(test)]
     pub(crate) async fn wait_end(&self) -> SessionEnd {
         let mut end = self.end.subscribe();
         let end = end.wait_for(Option::is_some).await;

@@ -224,6 +224,9 @@ impl Sessions {
     pub(super) async fn close(&self) {
         self.endpoint.close(SessionCode::Leaving.into(), b"the connector stops");
         let _ = timeout(PARTING_TIMEOUT, self.endpoint.wait_idle()).await;
+        for session in self.table().by_address.values() {
+            session.ended.cancel();
+        }
     }
 
     /// Without a list of its own, a connector reaches what its node has signed. With one, a network is taken if there is
