@@ -25,9 +25,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::flow::UnixTime;
 use crate::private_file::{self, PrivateFileError};
+use crate::tunnel::TransportError;
 use crate::tunnel::client::{Client, OpenError, Session, StreamError, UdpFlow};
 use crate::tunnel::wire::Authority;
-use crate::tunnel::{TransportError, client};
 
 use super::person::{Person, say};
 use super::profile::{Profile, ProfileError};
@@ -240,7 +240,7 @@ async fn open_udp(client: &Client, target: &Target) -> Result<UdpFlow, ForwardEr
     opened.map_err(|error| of_stream(target, &error))
 }
 
-fn of_stream(target: &Target, error: &client::StreamError) -> ForwardError {
+fn of_stream(target: &Target, error: &StreamError) -> ForwardError {
     ForwardError::Application { application: target.application.clone(), why: error.to_string() }
 }
 

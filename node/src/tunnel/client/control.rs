@@ -358,12 +358,10 @@ impl Control {
                     unwanted.finish(SessionEnd::Closed);
                 }
             }
-            Some(Asked::Resume(session)) => {
-                if !session.go_on(connection, opened) {
-                    session.finish(SessionEnd::NotResumed("the node offers another one".to_owned()));
-                }
+            Some(Asked::Resume(session)) if !session.go_on(connection, &opened) => {
+                session.finish(SessionEnd::NotResumed("the node offers another one".to_owned()));
             }
-            None => {}
+            Some(Asked::Resume(_)) | None => {}
         }
     }
 

@@ -123,13 +123,13 @@ impl Session {
     }
 
     /// The session goes on over another control connection. False: it cannot.
-    pub(super) fn go_on(&self, control: &Connection, opened: Opened) -> bool {
-        let Opened { session, ticket, grant, connector, expires, .. } = opened;
+    pub(super) fn go_on(&self, control: &Connection, opened: &Opened) -> bool {
+        let Opened { session, ticket, connector, expires, .. } = *opened;
         if (session, connector) != (self.session, self.connector) {
             return false;
         }
         let Ok(key) = BindKey::export(control, session, Leg::Client) else { return false };
-        *self.terms() = Terms { grant, expires };
+        *self.terms() = Terms { grant: opened.grant.clone(), expires };
         self.leg.rekey(key, ticket);
         true
     }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 
 use super::super::layered::{Layer, LayeredSocket};
 use super::end::{End, EndInput, EndOutput, LegState};
-use super::wire::{BindKey, Ticket, is_challenge};
+use super::wire::{BindKey, REQUEST_LEN, Ticket, is_challenge};
 
 /// Before a connection has measured its path (RFC 9002 §6.2.2 begins with 333 ms of round trip, three times over).
 const INITIAL_PTO: Duration = Duration::from_millis(999);
@@ -33,6 +34,8 @@ pub struct BoundLeg {
 struct Inner {
     end: End,
     pto: Duration,
+    /// The socket would not take it yet: a new one takes nothing before its first look at the network.
+    unsent: Option<[u8; REQUEST_LEN]>,
 }
 
 impl BoundLeg {
@@ -48,7 +51,7 @@ impl BoundLeg {
             socket: RwLock::new(Arc::clone(&socket)),
             node: SocketAddr::new(node.ip().to_canonical(), node.port()),
             began: Instant::now(),
-            inner: Mutex::new(Inner { end, pto: INITIAL_PTO }),
+            inner: Mutex::new(Inner { end, pto: INITIAL_PTO, unsent: None }),
             state: watch::Sender::new(LegState::Binding),
             timer_moved: Notify::new(),
         });
@@ -73,9 +76,16 @@ impl BoundLeg {
                     None => std::future::pending().await,
                 }
             };
+            let unsent = self.inner().unsent.is_some();
             tokio::select! {
                 () = timer => self.handle(EndInput::Timer),
                 () = self.timer_moved.notified() => {}
+                () = self.writable(), if unsent => {
+                    let unsent = self.inner().unsent.take();
+                    if let Some(datagram) = unsent {
+                        self.perform(&[EndOutput::Send(datagram)]);
+                    }
+                }
             }
         }
     }
@@ -150,12 +160,25 @@ impl BoundLeg {
                         segment_size: None,
                         src_ip: None,
                     };
-                    // What cannot be sent is lost, and sent again.
-                    let _ = socket.try_send(&transmit);
+                    // What else cannot be sent is lost, and sent again.
+                    if socket
+                        .try_send(&transmit)
+                        .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+                    {
+                        self.inner().unsent = Some(*datagram);
+                        self.timer_moved.notify_one();
+                    }
                 }
                 EndOutput::Ready | EndOutput::GaveUp => {}
             }
         }
+    }
+
+    async fn writable(&self) {
+        let socket = Arc::clone(&self.socket.read().unwrap_or_else(PoisonError::into_inner));
+        let mut poller = socket.create_io_poller();
+        // A socket that fails is as good as one that takes datagrams: what it is given is lost.
+        let _ = poll_fn(|cx| poller.as_mut().poll_writable(cx)).await;
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {

@@ -7,7 +7,7 @@
 //!
 //! QUIC sees each leg as a peer with an address that exists nowhere else (the discard-only prefix, RFC 6666), so which
 //! session a connection belongs to follows from its remote address alone. An endpoint for each session would hold
-//! megabytes of receive buffer; here an idle leg costs a socket, its [`BoundLeg`] and a place in a map.
+//! megabytes of receive buffer; here an idle leg costs a socket, its [`super::BoundLeg`] and a place in a map.
 //!
 //! What quinn does not know is which socket a connection waits for when it cannot send. It asks in the same thread
 //! directly after the refusal ([`UdpPoller::poll_writable`] must be called then), which is how [`Poller`] finds out.

@@ -26,6 +26,7 @@ async fn leg(legs: &Legs) -> (LegAddress, Arc<BoundLeg>, tokio::net::UdpSocket) 
     let key = BindKey::from_bytes([1; 32]);
     let start = |now| End::start(key, [1; 16], SESSION, Leg::Client, 0, now);
     let (bound, socket) = BoundLeg::start(socket, node.local_addr().unwrap(), start);
+    tokio::spawn(Arc::clone(&bound).run());
     bound.ready(1);
     let mut bind = [0; 100];
     node.recv_from(&mut bind).await.unwrap();
@@ -34,6 +35,16 @@ async fn leg(legs: &Legs) -> (LegAddress, Arc<BoundLeg>, tokio::net::UdpSocket) 
 
 fn transmit(to: LegAddress, contents: &[u8]) -> Transmit<'_> {
     Transmit { destination: to.socket_addr(), ecn: None, contents, segment_size: None, src_ip: None }
+}
+
+/// Waits, as a connection does, where the leg's socket will not take it yet.
+async fn send(legs: &Legs, to: LegAddress, contents: &[u8]) {
+    let mut poller = Arc::new(legs.clone()).create_io_poller();
+    while let Err(error) = legs.try_send(&transmit(to, contents)) {
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+        let writable = std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx));
+        timeout(Duration::from_secs(10), writable).await.unwrap().unwrap();
+    }
 }
 
 async fn receive(legs: &Legs) -> (SocketAddr, Vec<u8>) {
@@ -73,8 +84,8 @@ async fn each_leg_has_a_socket_and_a_name_of_its_own() {
     let (one, _bound, node_of_one) = leg(&legs).await;
     let (two, _other, node_of_two) = leg(&legs).await;
     let mut buffer = [0; 100];
-    legs.try_send(&transmit(one, b"for one")).unwrap();
-    legs.try_send(&transmit(two, b"for two")).unwrap();
+    send(&legs, one, b"for one").await;
+    send(&legs, two, b"for two").await;
     let (length, from_one) = node_of_one.recv_from(&mut buffer).await.unwrap();
     assert_eq!(&buffer[..length], b"for one");
     let (length, from_two) = node_of_two.recv_from(&mut buffer).await.unwrap();
@@ -88,7 +99,7 @@ async fn each_leg_has_a_socket_and_a_name_of_its_own() {
     // A stranger is not heard, and a leg that is gone neither hears nor sends.
     node_of_two.send_to(b"stranger", from_one).await.unwrap();
     legs.remove(one);
-    legs.try_send(&transmit(one, b"late")).unwrap();
+    send(&legs, one, b"late").await;
     node_of_two.send_to(b"again", from_two).await.unwrap();
     assert_eq!(receive(&legs).await, (two.socket_addr(), b"again".to_vec()));
     assert_eq!(legs.len(), 1);
@@ -101,7 +112,7 @@ async fn a_busy_leg_does_not_starve_the_others() {
     let (two, _other, node_of_two) = leg(&legs).await;
     let mut address = Vec::new();
     for (name, node) in [(one, &node_of_one), (two, &node_of_two)] {
-        legs.try_send(&transmit(name, b"x")).unwrap();
+        send(&legs, name, b"x").await;
         address.push(node.recv_from(&mut [0; 10]).await.unwrap().1);
     }
     for _ in 0..50 {
