@@ -100,7 +100,7 @@ impl Call {
             match timeout(SWITCH, switch).await {
                 Ok(Ok(client)) => {
                     let end = carry::carry(TokioIo::new(client), target, &carried, stopped).await;
-                    record.ended(&end);
+                    record.ended(end);
                     if end == carry::End::Stopped(Stop::Over) {
                         record.cut();
                     }

@@ -1,6 +1,6 @@
 //! One-time codes, replay guards and named secrets.
 
-use rusqlite::{OptionalExtension as _, params};
+use rusqlite::{OptionalExtension as _, TransactionBehavior, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
@@ -79,7 +79,8 @@ impl Store {
     ) -> Result<Zeroizing<Vec<u8>>, StoreError> {
         let name = name.into();
         self.run(move |connection| {
-            let transaction = connection.transaction()?;
+            // Another process may write meanwhile: a transaction that begins by reading could not go on to write then.
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let found: Option<Vec<u8>> = transaction
                 .query_row("SELECT value FROM secret WHERE name = ?1", [&name], |row| row.get(0))
                 .optional()?;

@@ -174,10 +174,25 @@ impl World {
 
     /// The status that a client of the wire is refused with.
     pub fn refused(&self, host: &str, headers: &Value) -> u16 {
+        self.refusal(host, headers).expect("refused")
+    }
+
+    /// The same, where it may be let in.
+    pub fn refusal(&self, host: &str, headers: &Value) -> Option<u16> {
         let (echo, told) = self.try_wire(host, headers, b"x");
-        assert!(echo.is_empty() && !told.contains(" open"), "{told}");
-        let rest = told.split_once("refused ").unwrap_or_else(|| panic!("{told}")).1;
-        rest.split_whitespace().next().unwrap().parse().unwrap()
+        let rest = told.split_once("refused ")?.1;
+        assert!(echo.is_empty(), "{told}");
+        rest.split_whitespace().next()?.parse().ok()
+    }
+
+    /// The last event of `action` about `application`, once its reason is `reason`.
+    pub fn event_for(&self, action: &str, application: &str, reason: &str) -> Value {
+        wait_until(&format!("{action} event of {application} for {reason}"), SOON, || {
+            let events = self.realm.events(action, 0)?;
+            let last = events.into_iter().rfind(|event| event["app_name"] == application);
+            Ok(last.filter(|event| event["reason"] == reason))
+        })
+        .unwrap()
     }
 
     /// The last event of `action` about `application`, once there are `count` of them.

@@ -43,7 +43,7 @@ async fn close_code(client: &mut WebSocketStream<DuplexStream>) -> u16 {
 
 #[tokio::test(start_paused = true)]
 async fn bytes_go_both_ways_whatever_the_messages() {
-    let Carried { mut client, mut target, carrying, stop: _stop } = start().await;
+    let Carried { client, mut target, carrying, stop: _stop } = start().await;
     let sent: Vec<u8> = (0..500_000u32).map(|n| n.to_le_bytes()[0]).collect();
     let (up, down) = (sent.clone(), sent.clone());
     let (mut from_target, mut to_target) = tokio::io::split(&mut target);
