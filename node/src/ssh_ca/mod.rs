@@ -3,7 +3,7 @@
 //!
 //! 1. an application token of a live session comes with the public half of an ephemeral key (`portal::cert_sign`);
 //! 2. `decide` runs again, and its permit is what [`SshCa::sign`] takes;
-//! 3. [`principals`] says which UNIX users the person may be;
+//! 3. [`principals()`] says which UNIX users the person may be;
 //! 4. the key of that one application signs, for a few minutes.
 //!
 //! Every application of type `ssh` has an authority of its own, so a certificate for one opens no host of another. A host
