@@ -26,6 +26,14 @@ pub struct Metrics {
     pub tunnel_connections: IntGaugeVec,
     /// Sessions that are live.
     pub sessions: IntGauge,
+    /// Connections of access clients.
+    pub access_connections: IntGauge,
+    /// Private sessions, by where they are relayed (`kernel`, `userspace`, or `none` yet).
+    pub private_sessions: IntGaugeVec,
+    /// Private sessions asked for, by verdict and reason.
+    pub private_opens: IntCounterVec,
+    /// Private sessions that are over, by reason.
+    pub private_ended: IntCounterVec,
     /// Packets at the gate, by verdict (`pass`, `drop`) and reason. Set from the kernel's counters.
     pub gate_packets: IntCounterVec,
     /// Sampled events of the gate that found no room.
@@ -97,6 +105,26 @@ impl Metrics {
         )?;
         registry.register(Box::new(tunnel_connections.clone()))?;
         let sessions = gauge("portcullis_sessions", "Live global sessions")?;
+        let access_connections =
+            gauge("portcullis_access_connections", "Live connections of access clients")?;
+        let private_sessions = IntGaugeVec::new(
+            Opts::new(
+                "portcullis_private_sessions",
+                "Private sessions, by where they are relayed (kernel, userspace, none yet)",
+            ),
+            &["path"],
+        )?;
+        registry.register(Box::new(private_sessions.clone()))?;
+        let private_opens = counters(
+            "portcullis_private_opens_total",
+            "Private sessions asked for, by verdict (allow, deny) and reason",
+            &["verdict", "reason"],
+        )?;
+        let private_ended = counters(
+            "portcullis_private_ended_total",
+            "Private sessions that are over, by reason",
+            &["reason"],
+        )?;
         let gate_packets = counters(
             "portcullis_gate_packets_total",
             "Packets at the gate, by verdict (pass, drop) and reason",
@@ -138,6 +166,10 @@ impl Metrics {
             connections_refused,
             tunnel_connections,
             sessions,
+            access_connections,
+            private_sessions,
+            private_opens,
+            private_ended,
             gate_packets,
             gate_events_lost,
             gate_host_flows_lost,

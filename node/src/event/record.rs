@@ -16,9 +16,9 @@ pub enum Action {
     Logout,
     /// A request to an application or a page of the node, decided.
     Request,
-    /// A long-lived stream (WebSocket, event stream) ended.
+    /// A long-lived stream (WebSocket, event stream), a connector's connection or a private session ended.
     Disconnect,
-    /// A connector connected, enrolled or was refused.
+    /// A connector or an access client connected, enrolled or was refused; a private session was decided.
     Connect,
     /// A session was revoked.
     Revoke,
@@ -94,6 +94,11 @@ pub struct Event {
     /// Bytes of the reply's body.
     #[serde(skip_serializing_if = "Option::is_none")]
     bytes: Option<u64>,
+    /// Bytes of IP packets that a private session has carried: from the client, from the connector.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_up: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_down: Option<u64>,
     /// Milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     duration: Option<u64>,
@@ -134,6 +139,8 @@ impl Event {
             path: None,
             status: None,
             bytes: None,
+            bytes_up: None,
+            bytes_down: None,
             duration: None,
             connector: None,
             session_id: None,
@@ -176,6 +183,13 @@ impl Event {
     pub fn application(mut self, application: &Application) -> Self {
         self.app_name = Some(application.name.clone());
         self.app_aud = Some(application.aud.as_str().to_owned());
+        self
+    }
+
+    /// The name of an application that somebody asked for and that is none.
+    #[must_use]
+    pub fn claimed_application(mut self, name: &str) -> Self {
+        self.app_name = (!name.is_empty()).then(|| name.chars().take(LONGEST_NAME).collect());
         self
     }
 
@@ -240,6 +254,13 @@ impl Event {
         self
     }
 
+    /// What a private session has carried: from the client, from the connector.
+    #[must_use]
+    pub fn relayed(mut self, up: u64, down: u64) -> Self {
+        (self.bytes_up, self.bytes_down) = (Some(up), Some(down));
+        self
+    }
+
     #[must_use]
     pub fn duration(mut self, duration: Duration) -> Self {
         self.duration = Some(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
@@ -293,7 +314,7 @@ impl Event {
         match self.action {
             Action::Request => self.session_id.is_none() && self.service_token.is_none(),
             Action::Login => self.session_id.is_none() && !self.allowed,
-            Action::Connect => !self.allowed,
+            Action::Connect => self.session_id.is_none() && !self.allowed,
             _ => false,
         }
     }

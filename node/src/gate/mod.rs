@@ -47,6 +47,8 @@ pub use explain::{Explainer, Explanation};
 pub use maps::Counters;
 pub use mend::{Attacher, Grip, LinkEvents};
 pub use object::{EGRESS, INGRESS, OBJECT};
+#[cfg(test)]
+pub(crate) use relay::in_memory;
 pub use relay::{
     Detour, Ended, FlowGrant, FlowStatus, IdentityRef, Keeper, Leg, Placed, Relay, RelayError, RelayTotals,
     SessionRef, SessionStatus, Standing, Usage, Way, flows, keep_neighbour,

@@ -218,6 +218,16 @@ async fn serve(
     if let Some(gate) = &control {
         feed::first(gate, &devices, active.borrow().config.tunnel.dark).await?;
     }
+    let private = tunnel::PrivateSessions::new(tunnel::PrivateParts {
+        store: store.clone(),
+        sessions: sessions.clone(),
+        tokens: tokens.clone(),
+        events: events.clone(),
+        metrics: Arc::clone(&metrics),
+        active: active.clone(),
+        gate: gate.as_ref().and_then(Gate::relay),
+    })
+    .await?;
     let context = Arc::new(Context {
         active,
         store,
@@ -241,6 +251,7 @@ async fn serve(
         local_provider: context.active().config.local_provider().to_owned(),
         tunnels: Some(Arc::clone(&context.tunnels)),
         devices: devices.clone(),
+        private: Some(private.clone()),
         gate: gate.as_ref().map(|gate| admin::GateDesk {
             control: gate.control(),
             dataplane: context.active().config.gate.dataplane,
@@ -265,7 +276,7 @@ async fn serve(
     if let Some(gate) = &control {
         tokio::spawn(feed::keep(gate.clone(), devices.clone(), Arc::clone(&context), shutdown.clone()));
     }
-    ops::watch_gate(gate, helper, Arc::clone(&context), health.clone(), recent_drops);
+    ops::watch_gate(gate, helper, Arc::clone(&context), private.clone(), health.clone(), recent_drops);
     tokio::spawn(ops::serve(sockets.metrics, Arc::clone(&context), health.clone(), shutdown.clone()));
     tokio::spawn(tend(Arc::clone(&context), shutdown.clone()));
     tokio::spawn(admin::serve(sockets.admin, service, shutdown.clone()));
@@ -278,6 +289,7 @@ async fn serve(
         gate: control,
         recent: context.recent.clone(),
         devices,
+        private,
     };
     // Later than the edge: what it still serves may need a stream to its origin.
     let tunnel_shutdown = CancellationToken::new();

@@ -237,6 +237,27 @@ impl SignedGrant {
         }
     }
 
+    /// The grant, if the node made it for this client, whichever its session: what the node believes of a client that comes
+    /// back.
+    ///
+    /// # Errors
+    /// As of [`verify`](Self::verify).
+    pub(super) fn for_client(
+        &self,
+        node: KeyHash,
+        client: KeyHash,
+        now: UnixTime,
+    ) -> Result<Grant, GrantError> {
+        let grant = self.of_node(node)?;
+        if grant.client != client {
+            Err(GrantError::Client)
+        } else if now >= grant.not_after {
+            Err(GrantError::Expired)
+        } else {
+            Ok(grant)
+        }
+    }
+
     fn of_node(&self, node: KeyHash) -> Result<Grant, GrantError> {
         if self.0.len() > MAX_GRANT {
             return Err(GrantError::Malformed);

@@ -8,6 +8,9 @@
 //!                   connector ── dial, pipe ──▶ origin          connector: dials out, never listens
 //! ```
 //!
+//! Private sessions of access clients come by the same port: `access_wire` says what is spoken, `private` is the node's
+//! half, and `relay` carries their packets where the gate does not.
+//!
 //! Start with `wire`, which says what is spoken, and `session`, which says in which order. `node`, `peer` and
 //! `connector` are the loops that perform what the session decides.
 
@@ -26,6 +29,7 @@ mod layered;
 pub mod node;
 mod peer;
 mod pipe;
+mod private;
 mod registry;
 pub mod relay;
 mod session;
@@ -41,6 +45,7 @@ pub use devices::{Devices, DevicesError};
 pub use identity::{KeyHash, TunnelKey, TunnelKeyError};
 pub use ids::{Mint, MintError};
 pub use layered::{Layer, LayeredSocket};
+pub use private::{EndError, PrivateParts, PrivateSession, PrivateSessions};
 pub use registry::{ConnectorStatus, OpenError, Registry};
 pub use socket::{Capped, size_buffers};
 pub use stream::TunnelStream;

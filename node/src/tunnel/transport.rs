@@ -22,10 +22,12 @@ use quinn::{
 
 use crate::gate::DatagramGate;
 
+use super::access_wire;
 use super::gated::Gated;
 use super::identity::{AnyKey, KeyHash, PinnedNode, TunnelKey};
 use super::ids::Mint;
 use super::layered::LayeredSocket;
+use super::relay::{Demux, Relay};
 use super::wire::ALPN;
 
 /// Origin connections that one tunnel connection carries at once.
@@ -74,10 +76,11 @@ pub(super) struct EndpointKeys {
     pub(super) mint: Mint,
 }
 
-/// An endpoint that accepts connectors on `socket`.
+/// An endpoint that accepts connectors and access clients on `socket`, which it shares with `relay`.
 pub(super) fn node_endpoint(
     socket: UdpSocket,
     gate: Option<&DatagramGate>,
+    relay: &Arc<Relay>,
     key: &TunnelKey,
     keys: &EndpointKeys,
 ) -> Result<Endpoint, TransportError> {
@@ -86,7 +89,7 @@ pub(super) fn node_endpoint(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(AnyKey { provider }))
         .with_single_cert(key.chain(), key.private_key())?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.alpn_protocols = vec![ALPN.to_vec(), access_wire::ALPN.to_vec()];
     tls.max_early_data_size = 0;
     tls.send_tls13_tickets = 0;
     tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
@@ -107,9 +110,10 @@ pub(super) fn node_endpoint(
     let runtime = Arc::new(TokioRuntime);
     let mut socket = runtime.wrap_udp_socket(socket)?;
     if let Some(gate) = gate {
-        let gated = Gated::new(gate.clone(), socket.local_addr()?);
+        let gated = Gated::new(gate.clone(), socket.local_addr()?, Arc::clone(relay));
         socket = Arc::new(LayeredSocket::new(socket, gated));
     }
+    let socket = Arc::new(Demux::share(socket, Arc::clone(relay))?);
     Ok(Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)?)
 }
 

@@ -39,6 +39,8 @@ use routing::{Changes, Routing};
 use sessions::{Direction, Onward};
 use state::State;
 
+#[cfg(test)]
+pub(crate) use faults::in_memory;
 pub use flows::{FlowStatus, SessionStatus, Standing, flows};
 pub use hops::Detour;
 pub use routing::keep_neighbour;

@@ -6,3 +6,4 @@ mod enrol;
 mod flow;
 mod hostile;
 mod lab;
+mod private;
