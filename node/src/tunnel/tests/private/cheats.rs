@@ -157,11 +157,11 @@ async fn binds_count_once_from_where_they_come_and_for_their_own_session() {
     let answer = seal_answer(&own, of_cheat.session, Leg::Client, &of_cheat.ticket, &challenge);
     second.send(&answer).unwrap();
     assert!(
-        tokio::time::timeout(SILENCE, cheat.hear()).await.is_err(),
+        tokio::time::timeout(SILENCE, cheat.hear_all()).await.is_err(),
         "an address that another socket has proved is not this one's"
     );
     first.send(&answer).unwrap();
-    assert!(matches!(cheat.hear().await, AccessFrame::Ready { .. }), "the control: from the right place");
+    assert!(matches!(cheat.hear_all().await, AccessFrame::Ready { .. }), "the control: from the right place");
     assert!(echoes(&through, PATIENCE).await, "ann's session has not noticed");
 }
 

@@ -88,6 +88,7 @@ fn endpoint(socket: LayeredSocket<LegLayer>, server: Option<ServerConfig>) -> En
 pub(super) struct Bound {
     pub(super) leg: Arc<BoundLeg>,
     pub(super) endpoint: Endpoint,
+    session: SessionRef,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -127,7 +128,7 @@ impl Bound {
                 bound.run().await;
             }
         });
-        Self { leg: bound, endpoint: endpoint(socket, server), task }
+        Self { leg: bound, endpoint: endpoint(socket, server), session, task }
     }
 
     pub(super) async fn is_ready(&self) -> bool {
@@ -243,7 +244,17 @@ impl Client {
         control::send(&mut self.send, frame).await.unwrap();
     }
 
+    /// The next frame that is not `Ready`: a bind that was repeated may be answered once more.
     pub(super) async fn hear(&mut self) -> AccessFrame {
+        loop {
+            match self.hear_all().await {
+                AccessFrame::Ready { .. } => {}
+                frame => return frame,
+            }
+        }
+    }
+
+    pub(super) async fn hear_all(&mut self) -> AccessFrame {
         soon(self.reader.next()).await.unwrap().expect("a frame")
     }
 
@@ -290,24 +301,23 @@ impl Client {
 
     /// Waits for the node's word that the leg is in force.
     pub(super) async fn ready(&mut self, bound: &Bound) -> RelayPath {
-        match self.hear().await {
-            AccessFrame::Ready { counter, path, .. } => {
-                bound.leg.ready(counter);
-                assert!(bound.is_ready().await);
-                path
+        loop {
+            match self.hear_all().await {
+                AccessFrame::Ready { session, counter, path } if session == bound.session => {
+                    bound.leg.ready(counter);
+                    assert!(bound.is_ready().await);
+                    return path;
+                }
+                AccessFrame::Ready { .. } => {}
+                other => panic!("{other:?}"),
             }
-            other => panic!("{other:?}"),
         }
     }
 
     pub(super) async fn ended(&mut self) -> (SessionRef, EndReason) {
-        loop {
-            match self.hear().await {
-                AccessFrame::EndSession { session, reason } => return (session, reason),
-                // Binds are repeated; so may be the answers.
-                AccessFrame::Ready { .. } => {}
-                other => panic!("{other:?}"),
-            }
+        match self.hear().await {
+            AccessFrame::EndSession { session, reason } => (session, reason),
+            other => panic!("{other:?}"),
         }
     }
 
