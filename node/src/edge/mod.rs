@@ -15,6 +15,7 @@ mod assertions;
 mod body;
 mod connection;
 mod dispatch;
+mod frames;
 mod guard;
 mod headers;
 mod identify;
