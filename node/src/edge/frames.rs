@@ -41,7 +41,7 @@ const PADDING: usize = 256;
 /// What a client did wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Offence {
-    #[error("the head of an HTTP/2 request was malformed or too large")]
+    #[error("the head of an HTTP/2 request was malformed")]
     Head,
     #[error("too many HTTP/2 frames that carry nothing")]
     Flood,

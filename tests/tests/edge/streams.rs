@@ -142,7 +142,6 @@ async fn a_malformed_head_over_http2_ends_with_one_event() {
     ];
     let with = |name: &'static str, value: &'static str| [&good[..], &[(name, value)]].concat();
     let without = |name| good.into_iter().filter(|(other, _)| *other != name).collect::<Vec<_>>();
-    let large = "a".repeat(20 * 1024);
     let hostile = [
         with("X-Upper", "a"),
         with("connection", "close"),
@@ -154,7 +153,6 @@ async fn a_malformed_head_over_http2_ends_with_one_event() {
         without(":scheme"),
         [&[("x-first", "a")], &good[..]].concat(),
         [&without(":path")[..], &[(":path", "/a b")]].concat(),
-        [&good[..], &[("x-one", &large), ("x-two", &large)]].concat(),
     ];
     assert_eq!(head_alone(&node, &good).await, None, "the control is answered");
     node.wait_for_requests(1).await;
@@ -201,14 +199,9 @@ async fn head_alone(node: &Node, head: &[(&str, &str)]) -> Option<u32> {
         }
     }
     let mut stream = node.connect(WIKI, &["h2"]).await;
-    let mut bytes = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &frame(4, 0, 0, &[])].concat();
-    let parts: Vec<_> = block.chunks(16 * 1024).collect();
-    for (number, part) in parts.iter().enumerate() {
-        // HEADERS that end the stream, then CONTINUATION; the last ends the head.
-        let (kind, ends) = if number == 0 { (1, 1) } else { (9, 0) };
-        let last = if number + 1 == parts.len() { 4 } else { 0 };
-        bytes.extend(frame(kind, ends | last, 1, part));
-    }
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice();
+    // HEADERS, the end of the head and of the stream.
+    let bytes = [preface, &frame(4, 0, 0, &[]), &frame(1, 4 | 1, 1, &block)].concat();
     stream.write_all(&bytes).await.unwrap();
     loop {
         let mut head = [0; 9];

@@ -47,18 +47,22 @@ impl Lab {
 
     /// Begins a request to the application, as a browser would; `output` is the status and the body.
     fn request(&self, path: &str) -> Child {
-        self.curl(path, 30).spawn().expect("curl is installed")
-    }
-
-    fn curl(&self, path: &str, seconds: u32) -> Command {
         let host = format!("app0.example.com:{}", self.port);
-        let mut curl = Command::new("curl");
-        curl.args(["--silent", "--show-error", "--insecure", "--write-out", " %{http_code}"])
-            .args(["--max-time", &seconds.to_string()])
+        Command::new("curl")
+            .args([
+                "--silent",
+                "--show-error",
+                "--max-time",
+                "30",
+                "--insecure",
+                "--write-out",
+                " %{http_code}",
+            ])
             .args(["--resolve", &format!("{host}:127.0.0.1")])
             .arg(format!("https://{host}{path}"))
-            .stdout(Stdio::piped());
-        curl
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("curl is installed")
     }
 
     fn connections(&self) -> usize {
@@ -254,11 +258,10 @@ fn resident(pid: u32) -> usize {
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
 }
 
-/// A large body each way, and one that nobody reads any further, leave both processes the size they have.
+/// A large body, and one that nobody reads any further, leave both processes the size they have.
 #[test]
 fn memory_stays_flat() {
-    const SIZE: u64 = 1 << 30;
-    const SECONDS: u32 = 240;
+    const SIZE: u64 = 512 << 20;
     const GROWTH: usize = 48 << 20;
     let mut lab = Lab::start();
     let directory = lab.directory.path().join("connector");
@@ -268,21 +271,14 @@ fn memory_stays_flat() {
     let pids = [lab.node.process().unwrap().pid(), connector.process.pid()];
     let before = pids.map(resident);
 
-    let mut stalled = lab.curl(&format!("/download/{SIZE}"), SECONDS).spawn().unwrap();
-    let mut reading = lab.curl(&format!("/download/{SIZE}"), SECONDS).spawn().unwrap();
-    let mut writing = lab.curl("/upload", SECONDS);
-    let mut writing =
-        writing.args(["--upload-file", "-", "-X", "POST"]).stdin(Stdio::piped()).spawn().unwrap();
-    let mut upload = writing.stdin.take().unwrap();
-    let writer = std::thread::spawn(move || {
-        std::io::copy(&mut std::io::Read::take(std::io::repeat(b'u'), SIZE), &mut upload).unwrap()
-    });
+    let mut stalled = lab.request(&format!("/download/{SIZE}"));
+    let mut reading = lab.request(&format!("/download/{SIZE}"));
     let reader = std::thread::spawn({
         let mut body = reading.stdout.take().unwrap();
         move || std::io::copy(&mut body, &mut std::io::sink()).unwrap()
     });
     let mut most = [0; 2];
-    while !(reader.is_finished() && writer.is_finished()) {
+    while !reader.is_finished() {
         for (most, (pid, before)) in most.iter_mut().zip(pids.into_iter().zip(before)) {
             *most = (*most).max(resident(pid).saturating_sub(before));
         }
@@ -290,8 +286,6 @@ fn memory_stays_flat() {
     }
     assert!(reading.wait().unwrap().success());
     assert_eq!(reader.join().unwrap(), SIZE + " 200".len() as u64);
-    assert_eq!(writer.join().unwrap(), SIZE);
-    assert_eq!(answer(writing), format!("{{\"bytes\": {SIZE}}} 200"));
     assert!(stalled.try_wait().unwrap().is_none());
     stalled.kill().unwrap();
     stalled.wait().unwrap();
