@@ -318,12 +318,16 @@ impl Session {
             if left.is_zero() {
                 return;
             }
-            if left <= ANNOUNCE && announced != Some(expires) && self.through.get().is_some() {
+            let connected = self.through.get().is_some();
+            if left <= ANNOUNCE && announced != Some(expires) && connected {
                 announced = Some(expires);
                 let application = self.wanted.application.clone();
                 shared.login.notify(Notice::Expires { application, left });
             }
-            sleep(left.min(LOOK_AT_CLOCK)).await;
+            tokio::select! {
+                () = sleep(left.min(LOOK_AT_CLOCK)) => {}
+                _ = self.through.wait(), if !connected => {}
+            }
         }
     }
 

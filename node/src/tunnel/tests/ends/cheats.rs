@@ -125,5 +125,5 @@ async fn a_session_that_nobody_ends_is_over_with_its_grant_at_the_connector() {
     let session = soon(world.client.session("app", None)).await.unwrap();
     soon(session.open_tcp()).await.unwrap();
     soon(session.wait_end()).await;
-    assert_eq!(world.node.logged("connector ended"), 1);
+    until("the node is told", || world.node.logged("connector ended") == 1).await;
 }
