@@ -100,11 +100,11 @@ pub async fn are_ended() {
             waits(&node).await
         });
         let grown = resident().saturating_sub(before);
-        println!("{}: {floods} times, {} KiB, others {meanwhile:?} (calm {calm:?})", flood.name, grown >> 10);
+        println!("{}: {floods} times, {} KiB, others {meanwhile} (calm {calm})", flood.name, grown >> 10);
         assert!(grown < FLAT, "{}: grew by {} MiB", flood.name, grown >> 20);
         assert!(
             meanwhile.median < calm.median * 4 + Duration::from_millis(300),
-            "{}: others wait {meanwhile:?}",
+            "{}: others wait {meanwhile} (calm {calm})",
             flood.name
         );
         let broken = node.events().await;
@@ -146,10 +146,15 @@ async fn run(stream: &mut TlsStream<TcpStream>, flood: &Flood) {
 }
 
 /// How long somebody else waits for an answer.
-#[derive(Debug)]
 struct Waits {
     median: Duration,
     p99: Duration,
+}
+
+impl std::fmt::Display for Waits {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "median {:?}, p99 {:?}", self.median, self.p99)
+    }
 }
 
 /// Each time a new connection and a request. Only the median decides: whatever else this machine does makes some slow.
