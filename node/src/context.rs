@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::clients::Clients;
 use crate::config::Active;
 use crate::event::Events;
 use crate::identity::service::Services;
@@ -21,6 +22,7 @@ pub struct Context {
     pub active: watch::Receiver<Arc<Active>>,
     pub store: Store,
     pub sessions: Sessions,
+    pub clients: Clients,
     pub services: Services,
     pub tokens: Tokens,
     pub seal: Seal,

@@ -3,6 +3,7 @@
 pub mod access;
 pub mod admin;
 pub mod cli;
+pub mod clients;
 pub mod clock;
 pub mod config;
 pub mod context;

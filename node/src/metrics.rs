@@ -26,6 +26,8 @@ pub struct Metrics {
     pub tunnel_connections: IntGaugeVec,
     /// Sessions that are live.
     pub sessions: IntGauge,
+    /// Access clients that are logged in.
+    pub clients: IntGauge,
     /// Packets at the gate, by verdict (`pass`, `drop`) and reason. Set from the kernel's counters.
     pub gate_packets: IntCounterVec,
     /// Sampled events of the gate that found no room.
@@ -97,6 +99,7 @@ impl Metrics {
         )?;
         registry.register(Box::new(tunnel_connections.clone()))?;
         let sessions = gauge("portcullis_sessions", "Live global sessions")?;
+        let clients = gauge("portcullis_clients", "Access clients that are logged in")?;
         let gate_packets = counters(
             "portcullis_gate_packets_total",
             "Packets at the gate, by verdict (pass, drop) and reason",
@@ -138,6 +141,7 @@ impl Metrics {
             connections_refused,
             tunnel_connections,
             sessions,
+            clients,
             gate_packets,
             gate_events_lost,
             gate_host_flows_lost,

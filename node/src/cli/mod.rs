@@ -1,5 +1,6 @@
 //! The command line: one binary, three roles. Secrets are never arguments.
 
+mod access;
 mod admin;
 mod explain;
 mod gate;
@@ -36,6 +37,8 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Reach what is behind a node: log in, list, connect
+    Access(access::AccessArgs),
     /// Check, inspect and change a node
     Admin(admin::AdminArgs),
 }
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
             connections: args.connections,
         }),
         Command::Helper { config } => crate::helper::run(&config),
+        Command::Access(args) => access::run(args),
         Command::Admin(args) => admin::run(args),
     };
     match result {

@@ -7,7 +7,7 @@
 //!    that verifies as a token for this application, with a `__Host-CF_Binding` cookie for this host and the same
 //!    session: without it an origin could replay the assertions of its users.
 //!
-//! In both cases the session that the token names is live. A service proves a service token with `Cf-Access-Client-Id`
+//! In both cases the session that the token names is live, and so is the login of the client that it was minted for. A service proves a service token with `Cf-Access-Client-Id`
 //! and `Cf-Access-Client-Secret`; once it offers one, it must be right.
 //!
 //! A false accept is somebody else's identity; a false reject is one more trip through the login.
@@ -138,7 +138,11 @@ fn prove(
     if bound.is_some_and(|bound| !bound.contains(&claims.identity_nonce)) {
         return Err(Reason::BadBinding);
     }
-    let live = context.sessions.get(claims.identity_nonce, now).ok_or(Reason::SessionEnded)?;
+    let mut live = context.sessions.get(claims.identity_nonce, now).ok_or(Reason::SessionEnded)?;
+    if let Some(id) = claims.client_login {
+        let client = context.clients.get(id, now).filter(|client| client.session.id == live.session.id);
+        live.ended = client.ok_or(Reason::SessionEnded)?.ended;
+    }
     Ok((live, UnixTime(claims.exp)))
 }
 

@@ -57,6 +57,8 @@ pub enum Reason {
     ProviderUnavailable,
     /// The login was started by another browser, is too old or was already used.
     BadState,
+    /// The person did not let the device in.
+    Declined,
     /// The connector of the application is not connected.
     ConnectorGone,
     /// The application did not answer.
@@ -90,6 +92,7 @@ impl Reason {
             Self::ProviderAnswer => "provider_answer",
             Self::ProviderUnavailable => "provider_unavailable",
             Self::BadState => "bad_state",
+            Self::Declined => "declined",
             Self::ConnectorGone => "connector_gone",
             Self::OriginDown => "origin_down",
             Self::BadEnrolment => "bad_enrolment",

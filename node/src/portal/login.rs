@@ -79,7 +79,7 @@ impl Call<'_> {
         let providers = providers::allowed(&self.active, target.map(|target| &*target.application));
         if let Some(live) = self.global_session() {
             match target {
-                None => return page::redirect(StatusCode::FOUND, "/"),
+                None => return self.go_on(StatusCode::FOUND),
                 Some(target) if providers.iter().any(|p| p.name == live.session.person.provider) => {
                     let (response, event) = self.hand_over(target, &live, false).await;
                     if !event.is_allowed() {
@@ -250,10 +250,9 @@ impl Call<'_> {
         self.context.recent.remember(&who, live.session.address, self.now);
         let (mut response, event) = match target {
             Some(target) => self.hand_over(target, &live, proven.is_some()).await,
-            None => (
-                page::redirect(StatusCode::SEE_OTHER, "/"),
-                self.event(Action::Login, true).session(&live.session),
-            ),
+            None => {
+                (self.go_on(StatusCode::SEE_OTHER), self.event(Action::Login, true).session(&live.session))
+            }
         };
         self.context.events.emit(event);
         let binding = self.context.tokens.binding(&live.session.id, &self.visit.host);

@@ -17,6 +17,7 @@
 
 mod browser;
 mod callback;
+mod cli;
 mod form;
 mod handover;
 mod launcher;
@@ -44,6 +45,8 @@ use crate::flow::{Application, Host, Path, RayId, Reason, UnixTime};
 use crate::identity::local::LocalLogin;
 use crate::identity::throttle::Throttle;
 
+use self::cli::Cli;
+pub use self::cli::TunnelFacts;
 use self::page::PageFacts;
 use self::providers::Providers;
 use self::site::Site;
@@ -74,16 +77,20 @@ pub struct Portal {
     providers: Providers,
     /// Bounds how often a network can make the node ask an identity provider in vain.
     answers: Throttle,
+    cli: Cli,
+    tunnel: TunnelFacts,
     started: Instant,
 }
 
 impl Portal {
-    pub fn new(context: Arc<Context>) -> Self {
+    pub fn new(context: Arc<Context>, tunnel: TunnelFacts) -> Self {
         Self {
             context,
             local: LocalLogin::default(),
             providers: Providers::default(),
             answers: Throttle::default(),
+            cli: Cli::default(),
+            tunnel,
             started: Instant::now(),
         }
     }
@@ -124,15 +131,23 @@ impl Call<'_> {
         }
         let path = self.visit.path.as_str();
         let endpoint = path.strip_prefix(PREFIX).map(|rest| rest.split_once('/').unwrap_or((rest, "")));
-        let posts = matches!(endpoint, Some(("login" | "logout", _)));
+        let (gets, posts) = match endpoint {
+            Some(("login" | "logout", _)) => (true, true),
+            Some(("cli", endpoint)) => cli::methods(endpoint),
+            _ => (true, false),
+        };
         let allowed = match self.visit.method {
-            Method::GET | Method::HEAD => true,
+            Method::GET | Method::HEAD => gets,
             Method::POST => posts,
             _ => false,
         };
         if !allowed {
             let mut response = self.refuse(StatusCode::METHOD_NOT_ALLOWED, Reason::BadRequest);
-            let methods = if posts { "GET, HEAD, POST" } else { "GET, HEAD" };
+            let methods = match (gets, posts) {
+                (true, true) => "GET, HEAD, POST",
+                (true, false) => "GET, HEAD",
+                (false, _) => "POST",
+            };
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
             return response;
         }
@@ -142,6 +157,7 @@ impl Call<'_> {
             Some(("callback", "")) if on_auth => self.callback().await,
             Some(("authorized", "")) if !on_auth => self.authorized().await,
             Some(("logout", "")) => self.logout().await,
+            Some(("cli", endpoint)) if on_auth => self.cli(endpoint).await,
             Some(("get-identity", "")) => self.identity(),
             Some(("certs", "")) => self.certs(),
             Some(("icon.svg", "")) => page::icon(),

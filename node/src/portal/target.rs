@@ -142,7 +142,7 @@ pub(super) fn hash(value: &str) -> [u8; 32] {
     bytes
 }
 
-fn is_hash(text: &str) -> bool {
+pub(super) fn is_hash(text: &str) -> bool {
     URL_SAFE_NO_PAD.decode(text).is_ok_and(|bytes| bytes.len() == 32)
 }
 

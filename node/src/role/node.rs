@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin;
+use crate::clients::Clients;
 use crate::clock;
 use crate::config::{Active, Config};
 use crate::context::Context;
@@ -27,7 +28,7 @@ use crate::helper::Helper;
 use crate::identity::service::Services;
 use crate::metrics::Metrics;
 use crate::ops;
-use crate::portal::Portal;
+use crate::portal::{Portal, TunnelFacts};
 use crate::privilege;
 use crate::recent::Recent;
 use crate::seal::Seal;
@@ -200,6 +201,7 @@ async fn serve(
     install_panic_hook(events.clone());
     let tokens = Tokens::load(store.clone(), &config.node.authority(), now).await?;
     let sessions = Sessions::load(store.clone(), Arc::clone(&metrics), now).await?;
+    let clients = Clients::load(store.clone(), &sessions, Arc::clone(&metrics), now).await?;
     let services = Services::load(store.clone()).await?;
     let key = store.secret("seal", || clock::random::<{ Seal::KEY_LEN }>().to_vec()).await?;
     let seal = Seal::new(&key)?;
@@ -222,6 +224,7 @@ async fn serve(
         active,
         store,
         sessions,
+        clients,
         services,
         tokens,
         seal,
@@ -237,7 +240,7 @@ async fn serve(
         services: context.services.clone(),
         tokens: context.tokens.clone(),
         events: context.events.clone(),
-        address,
+        address: address.clone(),
         local_provider: context.active().config.local_provider().to_owned(),
         tunnels: Some(Arc::clone(&context.tunnels)),
         devices: devices.clone(),
@@ -269,7 +272,12 @@ async fn serve(
     tokio::spawn(ops::serve(sockets.metrics, Arc::clone(&context), health.clone(), shutdown.clone()));
     tokio::spawn(tend(Arc::clone(&context), shutdown.clone()));
     tokio::spawn(admin::serve(sockets.admin, service, shutdown.clone()));
-    let portal = Arc::new(Portal::new(Arc::clone(&context)));
+    let facts = TunnelFacts {
+        address,
+        key: tunnel::enrolment::key_of_node(&context.store).await?,
+        devices: devices.clone(),
+    };
+    let portal = Arc::new(Portal::new(Arc::clone(&context), facts));
     let connectors = tunnel::node::NodeTunnel {
         store: context.store.clone(),
         events: context.events.clone(),
@@ -337,6 +345,7 @@ async fn tend(context: Arc<Context>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             _ = second.tick() => {
                 context.sessions.expire(clock::now());
+                context.clients.expire(clock::now());
                 context.services.expire(clock::now());
                 context.recent.expire(clock::now());
             }

@@ -160,6 +160,28 @@ pub(super) struct MessagePage<'a> {
     pub(super) onward: Option<&'a str>,
 }
 
+/// Whether a device may come in.
+#[derive(Template)]
+#[template(path = "confirm.html")]
+pub(super) struct ConfirmPage<'a> {
+    pub(super) frame: Frame<'a>,
+    pub(super) facts: &'a [(&'a str, &'a str)],
+    /// The device is somewhere else.
+    pub(super) remote: bool,
+    pub(super) ticket: String,
+}
+
+/// The form for the code that a device shows.
+#[derive(Template)]
+#[template(path = "code.html")]
+pub(super) struct CodePage<'a> {
+    pub(super) frame: Frame<'a>,
+    pub(super) person: &'a str,
+    pub(super) action: &'a str,
+    pub(super) problem: Option<&'a str>,
+    pub(super) ticket: String,
+}
+
 pub(super) struct Confirm<'a> {
     pub(super) ticket: String,
     pub(super) label: &'a str,
