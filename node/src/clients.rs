@@ -101,7 +101,6 @@ impl Clients {
         name: &str,
         now: UnixTime,
     ) -> Result<Option<(LiveClient, RefreshToken)>, StoreError> {
-        let _turn = self.turn.lock().await;
         let id = ClientId::from_bytes(clock::random());
         let token = RefreshToken::new(id, &clock::random());
         let new = NewClient {
@@ -111,12 +110,19 @@ impl Clients {
             name: name.to_owned(),
             refresh_hash: token.hash(),
         };
-        let Some((client, before)) = self.store.insert_client(new, now).await? else { return Ok(None) };
-        before.iter().for_each(|id| self.end(*id));
-        let live = LiveClient::new(session, client);
-        self.live.write().unwrap_or_else(PoisonError::into_inner).insert(id, live.clone());
-        self.count();
-        Ok(Some((live, token)))
+        let (clients, session) = (self.clone(), session.clone());
+        whole(async move {
+            let _turn = clients.turn.lock().await;
+            let Some((client, before)) = clients.store.insert_client(new, now).await? else {
+                return Ok(None);
+            };
+            before.iter().for_each(|id| clients.end(*id));
+            let live = LiveClient::new(&session, client);
+            clients.live.write().unwrap_or_else(PoisonError::into_inner).insert(id, live.clone());
+            clients.count();
+            Ok(Some((live, token)))
+        })
+        .await
     }
 
     /// Exchanges the refresh token `text` for the next one, at the word of `key` and its `proof`. The same token with
@@ -129,35 +135,37 @@ impl Clients {
         now: UnixTime,
     ) -> Result<Refreshed, StoreError> {
         let Some(presented) = RefreshToken::parse(text) else { return Ok(Refreshed::Unknown) };
-        let _turn = self.turn.lock().await;
         let id = presented.client();
-        let Some(live) = self.get(id, now) else { return Ok(Refreshed::Unknown) };
         let next = self.after(&presented, proof);
-        let rotation = self
-            .store
-            .rotate_client(id, key, presented.hash(), sha256(proof.as_bytes()), next.hash(), now)
-            .await?;
-        Ok(match rotation {
-            Rotation::Rotated(_) | Rotation::Repeated(_) => Refreshed::Good(live, next),
-            Rotation::Reused(_) => {
-                self.end(id);
-                Refreshed::Reused(live)
-            }
-            Rotation::Foreign(_) => Refreshed::Foreign(live),
-            Rotation::Unknown => Refreshed::Unknown,
+        let (clients, proof) = (self.clone(), sha256(proof.as_bytes()));
+        whole(async move {
+            let _turn = clients.turn.lock().await;
+            let Some(live) = clients.get(id, now) else { return Ok(Refreshed::Unknown) };
+            let rotation =
+                clients.store.rotate_client(id, key, presented.hash(), proof, next.hash(), now).await?;
+            Ok(match rotation {
+                Rotation::Rotated(_) | Rotation::Repeated(_) => Refreshed::Good(live, next),
+                Rotation::Reused(_) => {
+                    clients.end(id);
+                    Refreshed::Reused(live)
+                }
+                Rotation::Foreign(_) => Refreshed::Foreign(live),
+                Rotation::Unknown => Refreshed::Unknown,
+            })
         })
+        .await
     }
 
-    /// Logs a client out, in the store and then in memory. It runs to its end even if whoever asked goes away.
+    /// Logs a client out, in the store and then in memory.
     pub async fn log_out(&self, id: ClientId, now: UnixTime) -> Result<(), StoreError> {
         let clients = self.clone();
-        let ending = async move {
+        whole(async move {
             let _turn = clients.turn.lock().await;
             let result = clients.store.revoke_client(id, now).await;
             clients.end(id);
             result.map(drop)
-        };
-        tokio::spawn(ending).await.map_err(|_| StoreError::Stopped)?
+        })
+        .await
     }
 
     /// Forgets those that have ended with their session; called every second or so.
@@ -242,6 +250,13 @@ impl fmt::Debug for RefreshToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "RefreshToken({})", self.client())
     }
+}
+
+/// Runs a change to its end even if whoever asked for it goes away: memory must not miss what the store has done.
+async fn whole<T: Send + 'static>(
+    change: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::spawn(change).await.map_err(|_| StoreError::Stopped)?
 }
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {
@@ -338,6 +353,17 @@ mod tests {
         assert!(clients.log_in(&session, [8; 32], "laptop", NOW).await.unwrap().is_none());
         clients.expire(NOW);
         assert_eq!(clients.metrics.clients.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_change_is_whole_even_if_nobody_waits_for_it() {
+        let World { clients, session, .. } = world().await;
+        let (first, _) = clients.log_in(&session, [5; 32], "laptop", NOW).await.unwrap().unwrap();
+        let mut again = Box::pin(clients.log_in(&session, [5; 32], "laptop", NOW));
+        assert!(futures_util::poll!(&mut again).is_pending());
+        drop(again);
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(5), first.ended.cancelled());
+        assert!(ended.await.is_ok(), "what the store has ended is ended");
     }
 
     #[tokio::test]

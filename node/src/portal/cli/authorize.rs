@@ -18,9 +18,10 @@ use crate::clock;
 use crate::flow::{Reason, SessionId, UnixTime};
 use crate::session::LiveSession;
 
+use super::super::Call;
 use super::super::form::Parameters;
+use super::super::page::{self, Frame, MessagePage};
 use super::super::target::{hash, hash_text, is_hash};
-use super::super::{Call, page};
 use super::confirm::{Answer, Asks, Subject};
 use super::device_name;
 
@@ -113,7 +114,21 @@ impl Call<'_> {
             .append_pair("state", &request.state)
             .append_pair("iss", self.context.tokens.issuer())
             .finish();
-        page::redirect(StatusCode::SEE_OTHER, &format!("{}?{query}", request.redirect))
+        let location = format!("{}?{query}", request.redirect);
+        if !request.redirect.starts_with("http://[") {
+            return page::redirect(StatusCode::SEE_OTHER, &location);
+        }
+        // A policy for forms cannot name an IPv6 address, and browsers hold redirects against it: a page goes on instead.
+        let page = MessagePage {
+            frame: Frame::new(Some(&self.site.auth), self.visit.ray),
+            title: "Back to the command line",
+            texts: &["Taking your answer to the program that asked."],
+            facts: &[],
+            confirm: None,
+            links: &[("Continue", &location)],
+            onward: Some(&location),
+        };
+        page::html(StatusCode::OK, &page, &[])
     }
 }
 

@@ -222,6 +222,17 @@ async fn a_login_leads_through_the_browser_and_a_confirmation() {
 }
 
 #[tokio::test]
+async fn an_ipv6_address_is_reached_by_a_page() {
+    let (world, device) = (World::new().await, Device::new());
+    let mut ann = signed_in(&world, "ann").await;
+    let start = device.authorization().replacen("127.0.0.1", "%5B%3A%3A1%5D", 1);
+    let ticket = ann.get(&world, &start).await.ticket();
+    let page = decide(&world, &mut ann, &start, &ticket, "allow").await;
+    assert_eq!((page.status(), page.location()), (StatusCode::OK, ""));
+    assert!(page.body().contains("content=\"0; url=http://[::1]:4000/callback?code="), "{}", page.body());
+}
+
+#[tokio::test]
 async fn a_confirmation_counts_once_for_its_request_and_its_person() {
     let (world, device) = (World::new().await, Device::new());
     let (mut ann, mut bob) = (signed_in(&world, "ann").await, signed_in(&world, "bob").await);
