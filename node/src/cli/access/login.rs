@@ -23,7 +23,7 @@ pub(super) struct LoginArgs {
     /// PEM file of the private authority that signed the node's certificate; it is remembered
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// What this machine is called on the page that asks you [default: its host name]
+    /// What this machine is called on the page that asks you; without it, by its host name
     #[arg(long)]
     name: Option<String>,
 }
