@@ -239,6 +239,7 @@ async fn a_session_ends_with_its_grant_and_the_person_hears_of_it_before() {
     let session = soon(world.client.session("app", None)).await.unwrap();
     echoed(&session, b"in time").await;
     assert_eq!(soon(session.wait_end()).await, SessionEnd::Expired);
+    until("the person is told that it is over", || world.notices().len() > 1).await;
     let notices = world.notices();
     assert!(matches!(&notices[..], [Notice::Expires { .. }, Notice::Ended { .. }]), "{notices:?}");
     until("the connector ends it too", || {
