@@ -139,6 +139,10 @@ impl Call {
                         self.forward(&active, asked, head, body, switch, permit, callers).await
                     }
                     PermitKind::Private(permit) => self.private(permit, &head.headers),
+                    // Elsewhere: no host of ours leads there.
+                    PermitKind::Saas(_) => {
+                        self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication, "an application elsewhere")
+                    }
                 }
             }
             Decision::Login(_) => self.challenge(asked, head.headers, callers.nobody),

@@ -171,6 +171,7 @@ fn paths(config: &Config, path: &Path) -> privilege::Paths {
         .chain(config.applications.iter().map(|application| match &application.kind {
             Kind::Web(web) => web.origin.ca.as_deref().and_then(directory),
             Kind::Private(_) => None,
+            Kind::Saas(saas) => saas.ca().and_then(directory),
         }))
         .flatten();
     let log = match &config.events.file {
