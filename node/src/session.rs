@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::flow::{Session, SessionId, UnixTime};
@@ -27,6 +28,7 @@ pub struct Sessions {
     store: Store,
     metrics: Arc<Metrics>,
     live: Arc<RwLock<BTreeMap<SessionId, LiveSession>>>,
+    endings: Arc<Notify>,
 }
 
 impl Sessions {
@@ -38,7 +40,7 @@ impl Sessions {
             .into_iter()
             .map(|session| (session.id, LiveSession::new(session)))
             .collect();
-        let sessions = Self { store, metrics, live: Arc::new(RwLock::new(live)) };
+        let sessions = Self { store, metrics, live: Arc::new(RwLock::new(live)), endings: Arc::default() };
         sessions.count();
         Ok(sessions)
     }
@@ -106,11 +108,17 @@ impl Sessions {
         self.end(|session| session.expires_at <= now);
     }
 
+    /// Returns once sessions have ended since it last did; for one caller at a time.
+    pub async fn endings(&self) {
+        self.endings.notified().await;
+    }
+
     fn end(&self, which: impl Fn(&Session) -> bool) {
         self.write().retain(|_, live| {
             let ends = which(&live.session);
             if ends {
                 live.ended.cancel();
+                self.endings.notify_one();
             }
             !ends
         });

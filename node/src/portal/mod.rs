@@ -17,7 +17,7 @@
 
 mod browser;
 mod callback;
-mod form;
+pub(crate) mod form;
 mod handover;
 mod launcher;
 mod login;
@@ -26,6 +26,7 @@ mod me;
 pub mod page;
 mod providers;
 mod site;
+mod sso;
 mod target;
 
 use std::net::IpAddr;
@@ -124,6 +125,12 @@ impl Call<'_> {
         }
         let path = self.visit.path.as_str();
         let endpoint = path.strip_prefix(PREFIX).map(|rest| rest.split_once('/').unwrap_or((rest, "")));
+        // Its endpoints say themselves what they take.
+        if let Some(("sso", rest)) = endpoint
+            && on_auth
+        {
+            return self.sso(rest).await;
+        }
         let posts = matches!(endpoint, Some(("login" | "logout", _)));
         let allowed = match self.visit.method {
             Method::GET | Method::HEAD => true,

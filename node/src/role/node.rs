@@ -269,6 +269,7 @@ async fn serve(
     ops::watch_gate(gate, helper, Arc::clone(&context), health.clone(), recent_drops);
     tokio::spawn(ops::serve(sockets.metrics, Arc::clone(&context), health.clone(), shutdown.clone()));
     tokio::spawn(tend(Arc::clone(&context), shutdown.clone()));
+    tokio::spawn(crate::saas::backchannel::keep(Arc::clone(&context), shutdown.clone()));
     tokio::spawn(admin::serve(sockets.admin, service, shutdown.clone()));
     let portal = Arc::new(Portal::new(Arc::clone(&context)));
     let connectors = tunnel::node::NodeTunnel {
