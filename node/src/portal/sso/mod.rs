@@ -207,6 +207,3 @@ fn public(body: String) -> Response<Bytes> {
 fn oauth_error(status: StatusCode, error: &str, why: &str) -> Response<Bytes> {
     page::json(status, json!({ "error": error, "error_description": why }).to_string())
 }
-
-#[cfg(test)]
-mod tests;
