@@ -25,14 +25,14 @@ function send(url, { method = 'GET', headers = {}, body } = {}) {
   const { hostname, pathname, search } = new URL(url);
   return new Promise((resolve, reject) => {
     const request = https.request({
-      host: '127.0.0.1', port: options.port, servername: hostname, path: pathname + search, method, ca: options.ca,
+      agent: false, host: '127.0.0.1', port: options.port, servername: hostname, path: pathname + search, method, ca: options.ca,
       headers: { ...headers, host: `${hostname}:${options.port}`, ...(body ? { 'content-length': Buffer.byteLength(body) } : {}) },
     }, (reply) => {
       const parts = [];
       reply.on('data', (part) => parts.push(part)).on('error', reject);
       reply.on('end', () => resolve({ status: reply.statusCode, headers: reply.headers, body: Buffer.concat(parts).toString() }));
     });
-    request.on('error', reject);
+    request.on('error', (error) => reject(new Error(`${method} ${url.slice(0, 300)} with ${body?.length ?? 0} bytes: ${error.message}`)));
     request.end(body);
   });
 }

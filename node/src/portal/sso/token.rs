@@ -59,10 +59,8 @@ impl Provider<'_> {
             let why = "a form is expected (application/x-www-form-urlencoded)";
             return Err(Box::new(oauth_error(StatusCode::BAD_REQUEST, "invalid_request", why)));
         };
-        let header = match call.visit.headers.get(header::AUTHORIZATION) {
-            Some(value) => Some(value.to_str().unwrap_or_default()),
-            None => None,
-        };
+        let header = call.visit.headers.get(header::AUTHORIZATION);
+        let header = header.map(|value| value.to_str().unwrap_or_default());
         let (token, introspect) = (format!("{}/token", self.issuer), format!("{}/introspect", self.issuer));
         let revoke = format!("{}/revoke", self.issuer);
         let audiences = [self.issuer.as_str(), &token, &introspect, &revoke];

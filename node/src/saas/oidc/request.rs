@@ -181,7 +181,7 @@ fn repeated(parameters: &Parameters) -> Option<&'static str> {
         "display",
     ];
     let twice = |name: &&str| parameters.has(name) && parameters.one(name).is_none();
-    ALL.iter().any(|name| twice(name)).then_some("a parameter is there twice")
+    ALL.iter().any(twice).then_some("a parameter is there twice")
 }
 
 /// RFC 6749 appendix A.5: printable ASCII.
