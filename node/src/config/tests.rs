@@ -97,7 +97,7 @@ fn faults_name_their_line_and_a_remedy() {
         ("{ group = \"contractors\" }", "{ any_service_token = false }", "can only be true"),
         ("{ group = \"contractors\" }", "{ country = [\"DE\"] }", "`country` is not yet supported"),
         ("connector = \"hq\"", "type = \"vnc\"", "is no type of application"),
-        ("connector = \"hq\"", "type = \"shh\"", "use web, tcp, udp, ssh or rdp"),
+        ("connector = \"hq\"", "type = \"shh\"", "use web, tcp, udp, ssh, rdp or saas"),
         ("connector = \"hq\"", "ssh = { users = [\"deploy\"] }", "it is for `type = \"ssh\"`"),
         (
             "connector = \"hq\"",
