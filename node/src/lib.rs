@@ -24,6 +24,7 @@ mod private_file;
 pub mod privilege;
 pub mod recent;
 pub mod role;
+mod saas;
 pub mod seal;
 pub mod session;
 pub mod ssh_ca;

@@ -226,7 +226,7 @@ impl Metrics {
         let verdict = if event.is_allowed() { "allow" } else { "deny" };
         let reason = event.refusal().map_or("", crate::flow::Reason::as_str);
         match event.action() {
-            Action::Request => self
+            Action::Request | Action::SignIn => self
                 .decisions
                 .with_label_values(&[event.application_name().unwrap_or(""), verdict, reason])
                 .inc(),

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::flow::{Session, SessionId, UnixTime};
@@ -30,6 +31,7 @@ pub struct Sessions {
     store: Store,
     metrics: Arc<Metrics>,
     live: Arc<RwLock<BTreeMap<SessionId, LiveSession>>>,
+    endings: Arc<Notify>,
 }
 
 impl Sessions {
@@ -41,7 +43,7 @@ impl Sessions {
             .into_iter()
             .map(|session| (session.id, LiveSession::new(session)))
             .collect();
-        let sessions = Self { store, metrics, live: Arc::new(RwLock::new(live)) };
+        let sessions = Self { store, metrics, live: Arc::new(RwLock::new(live)), endings: Arc::default() };
         sessions.count();
         Ok(sessions)
     }
@@ -127,12 +129,18 @@ impl Sessions {
         self.end(false, |session| session.expires_at <= now);
     }
 
+    /// Returns once sessions have ended since it last did; for one caller at a time.
+    pub async fn endings(&self) {
+        self.endings.notified().await;
+    }
+
     fn end(&self, by_administrator: bool, which: impl Fn(&Session) -> bool) {
         self.write().retain(|_, live| {
             let ends = which(&live.session);
             if ends {
                 live.by_administrator.store(by_administrator, Ordering::Release);
                 live.ended.cancel();
+                self.endings.notify_one();
             }
             !ends
         });

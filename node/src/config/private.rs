@@ -7,7 +7,7 @@ use toml::Spanned;
 
 use crate::flow::{Host, HostPattern, Ports, Private, Protocol, SshSettings, Target};
 
-use super::applications::span_of;
+use super::applications::{sign_in_keys, span_of};
 use super::compile::Compiler;
 use super::values::{email_domain, parse_url};
 use super::{NodeConfig, raw};
@@ -41,6 +41,7 @@ impl Compiler<'_> {
                 ("host_header", span_of(application.host_header.as_ref())),
             ],
         );
+        self.stray(&format!("an application of type `{protocol}`"), sign_in_keys(&application));
         let target = match (&application.origin, &application.network) {
             (Some(origin), None) => self
                 .parse(origin, |text| parse_target(text, protocol))

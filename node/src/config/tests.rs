@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::flow::{Kind, Private, Protocol, Target};
+use crate::flow::{ClientAuthentication, Kind, Private, Protocol, Saas, SaasProtocol, Target};
 use crate::policy::Action;
 
 const GOOD: &str = r#"
@@ -96,8 +96,8 @@ fn faults_name_their_line_and_a_remedy() {
         ("{ group = \"contractors\" }", "{ service_token = \"a b\" }", "no name of a service token"),
         ("{ group = \"contractors\" }", "{ any_service_token = false }", "can only be true"),
         ("{ group = \"contractors\" }", "{ country = [\"DE\"] }", "`country` is not yet supported"),
-        ("connector = \"hq\"", "type = \"saas\"", "not yet supported"),
-        ("connector = \"hq\"", "type = \"shh\"", "use web, tcp, udp, ssh or rdp"),
+        ("connector = \"hq\"", "type = \"vnc\"", "is no type of application"),
+        ("connector = \"hq\"", "type = \"shh\"", "use web, tcp, udp, ssh, rdp or saas"),
         ("connector = \"hq\"", "ssh = { users = [\"deploy\"] }", "it is for `type = \"ssh\"`"),
         (
             "connector = \"hq\"",
@@ -135,7 +135,7 @@ fn private(application: &str) -> Private {
     let config = parse(&with(application)).unwrap_or_else(|error| panic!("{application}: {error}"));
     match &config.applications[1].kind {
         Kind::Private(private) => private.clone(),
-        Kind::Web(_) => panic!("{application} is no web application"),
+        Kind::Web(_) | Kind::Saas(_) => panic!("{application} is no private application"),
     }
 }
 
@@ -218,6 +218,98 @@ fn faults_of_private_applications_name_line_and_remedy() {
             "{application}: expected {expected}: {message}, found\n{error}"
         );
     }
+}
+
+/// An application elsewhere, below a file with the secret and a key.
+fn saas(oidc: &str) -> Result<Saas, ConfigError> {
+    let config = parse(&with(&format!("type = \"saas\"\noidc = {{ {oidc} }}")))?;
+    match &config.applications[1].kind {
+        Kind::Saas(saas) => Ok(saas.clone()),
+        Kind::Web(_) | Kind::Private(_) => panic!("{oidc}"),
+    }
+}
+
+const KEY: &str = "{ kty = \"EC\", crv = \"P-256\", x = \"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU\", \
+                   y = \"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0\" }";
+
+#[test]
+fn applications_elsewhere_are_understood() {
+    let found = saas("redirect_uris = [\"https://git.example.org/cb?x=1\", \"http://127.0.0.1:8080/cb\", \
+                      \"org.example.app:/cb\"], claims = { login = \"email_local_part\", tenant = { value = \"acme\" }, \
+                      roles = { groups_with = \"git-\" } }, backchannel_logout = { uri = \"https://git.example.org/out\" }")
+        .unwrap();
+    assert_eq!(found.endpoint(), "sso/oidc/db");
+    let SaasProtocol::Oidc(client) = found.protocol;
+    assert!(client.is_public() && client.redirect_uris.len() == 3 && client.claims.len() == 3);
+    assert!(!client.backchannel_logout.unwrap().local);
+    let keys =
+        format!("client_id = \"git\", redirect_uris = [\"https://a.b/c\"], jwks = {{ keys = [{KEY}] }}");
+    let SaasProtocol::Oidc(client) = saas(&keys).unwrap().protocol;
+    assert!(
+        client.id == "git"
+            && matches!(client.authentication, ClientAuthentication::Keys(set) if set.keys.len() == 1)
+    );
+}
+
+#[test]
+fn faults_of_applications_elsewhere_are_named() {
+    let uri = |uri: &str| format!("redirect_uris = [\"{uri}\"]");
+    let private = KEY.replace("{ kty", "{ d = \"AA\", kty");
+    for (oidc, message) in [
+        (String::new(), "has no `redirect_uris`"),
+        (uri("https://a.b/c#d"), "no fragment"),
+        (uri("https://u@a.b/c"), "no user name"),
+        (uri("https://*.a.b/c"), "no wildcards"),
+        (uri("http://a.b/c"), "write https"),
+        (uri("javascript:alert(1)"), "write https"),
+        (uri("data:text/html,x"), "write https"),
+        (uri("/callback"), "is no URL"),
+        (uri("https://a.b/c d"), "printable"),
+        (uri(&format!("https://a.b/{}", "c".repeat(512))), "at most 512"),
+        (uri("https://a.b/c") + ", client_id = \"a/b\"", "is no name of a client"),
+        (uri("https://a.b/c") + ", client_secret = { env = \"NO_SUCH_VARIABLE_HERE\" }", "is not set"),
+        (uri("https://a.b/c") + ", client_secret = { env = \"PATH\" }, jwks = { keys = [] }", "not by both"),
+        (uri("https://a.b/c") + ", jwks = { keys = [] }", "from 1 to 32"),
+        (uri("https://a.b/c") + ", jwks = { file = \"nowhere.json\" }", "cannot be read"),
+        (uri("https://a.b/c") + ", jwks = { keys = [{ kty = \"oct\", k = \"AA\" }] }", "secret key"),
+        (uri("https://a.b/c") + &format!(", jwks = {{ keys = [{private}] }}"), "secret key"),
+        (uri("https://a.b/c") + ", claims = { sub = \"email\" }", "itself makes the claim `sub`"),
+        (uri("https://a.b/c") + ", claims = { x = \"mail\" }", "no source of a claim"),
+        (uri("https://a.b/c") + ", backchannel_logout = { uri = \"http://a.b/\" }", "write an https URL"),
+        (uri("https://a.b/c") + ", scopes = []", "unknown field `scopes`"),
+    ] {
+        let found = saas(&oidc).expect_err(&oidc).to_string();
+        assert!(found.contains(message), "{oidc}: expected {message}, found\n{found}");
+    }
+    for (application, message) in [
+        ("type = \"saas\"", "has no `oidc`"),
+        ("type = \"saas\"\nsaml = { entity_id = \"x\" }", "`saml` is not yet supported"),
+        (
+            "type = \"saas\"\norigin = \"http://x\"\noidc = { redirect_uris = [\"https://a.b/c\"] }",
+            "is elsewhere",
+        ),
+        (
+            "url = \"https://x.example.com\"\norigin = \"http://x\"\noidc = {}",
+            "`oidc` has no meaning for a web",
+        ),
+        ("type = \"tcp\"\norigin = \"x:1\"\nconnector = \"hq\"\nsaml = {}", "`saml` has no meaning"),
+    ] {
+        let found = parse(&with(application)).expect_err(application).to_string();
+        assert!(found.contains(message), "{application}: expected {message}, found\n{found}");
+    }
+    let two = with("type = \"saas\"\noidc = { client_id = \"x\", redirect_uris = [\"https://a.b/c\"] }");
+    let two = format!(
+        "{two}{}",
+        two.split("name = \"db\"")
+            .nth(1)
+            .map(|rest| format!("[[application]]\nname = \"dc\"{rest}"))
+            .unwrap()
+    );
+    assert!(parse(&two).unwrap_err().to_string().contains("have the same `client_id`"));
+    let open = with("type = \"saas\"\noidc = { redirect_uris = [\"https://a.b/c\"] }")
+        .replace("policies = [\"engineers\"]\ntype", "policies = [\"open\"]\ntype")
+        + "[[policy]]\nname = \"open\"\naction = \"bypass\"\ninclude = [{ everyone = true }]\n";
+    assert!(parse(&open).unwrap_err().to_string().contains("has nobody to sign in"));
 }
 
 #[test]

@@ -141,6 +141,10 @@ impl Call {
                     PermitKind::Private(permit) => {
                         self.private(&asked, &head.headers, switch, permit, &callers).await
                     }
+                    // Elsewhere: no host of ours leads there.
+                    PermitKind::Saas(_) => {
+                        self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication, "an application elsewhere")
+                    }
                 }
             }
             Decision::Login(_) => self.challenge(asked, head.headers, callers.nobody),

@@ -14,6 +14,8 @@ pub enum Action {
     /// A login attempt, good or bad.
     Login,
     Logout,
+    /// Somebody signed in at an application elsewhere with the node's word, or was refused.
+    SignIn,
     /// A request to an application or a page of the node, decided.
     Request,
     /// A long-lived stream (WebSocket, event stream), a connector's connection or a private session ended.
@@ -42,6 +44,7 @@ impl Action {
         match self {
             Self::Login => "login",
             Self::Logout => "logout",
+            Self::SignIn => "sign_in",
             Self::Request => "request",
             Self::Disconnect => "disconnect",
             Self::Connect => "connect",
@@ -311,13 +314,13 @@ impl Event {
         self.identity_provider.as_deref()
     }
 
-    /// Whether a stranger can make it happen at will: a request of nobody in particular, a login that failed, a
-    /// refused connector, a certificate for nobody.
+    /// Whether a stranger can make it happen at will: a request of nobody in particular, a login or sign-in that
+    /// failed, a refused connector, a certificate for nobody.
     pub(super) fn is_of_a_stranger(&self) -> bool {
         match self.action {
             Action::Request => self.session_id.is_none() && self.service_token.is_none(),
             Action::Certificate => self.session_id.is_none(),
-            Action::Login => self.session_id.is_none() && !self.allowed,
+            Action::Login | Action::SignIn => self.session_id.is_none() && !self.allowed,
             Action::Connect => self.session_id.is_none() && !self.allowed,
             _ => false,
         }

@@ -4,6 +4,7 @@
 //! to the audience; it lives for a minute and is redeemed once. Without the cookie nothing is set, and the login
 //! restarts once.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,7 +77,7 @@ impl Call<'_> {
     /// `login` on an application host: starts the login for one of its applications anew.
     pub(super) fn restart(&self) -> Response<Bytes> {
         let query = Parameters::of_query(self.visit.query.as_deref());
-        match Target::parse(&self.active.policies, self.visit.host.as_str(), &query) {
+        match Target::parse(&self.active.policies, &self.site.auth, self.visit.host.as_str(), &query) {
             Some(target) => self.to_login(&target.application, &target.back, target.retry),
             None => self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication),
         }
@@ -92,6 +93,7 @@ impl Call<'_> {
             back: back(application, Some(wanted)),
             app_session: Some(hash_text(&mark)),
             retry,
+            fresh: false,
         };
         let login = self.site.endpoint(&self.site.auth, &format!("login/{}", self.visit.host));
         let mut response = page::redirect(StatusCode::FOUND, &format!("{login}?{}", target.query()));
@@ -124,7 +126,7 @@ impl Call<'_> {
         // A bypass needs no token. Without the hash of the browser's cookie no code can be bound: the application's
         // own challenge will come back with one.
         if permit.session().is_none() || target.app_session.is_none() {
-            let location = format!("{}{}", self.site.origin(&target.host), target.back);
+            let location = format!("{}{}", self.site.origin(&target.host), target.after_login(by_form));
             return (page::redirect(status, &location), event);
         }
         let code = URL_SAFE_NO_PAD.encode(clock::random::<32>());
@@ -160,7 +162,7 @@ impl Call<'_> {
         };
         let target = grant
             .as_ref()
-            .and_then(|grant| Target::resolve(&self.active.policies, &grant.destination))
+            .and_then(|grant| Target::resolve(&self.active.policies, &self.site.auth, &grant.destination))
             .filter(|target| target.host == self.visit.host);
         let (Some(grant), Some(target)) = (grant, target) else {
             return self.not_authorized(
@@ -295,8 +297,18 @@ impl Call<'_> {
         })
     }
 
-    fn decide(&self, application: &Application, session: &Arc<Session>) -> Result<Permit, Denial> {
-        let facts = Facts { application, session: Some(session), service: None, address: self.visit.address };
+    pub(super) fn decide(&self, application: &Application, session: &Arc<Session>) -> Result<Permit, Denial> {
+        self.decide_from(application, session, self.visit.address)
+    }
+
+    /// Decides for a person who is at `address`, whoever sent this request.
+    pub(super) fn decide_from(
+        &self,
+        application: &Application,
+        session: &Arc<Session>,
+        address: IpAddr,
+    ) -> Result<Permit, Denial> {
+        let facts = Facts { application, session: Some(session), service: None, address };
         match decide(&self.active.policies, &facts, self.now) {
             Decision::Allow(permit) => Ok(permit),
             Decision::Deny(denial) => Err(denial),

@@ -33,6 +33,9 @@ const KNOWN_FOR: std::time::Duration = std::time::Duration::from_secs(90 * 24 * 
 /// How long a login may take from its first page to its end.
 pub(super) const ATTEMPT_LIFE: std::time::Duration = std::time::Duration::from_secs(600);
 
+/// Characters of the longest name that an address may fill in.
+const LONGEST_HINT: usize = 255;
+
 const TICKET: &str = "login form";
 
 /// Proves that a form was made by this node for this browser, and lets it be used once.
@@ -54,7 +57,7 @@ impl Call<'_> {
     /// `login` leads to the launcher, `login/<application host>` to an application.
     pub(super) async fn login(&self, host: &str) -> Response<Bytes> {
         let query = Parameters::of_query(self.visit.query.as_deref());
-        let target = match Target::parse(&self.active.policies, host, &query) {
+        let target = match Target::parse(&self.active.policies, &self.site.auth, host, &query) {
             Some(target) => Some(target),
             None if host.is_empty() && !query.has("kid") => None,
             None => {
@@ -68,7 +71,7 @@ impl Call<'_> {
         let mut response = if self.visit.method == Method::POST {
             self.password_login(target).await
         } else {
-            self.begin(target, query.one("provider")).await
+            self.begin(target, query.one("provider"), query.one("login_hint").unwrap_or_default()).await
         };
         if let Some(target) = target {
             page::name_application(response.headers_mut(), &target.host, &target.application);
@@ -77,9 +80,10 @@ impl Call<'_> {
     }
 
     /// Goes on with the session there is, or with the one provider there is, or asks.
-    async fn begin(&self, target: Option<&Target>, wanted: Option<&str>) -> Response<Bytes> {
+    async fn begin(&self, target: Option<&Target>, wanted: Option<&str>, hint: &str) -> Response<Bytes> {
         let providers = providers::allowed(&self.active, target.map(|target| &*target.application));
-        if let Some(live) = self.global_session() {
+        let fresh = target.is_some_and(|target| target.fresh);
+        if let Some(live) = self.global_session().filter(|_| !fresh) {
             match target {
                 None => return self.go_on(StatusCode::FOUND),
                 Some(target) if providers.iter().any(|p| p.name == live.session.person.provider) => {
@@ -104,7 +108,8 @@ impl Call<'_> {
         {
             return self.start_oidc(&provider.name, config, target).await;
         }
-        self.login_page(StatusCode::OK, target, None, "")
+        let hint: String = hint.chars().take(LONGEST_HINT).collect();
+        self.login_page(StatusCode::OK, target, None, &hint)
     }
 
     /// Hands over whoever is logged in already; worth an event only where policy refuses.

@@ -19,7 +19,7 @@ mod browser;
 mod callback;
 mod cert_sign;
 mod cli;
-mod form;
+pub(crate) mod form;
 mod handover;
 mod launcher;
 mod login;
@@ -28,6 +28,7 @@ mod me;
 pub mod page;
 mod providers;
 mod site;
+mod sso;
 mod target;
 
 use std::net::IpAddr;
@@ -135,6 +136,12 @@ impl Call<'_> {
         }
         let path = self.visit.path.as_str();
         let endpoint = path.strip_prefix(PREFIX).map(|rest| rest.split_once('/').unwrap_or((rest, "")));
+        // Its endpoints say themselves what they take.
+        if let Some(("sso", rest)) = endpoint
+            && on_auth
+        {
+            return self.sso(rest).await;
+        }
         let (gets, posts) = match endpoint {
             Some(("login" | "logout", _)) => (true, true),
             Some(("cert_sign", _)) => (false, true),

@@ -172,6 +172,7 @@ fn paths(config: &Config, path: &Path) -> privilege::Paths {
         .chain(config.applications.iter().map(|application| match &application.kind {
             Kind::Web(web) => web.origin.ca.as_deref().and_then(directory),
             Kind::Private(_) => None,
+            Kind::Saas(saas) => saas.ca().and_then(directory),
         }))
         .flatten();
     let log = match &config.events.file {
@@ -282,6 +283,7 @@ async fn serve(
     ops::watch_gate(gate, helper, Arc::clone(&context), private.clone(), health.clone(), recent_drops);
     tokio::spawn(ops::serve(sockets.metrics, Arc::clone(&context), health.clone(), shutdown.clone()));
     tokio::spawn(tend(Arc::clone(&context), shutdown.clone()));
+    tokio::spawn(crate::saas::backchannel::keep(Arc::clone(&context), shutdown.clone()));
     tokio::spawn(admin::serve(sockets.admin, service, shutdown.clone()));
     let facts = TunnelFacts {
         address,

@@ -282,6 +282,7 @@ fn stream_origin(application: &Application) -> Option<(&str, Authority)> {
     match &application.kind {
         Kind::Web(web) => Some((web.origin.connector.as_deref()?, Authority::from(&web.origin))),
         Kind::Private(private) => Some((&private.connector, stream_target(private)?)),
+        Kind::Saas(_) => None,
     }
 }
 

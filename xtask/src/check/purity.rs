@@ -12,10 +12,11 @@ use anyhow::{Context, Result, ensure};
 use crate::shell;
 
 /// Files or folders below the workspace, by the start of their path; each must exist.
-const PURE: [&str; 10] = [
+const PURE: [&str; 11] = [
     "common/src/",
     "node/src/flow",
     "node/src/policy",
+    "node/src/saas/oidc",
     "node/src/tunnel/wire",
     "node/src/tunnel/session",
     "node/src/tunnel/access_wire",

@@ -3,6 +3,7 @@
 //! Every text that comes from outside is escaped by the templates. Nothing is loaded from anywhere but the node.
 
 mod connect;
+mod post;
 mod words;
 
 use std::sync::LazyLock;
@@ -16,6 +17,7 @@ use http::{Response, StatusCode};
 use crate::flow::{Application, Host, RayId, Reason};
 
 pub use self::connect::{ConnectFacts, connect};
+pub(super) use self::post::{AutoPost, auto_post, form_target};
 use self::words::words;
 
 /// The one stylesheet, part of every page so that a page needs nothing else, wherever it is shown.
@@ -275,11 +277,13 @@ fn reply(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Bytes>
     response
 }
 
+/// What the policy of every page calls the one stylesheet.
+static STYLE_HASH: LazyLock<String> = LazyLock::new(|| {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, STYLE.as_bytes());
+    base64::engine::general_purpose::STANDARD.encode(digest)
+});
+
 fn content_security_policy(form_targets: &[String]) -> String {
-    static STYLE_HASH: LazyLock<String> = LazyLock::new(|| {
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, STYLE.as_bytes());
-        base64::engine::general_purpose::STANDARD.encode(digest)
-    });
     let targets: String = form_targets.iter().map(|target| format!(" {target}")).collect();
     format!(
         "default-src 'none'; style-src 'sha256-{}'; img-src 'self'; form-action 'self'{targets}; \

@@ -2,6 +2,7 @@
 //! rules.
 
 mod cli;
+mod elsewhere;
 mod hand_over;
 mod local;
 mod logout;
