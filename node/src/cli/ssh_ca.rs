@@ -24,7 +24,7 @@ pub(super) fn run(command: SshCaCommand, config: Option<&Config>) -> anyhow::Res
     let config = config.context("this command needs --config")?;
     let names = config.applications.iter().filter(|application| match &application.kind {
         Kind::Private(private) => private.protocol == Protocol::Ssh,
-        Kind::Web(_) => false,
+        Kind::Web(_) | Kind::Saas(_) => false,
     });
     let names: Vec<&str> = names.map(|application| application.name.as_str()).collect();
     let wanted = match &application {

@@ -168,7 +168,7 @@ impl Call<'_> {
 fn is_ssh(application: &Application) -> bool {
     match &application.kind {
         ApplicationKind::Private(private) => private.protocol == Protocol::Ssh,
-        ApplicationKind::Web(_) => false,
+        ApplicationKind::Web(_) | ApplicationKind::Saas(_) => false,
     }
 }
 

@@ -68,7 +68,9 @@ impl Call<'_> {
         let event = self.event(Action::Request, false).session(&client.session);
         let form = Parameters::of_form(&self.visit.headers, &self.visit.body);
         let wanted = form.as_ref().and_then(|form| form.one("app"));
-        let Some((application, host)) = wanted.and_then(|wanted| self.named(wanted)) else {
+        // An application elsewhere has no host that would take a token of ours.
+        let named = wanted.and_then(|wanted| self.named(wanted));
+        let Some((application, host)) = named.filter(|(named, _)| !matches!(named.kind, Kind::Saas(_))) else {
             let refusal =
                 Refusal::new("invalid_target", Reason::NoApplication, "there is no such application")
                     .status(StatusCode::NOT_FOUND);
@@ -181,5 +183,6 @@ const fn kind_of(application: &Application) -> &'static str {
     match &application.kind {
         Kind::Web(_) => "web",
         Kind::Private(private) => private.protocol.as_str(),
+        Kind::Saas(_) => "saas",
     }
 }
