@@ -9,6 +9,7 @@ use crate::event::Events;
 use crate::identity::service::Services;
 use crate::metrics::Metrics;
 use crate::recent::Recent;
+use crate::saas::saml::SamlProvider;
 use crate::seal::Seal;
 use crate::session::Sessions;
 use crate::store::Store;
@@ -23,6 +24,8 @@ pub struct Context {
     pub sessions: Sessions,
     pub services: Services,
     pub tokens: Tokens,
+    /// Signs for applications elsewhere.
+    pub saml: SamlProvider,
     pub seal: Seal,
     pub events: Events,
     pub metrics: Arc<Metrics>,

@@ -17,7 +17,7 @@ use crate::store::{EventFilter, SessionFilter, Store, User};
 use crate::token::{KeyState, KeySummary};
 use crate::tunnel::wire::Authority;
 
-use super::{gate, output, service_token};
+use super::{gate, output, saml, service_token};
 
 #[derive(Args)]
 pub(super) struct AdminArgs {
@@ -52,6 +52,9 @@ enum AdminCommand {
     /// Token signing keys
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Applications elsewhere that speak SAML
+    #[command(subcommand)]
+    Saml(saml::SamlCommand),
     /// Read the access log
     Events(EventsArgs),
     /// The XDP gate
@@ -289,6 +292,7 @@ async fn ask(target: &Target, command: AdminCommand) -> anyhow::Result<()> {
         AdminCommand::ServiceToken(command) => service_token::run(target, command).await,
         AdminCommand::Session(command) => session(target, command).await,
         AdminCommand::Keys(command) => keys(target, command).await,
+        AdminCommand::Saml(command) => saml::run(target, command).await,
         AdminCommand::Events(args) => events(target, args).await,
         AdminCommand::Backup { file } => {
             // The node itself may not write where an administrator may.

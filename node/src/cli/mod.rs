@@ -4,6 +4,7 @@ mod admin;
 mod explain;
 mod gate;
 mod output;
+mod saml;
 mod service_token;
 
 use std::path::PathBuf;
