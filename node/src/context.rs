@@ -11,6 +11,7 @@ use crate::flow::UnixTime;
 use crate::identity::service::Services;
 use crate::metrics::Metrics;
 use crate::recent::Recent;
+use crate::saas::saml::SamlProvider;
 use crate::seal::Seal;
 use crate::session::{LiveSession, Sessions};
 use crate::store::Store;
@@ -26,6 +27,8 @@ pub struct Context {
     pub clients: Clients,
     pub services: Services,
     pub tokens: Tokens,
+    /// Signs for applications elsewhere.
+    pub saml: SamlProvider,
     pub seal: Seal,
     pub events: Events,
     pub metrics: Arc<Metrics>,

@@ -14,6 +14,7 @@ use crate::event::{Action, Event, Events};
 use crate::flow::{Session, UnixTime};
 use crate::identity::password;
 use crate::identity::service::Services;
+use crate::saas::saml::SamlProvider;
 use crate::session::Sessions;
 use crate::store::{EventFilter, SessionFilter, Store, User};
 use crate::token::Tokens;
@@ -34,6 +35,7 @@ pub struct Service {
     pub sessions: Sessions,
     pub services: Services,
     pub tokens: Tokens,
+    pub saml: SamlProvider,
     pub events: Events,
     /// Where connectors find this node, for enrolment tokens.
     pub address: Authority,
@@ -76,6 +78,7 @@ impl Service {
             sessions: Sessions::load(store.clone(), Arc::clone(&metrics), now).await?,
             services: Services::load(store.clone()).await?,
             tokens: Tokens::load(store.clone(), &config.node.authority(), now).await?,
+            saml: SamlProvider::load(store.clone(), now).await?,
             events: Events::start(config.events.clone(), store.clone(), metrics)?,
             address: Authority::new(&config.node.domain, config.node.public_port),
             local_provider: config.local_provider().to_owned(),
@@ -175,6 +178,11 @@ impl Service {
             Request::KeysRotate { now: at_once } => {
                 self.tokens.rotate(at_once, now).await?;
                 Ok(serde_json::to_value(self.tokens.keys(now))?)
+            }
+            Request::SamlKeysList => Ok(serde_json::to_value(self.saml.key_list(now))?),
+            Request::SamlKeysRotate { now: at_once } => {
+                self.saml.rotate(at_once, now).await?;
+                Ok(serde_json::to_value(self.saml.key_list(now))?)
             }
             Request::Backup { file } => {
                 self.events.flush().await;

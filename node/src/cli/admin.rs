@@ -17,7 +17,7 @@ use crate::store::{EventFilter, SessionFilter, Store, User};
 use crate::token::{KeyState, KeySummary};
 use crate::tunnel::wire::Authority;
 
-use super::{gate, output, service_token, ssh_ca};
+use super::{gate, output, saml, service_token, ssh_ca};
 
 #[derive(Args)]
 pub(super) struct AdminArgs {
@@ -55,6 +55,9 @@ enum AdminCommand {
     /// The SSH certificate authorities
     #[command(subcommand)]
     SshCa(ssh_ca::SshCaCommand),
+    /// Applications elsewhere that speak SAML
+    #[command(subcommand)]
+    Saml(saml::SamlCommand),
     /// Read the access log
     Events(EventsArgs),
     /// The XDP gate
@@ -296,6 +299,7 @@ async fn ask(target: &Target, command: AdminCommand) -> anyhow::Result<()> {
         AdminCommand::ServiceToken(command) => service_token::run(target, command).await,
         AdminCommand::Session(command) => session(target, command).await,
         AdminCommand::Keys(command) => keys(target, command).await,
+        AdminCommand::Saml(command) => saml::run(target, command).await,
         AdminCommand::Events(args) => events(target, args).await,
         AdminCommand::Backup { file } => {
             // The node itself may not write where an administrator may.

@@ -5,6 +5,7 @@ mod admin;
 mod explain;
 mod gate;
 mod output;
+mod saml;
 mod service_token;
 mod ssh_ca;
 

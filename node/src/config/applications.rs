@@ -196,10 +196,13 @@ fn clash(a: &Application, b: &Application) -> Option<String> {
     match (&a.kind, &b.kind) {
         (Kind::Web(one), Kind::Web(other)) => (one.host == other.host && one.path == other.path)
             .then(|| format!("{names} have the same host and path")),
-        (Kind::Saas(one), Kind::Saas(other)) => {
-            let (SaasProtocol::Oidc(one), SaasProtocol::Oidc(other)) = (&one.protocol, &other.protocol);
-            (one.id == other.id).then(|| format!("{names} have the same `client_id`"))
-        }
+        (Kind::Saas(one), Kind::Saas(other)) => match (&one.protocol, &other.protocol) {
+            (SaasProtocol::Oidc(one), SaasProtocol::Oidc(other)) if one.id == other.id => {
+                Some(format!("{names} have the same `client_id`"))
+            }
+            // Several accounts at one service share its entity ID, and each has an endpoint of its own.
+            (SaasProtocol::Oidc(_) | SaasProtocol::Saml(_), _) => None,
+        },
         (Kind::Saas(_), _) | (_, Kind::Saas(_)) => None,
         (Kind::Private(private), kind) | (kind, Kind::Private(private)) => {
             let host = private.host.as_ref()?;

@@ -197,7 +197,7 @@ pub(super) struct Application {
     pub(super) host_header: Option<Spanned<String>>,
     pub(super) ssh: Option<Spanned<Ssh>>,
     pub(super) oidc: Option<Spanned<Oidc>>,
-    pub(super) saml: Option<Spanned<toml::Value>>,
+    pub(super) saml: Option<Spanned<Saml>>,
     pub(super) launcher: Option<bool>,
 }
 
@@ -258,4 +258,21 @@ pub(super) enum Claim {
     Of(String),
     Constant { value: String },
     GroupsWith { groups_with: String },
+}
+
+/// What an application of type `saas` is as a service provider of the node's SAML identity provider.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Saml {
+    pub(super) preset: Option<Spanned<String>>,
+    pub(super) metadata: Option<Spanned<PathBuf>>,
+    pub(super) entity_id: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) acs: Vec<Spanned<String>>,
+    pub(super) certificate: Option<Spanned<PathBuf>>,
+    pub(super) encryption_certificate: Option<Spanned<PathBuf>>,
+    pub(super) require_signed: Option<bool>,
+    pub(super) name_id: Option<Spanned<Claim>>,
+    pub(super) attributes: Option<BTreeMap<Spanned<String>, Claim>>,
+    pub(super) relay_state: Option<Spanned<String>>,
 }

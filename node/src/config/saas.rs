@@ -64,17 +64,24 @@ impl Compiler<'_> {
                 ("ssh", span_of(application.ssh.as_ref())),
             ],
         );
-        if let Some(saml) = &application.saml {
-            self.faults.at(saml.span(), "`saml` is not yet supported: use `oidc`");
-            return None;
-        }
         let url = application.url.as_ref().and_then(|url| self.parse(url, check_https));
-        let Some(oidc) = application.oidc else {
-            self.faults.at(span, format!("application `{name}` has no `oidc`: how does it sign people in?"));
-            return None;
+        let protocol = match (application.oidc, application.saml) {
+            (Some(oidc), None) => SaasProtocol::Oidc(self.oidc_client(&name, oidc)?),
+            (None, Some(saml)) => SaasProtocol::Saml(self.saml_service(&name, saml)?),
+            (None, None) => {
+                let message = format!(
+                    "application `{name}` has neither `oidc` nor `saml`: how does it sign people in?"
+                );
+                self.faults.at(span, message);
+                return None;
+            }
+            (Some(_), Some(saml)) => {
+                self.faults
+                    .at(saml.span(), "an application signs people in by `oidc` or by `saml`, not by both");
+                return None;
+            }
         };
-        let client = self.oidc_client(&name, oidc)?;
-        Some(Saas { url, protocol: SaasProtocol::Oidc(client) })
+        Some(Saas { url, protocol })
     }
 
     /// A policy that knows nobody cannot say whom to sign in.
@@ -193,7 +200,7 @@ fn public_keys(set: serde_json::Value) -> Result<JwkSet, String> {
     }
 }
 
-fn claim_source(source: raw::Claim) -> Result<ClaimSource, String> {
+pub(super) fn claim_source(source: raw::Claim) -> Result<ClaimSource, String> {
     let name = match source {
         raw::Claim::Constant { value } => return Ok(ClaimSource::Constant(value)),
         raw::Claim::GroupsWith { groups_with } => return Ok(ClaimSource::GroupsWith(groups_with)),
@@ -225,7 +232,7 @@ fn check_https(text: &str) -> Result<String, String> {
 
 /// An address that people are sent back to, as the client will name it: https, a loopback address, or the private
 /// scheme of a native application (RFC 8252 §7.1).
-fn check_return(text: &str) -> Result<String, String> {
+pub(super) fn check_return(text: &str) -> Result<String, String> {
     let url = url::Url::parse(text).map_err(|error| format!("`{text}` is no URL: {error}"))?;
     let loopback = match url.host() {
         Some(url::Host::Domain(name)) => name == "localhost",

@@ -1,7 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::flow::{ClientAuthentication, Kind, Private, Protocol, Saas, SaasProtocol, Target};
+use crate::flow::{
+    ClaimSource, ClientAuthentication, Kind, Private, Protocol, Saas, SaasProtocol, SamlAttribute,
+    SamlNameId, SamlService, SamlSource, Target,
+};
 use crate::policy::Action;
 
 const GOOD: &str = r#"
@@ -229,6 +232,63 @@ fn saas(oidc: &str) -> Result<Saas, ConfigError> {
     }
 }
 
+fn saml(saml: &str) -> Result<SamlService, ConfigError> {
+    let config = parse(&with(&format!("type = \"saas\"\nsaml = {{ {saml} }}")))?;
+    match &config.applications[1].kind {
+        Kind::Saas(Saas { protocol: SaasProtocol::Saml(service), .. }) => Ok(service.clone()),
+        Kind::Saas(_) | Kind::Web(_) | Kind::Private(_) => panic!("{saml}"),
+    }
+}
+
+#[test]
+fn service_providers_are_understood() {
+    const BASE: &str = "entity_id = \"urn:x\", acs = [\"https://a.b/acs\", \"http://127.0.0.1/acs\"]";
+    let found = saml(BASE).unwrap();
+    assert_eq!((found.name.as_str(), found.entity_id.as_str()), ("db", "urn:x"));
+    let consumers: Vec<_> = found.consumers.iter().map(|acs| (acs.location.as_str(), acs.index)).collect();
+    assert_eq!(consumers, [("https://a.b/acs", Some(0)), ("http://127.0.0.1/acs", Some(1))]);
+    assert!(!found.require_signed && found.name_id.is_none() && found.attributes.len() == 4);
+    for (more, name_id) in [
+        ("email", SamlNameId::Email),
+        ("persistent", SamlNameId::Persistent),
+        ("transient", SamlNameId::Transient),
+        ("email_local_part", SamlNameId::Of(ClaimSource::EmailLocalPart)),
+    ] {
+        let found = saml(&format!("{BASE}, name_id = \"{more}\", attributes = {{ a = \"id\" }}")).unwrap();
+        assert_eq!(found.name_id, Some(name_id));
+        assert_eq!(found.attributes, [SamlAttribute { name: "a".into(), source: SamlSource::Id }]);
+    }
+    let slack = saml("preset = \"slack\", acs = [\"https://acme.slack.com/sso/saml\"]").unwrap();
+    assert_eq!(
+        (slack.entity_id.as_str(), slack.name_id),
+        ("https://slack.com", Some(SamlNameId::Persistent))
+    );
+    assert_eq!(slack.attributes[0].name, "User.Email");
+    for (more, message) in [
+        ("preset = \"slack\"".to_owned(), "has no `acs`"),
+        ("preset = \"gitlab\", acs = [\"https://a.b/acs\"]".to_owned(), "has no `entity_id`"),
+        (format!("{BASE}, preset = \"slak\""), "is no preset"),
+        ("entity_id = \"urn:x\"".to_owned(), "has no `acs`"),
+        ("acs = [\"https://a.b/acs\"]".to_owned(), "has no `entity_id`"),
+        ("entity_id = \"a b\", acs = [\"https://a.b/acs\"]".to_owned(), "an entity ID has"),
+        ("entity_id = \"x\", acs = [\"http://a.b/acs\"]".to_owned(), "write https"),
+        ("entity_id = \"x\", acs = [\"com.example.app:/acs\"]".to_owned(), "consumer service is at"),
+        ("entity_id = \"x\", acs = [\"https://a.b/*\"]".to_owned(), "no wildcards"),
+        ("metadata = \"nowhere.xml\"".to_owned(), "cannot be read"),
+        ("metadata = \"/dev/null\"".to_owned(), "not well-formed"),
+        (format!("{BASE}, certificate = \"/dev/null\""), "not an X.509 certificate"),
+        (format!("{BASE}, require_signed = true"), "has no `certificate`"),
+        (format!("{BASE}, name_id = \"mail\""), "no source of a claim"),
+        (format!("{BASE}, name_id = \"groups\""), "tell people apart"),
+        (format!("{BASE}, attributes = {{ a = \"mail\" }}"), "no source of a claim"),
+        (format!("{BASE}, relay_state = \"{}\"", "x".repeat(1025)), "at most 1024"),
+        (format!("{BASE}, slo = \"x\""), "unknown field `slo`"),
+    ] {
+        let found = saml(&more).expect_err(&more).to_string();
+        assert!(found.contains(message), "{more}: expected {message}, found\n{found}");
+    }
+}
+
 const KEY: &str = "{ kty = \"EC\", crv = \"P-256\", x = \"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU\", \
                    y = \"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0\" }";
 
@@ -239,12 +299,12 @@ fn applications_elsewhere_are_understood() {
                       roles = { groups_with = \"git-\" } }, backchannel_logout = { uri = \"https://git.example.org/out\" }")
         .unwrap();
     assert_eq!(found.endpoint(), "sso/oidc/db");
-    let SaasProtocol::Oidc(client) = found.protocol;
+    let SaasProtocol::Oidc(client) = found.protocol else { panic!() };
     assert!(client.is_public() && client.redirect_uris.len() == 3 && client.claims.len() == 3);
     assert!(!client.backchannel_logout.unwrap().local);
     let keys =
         format!("client_id = \"git\", redirect_uris = [\"https://a.b/c\"], jwks = {{ keys = [{KEY}] }}");
-    let SaasProtocol::Oidc(client) = saas(&keys).unwrap().protocol;
+    let SaasProtocol::Oidc(client) = saas(&keys).unwrap().protocol else { panic!() };
     assert!(
         client.id == "git"
             && matches!(client.authentication, ClientAuthentication::Keys(set) if set.keys.len() == 1)
@@ -282,8 +342,8 @@ fn faults_of_applications_elsewhere_are_named() {
         assert!(found.contains(message), "{oidc}: expected {message}, found\n{found}");
     }
     for (application, message) in [
-        ("type = \"saas\"", "has no `oidc`"),
-        ("type = \"saas\"\nsaml = { entity_id = \"x\" }", "`saml` is not yet supported"),
+        ("type = \"saas\"", "has neither `oidc` nor `saml`"),
+        ("type = \"saas\"\nsaml = { entity_id = \"x\" }", "has no `acs`"),
         (
             "type = \"saas\"\norigin = \"http://x\"\noidc = { redirect_uris = [\"https://a.b/c\"] }",
             "is elsewhere",

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use jsonwebtoken::jwk::JwkSet;
 
+use super::SamlService;
+
 /// What a SaaS application is beside what every application is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Saas {
@@ -17,6 +19,8 @@ pub struct Saas {
 pub enum SaasProtocol {
     /// OpenID Connect, the node being the provider.
     Oidc(OidcClient),
+    /// SAML 2.0, the node being the identity provider.
+    Saml(SamlService),
 }
 
 impl Saas {
@@ -24,6 +28,15 @@ impl Saas {
     pub fn endpoint(&self) -> String {
         match &self.protocol {
             SaasProtocol::Oidc(client) => format!("sso/oidc/{}", client.id),
+            SaasProtocol::Saml(service) => format!("sso/saml/{}", service.name),
+        }
+    }
+
+    /// Files of the configuration that a reload reads again.
+    pub fn files(&self) -> &[std::path::PathBuf] {
+        match &self.protocol {
+            SaasProtocol::Oidc(_) => &[],
+            SaasProtocol::Saml(service) => &service.files,
         }
     }
 
@@ -31,6 +44,7 @@ impl Saas {
     pub fn ca(&self) -> Option<&std::path::Path> {
         match &self.protocol {
             SaasProtocol::Oidc(client) => client.backchannel_logout.as_ref()?.ca.as_deref(),
+            SaasProtocol::Saml(_) => None,
         }
     }
 }

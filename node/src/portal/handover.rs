@@ -126,7 +126,8 @@ impl Call<'_> {
         // A bypass needs no token. Without the hash of the browser's cookie no code can be bound: the application's
         // own challenge will come back with one.
         if permit.session().is_none() || target.app_session.is_none() {
-            let location = format!("{}{}", self.site.origin(&target.host), target.after_login(by == By::Form));
+            let location =
+                format!("{}{}", self.site.origin(&target.host), target.after_login(by == By::Form));
             return (page::redirect(status, &location), event);
         }
         let code = URL_SAFE_NO_PAD.encode(clock::random::<32>());

@@ -27,6 +27,7 @@ mod logout;
 mod me;
 pub mod page;
 mod providers;
+mod saml;
 mod site;
 mod sso;
 mod target;

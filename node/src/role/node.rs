@@ -31,6 +31,7 @@ use crate::ops;
 use crate::portal::{Portal, TunnelFacts};
 use crate::privilege;
 use crate::recent::Recent;
+use crate::saas::saml::SamlProvider;
 use crate::seal::Seal;
 use crate::session::Sessions;
 use crate::store::{SessionFilter, Store};
@@ -174,6 +175,16 @@ fn paths(config: &Config, path: &Path) -> privilege::Paths {
             Kind::Private(_) => None,
             Kind::Saas(saas) => saas.ca().and_then(directory),
         }))
+        .chain(
+            config
+                .applications
+                .iter()
+                .flat_map(|application| match &application.kind {
+                    Kind::Saas(saas) => saas.files(),
+                    Kind::Web(_) | Kind::Private(_) => &[],
+                })
+                .map(|file| directory(file)),
+        )
         .flatten();
     let log = match &config.events.file {
         Some(FileTarget::Path(path)) => vec![path.clone(), log_before(path)],
@@ -201,6 +212,7 @@ async fn serve(
         .context("the event log cannot be opened")?;
     install_panic_hook(events.clone());
     let tokens = Tokens::load(store.clone(), &config.node.authority(), now).await?;
+    let saml = SamlProvider::load(store.clone(), now).await?;
     let sessions = Sessions::load(store.clone(), Arc::clone(&metrics), now).await?;
     let clients = Clients::load(store.clone(), &sessions, Arc::clone(&metrics), now).await?;
     let services = Services::load(store.clone()).await?;
@@ -238,6 +250,7 @@ async fn serve(
         clients,
         services,
         tokens,
+        saml,
         seal,
         events,
         metrics,
@@ -250,6 +263,7 @@ async fn serve(
         sessions: context.sessions.clone(),
         services: context.services.clone(),
         tokens: context.tokens.clone(),
+        saml: context.saml.clone(),
         events: context.events.clone(),
         address: address.clone(),
         local_provider: context.active().config.local_provider().to_owned(),
@@ -363,13 +377,20 @@ async fn tend(context: Arc<Context>, shutdown: CancellationToken) {
                 context.services.expire(clock::now());
                 context.recent.expire(clock::now());
             }
-            _ = hour.tick() => match context.tokens.rotate_if_due(clock::now()).await {
-                Ok(true) => {
-                    let event = Event::new(Action::Admin, true).detail("keys rotate: a new key is published");
-                    context.events.emit(event);
+            _ = hour.tick() => {
+                let now = clock::now();
+                let (keys, saml) = (context.tokens.rotate_if_due(now).await, context.saml.rotate_if_due(now).await);
+                let made = [("keys", keys.map_err(|e| e.to_string())), ("saml", saml.map_err(|e| e.to_string()))];
+                for (which, made) in made {
+                    match made {
+                        Ok(true) => {
+                            let event = Event::new(Action::Admin, true);
+                            context.events.emit(event.detail(format!("{which} rotate: the keys have changed")));
+                        }
+                        Ok(false) => {}
+                        Err(error) => tracing::error!(%error, "the next {which} signing key could not be made"),
+                    }
                 }
-                Ok(false) => {}
-                Err(error) => tracing::error!(%error, "the next signing key could not be made"),
             },
         }
     }

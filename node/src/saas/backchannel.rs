@@ -65,7 +65,7 @@ async fn tell(context: &Context, login: &EndedLogin) -> Result<(), StoreError> {
     let done = || store.saas_login_told(session.id, &login.application, clock::now());
     let Some(application) = active.policies.application(&login.application) else { return done().await };
     let Kind::Saas(saas) = &application.kind else { return done().await };
-    let SaasProtocol::Oidc(client) = &saas.protocol;
+    let SaasProtocol::Oidc(client) = &saas.protocol else { return done().await };
     let Some(to) = &client.backchannel_logout else { return done().await };
     let event = |told| {
         let event = Event::new(Action::Logout, told).session(session).application(application);

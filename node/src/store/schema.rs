@@ -161,6 +161,15 @@ CREATE TABLE saas_login (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX saas_login_untold ON saas_login (next_try) WHERE told_at IS NULL;
 ",
+    // Keys of the SAML identity provider.
+    r"
+CREATE TABLE saml_key (
+    private_pem TEXT NOT NULL,
+    certificate_pem TEXT NOT NULL,
+    sign_from INTEGER NOT NULL,
+    sign_until INTEGER NOT NULL
+) STRICT;
+",
 ];
 
 /// Opens the file, sets it up for durable concurrent use and migrates it.

@@ -70,7 +70,8 @@ impl Call<'_> {
         let wanted = form.as_ref().and_then(|form| form.one("app"));
         // An application elsewhere has no host that would take a token of ours.
         let named = wanted.and_then(|wanted| self.named(wanted));
-        let Some((application, host)) = named.filter(|(named, _)| !matches!(named.kind, Kind::Saas(_))) else {
+        let Some((application, host)) = named.filter(|(named, _)| !matches!(named.kind, Kind::Saas(_)))
+        else {
             let refusal =
                 Refusal::new("invalid_target", Reason::NoApplication, "there is no such application")
                     .status(StatusCode::NOT_FOUND);

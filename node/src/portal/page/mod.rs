@@ -236,6 +236,11 @@ pub(crate) fn name_application(headers: &mut HeaderMap, host: &Host, application
     }
 }
 
+/// A document for programs.
+pub(super) fn document(kind: &'static str, body: String) -> Response<Bytes> {
+    reply(StatusCode::OK, kind, body.into())
+}
+
 /// The mark of the node, for browser tabs.
 pub(super) fn icon() -> Response<Bytes> {
     let mut response = reply(StatusCode::OK, "image/svg+xml", Bytes::from_static(ICON.as_bytes()));

@@ -31,6 +31,9 @@ use super::{Call, PREFIX};
 impl Call<'_> {
     /// Answers `sso/<rest>` on the auth domain.
     pub(super) async fn sso(&self, rest: &str) -> Response<Bytes> {
+        if let Some(rest) = rest.strip_prefix("saml/") {
+            return self.saml(rest);
+        }
         let mut parts = rest.splitn(3, '/');
         let (protocol, name, endpoint) = (parts.next(), parts.next(), parts.next());
         let (Some("oidc"), Some(name), Some(endpoint)) = (protocol, name, endpoint) else {
@@ -39,7 +42,7 @@ impl Call<'_> {
         let found = self.active.policies.applications().find_map(|application| match &application.kind {
             Kind::Saas(saas) => match &saas.protocol {
                 SaasProtocol::Oidc(client) if client.id == name => Some((application, client)),
-                SaasProtocol::Oidc(_) => None,
+                SaasProtocol::Oidc(_) | SaasProtocol::Saml(_) => None,
             },
             Kind::Web(_) | Kind::Private(_) => None,
         });

@@ -174,7 +174,7 @@ async fn an_address_that_was_taken_away_during_the_login_is_not_returned_to() {
     let mut config = world.context.active().config.clone();
     for application in &mut config.applications {
         if let Kind::Saas(saas) = &mut application.kind {
-            let crate::flow::SaasProtocol::Oidc(client) = &mut saas.protocol;
+            let crate::flow::SaasProtocol::Oidc(client) = &mut saas.protocol else { continue };
             client.redirect_uris = vec!["https://new.elsewhere.test/cb".into()];
         }
     }

@@ -19,6 +19,7 @@ use crate::flow::{Host, Path, SessionId};
 use crate::identity::password;
 use crate::identity::service::Services;
 use crate::metrics::Metrics;
+use crate::saas::saml::SamlProvider;
 use crate::seal::Seal;
 use crate::session::Sessions;
 use crate::store::{EventFilter, Store, User};
@@ -122,6 +123,7 @@ impl World {
             clients: clients.unwrap(),
             services: Services::load(store.clone()).await.unwrap(),
             tokens: Tokens::load(store.clone(), &authority, clock::now()).await.unwrap(),
+            saml: SamlProvider::load(store.clone(), clock::now()).await.unwrap(),
             seal: Seal::new(&[7; 32]).unwrap(),
             events: Events::start(settings, store, Arc::clone(&metrics)).unwrap(),
             metrics,

@@ -64,7 +64,7 @@ pub(crate) fn id_token(
     now: UnixTime,
 ) -> Option<Map<String, Value>> {
     let session = permit.permit().session()?;
-    let SaasProtocol::Oidc(client) = &permit.kind().protocol;
+    let SaasProtocol::Oidc(client) = &permit.kind().protocol else { return None };
     let mut claims = about(client, issue.scopes, session, issue.sub);
     let hash = sha256(issue.access_token.as_bytes());
     let (half, _) = hash.split_at(16);
