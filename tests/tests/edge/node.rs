@@ -19,6 +19,7 @@ use portcullis::metrics::Metrics;
 use portcullis::policy::{Decision, decide};
 use portcullis::portal::{Portal, TunnelFacts};
 use portcullis::recent::Recent;
+use portcullis::saas::saml::SamlProvider;
 use portcullis::seal::Seal;
 use portcullis::session::{LiveSession, Sessions};
 use portcullis::store::{EventFilter, SessionFilter, Store};
@@ -106,6 +107,7 @@ impl Node {
         let sessions = Sessions::load(store.clone(), Arc::clone(&metrics), now).await.unwrap();
         let services = Services::load(store.clone()).await.unwrap();
         let clients = Clients::load(store.clone(), &sessions, Arc::clone(&metrics), now).await.unwrap();
+        let saml = SamlProvider::load(store.clone(), now).await.unwrap();
         let tunnel = TunnelFacts {
             address: "access.example.com:443".parse().unwrap(),
             key: key_of_node(&store).await.unwrap(),
@@ -123,6 +125,7 @@ impl Node {
             sessions,
             clients,
             services,
+            saml,
             tokens,
             seal,
             events,
