@@ -4,7 +4,7 @@
 //! 1. the request was decided like any other; what comes here has a permit;
 //! 2. the handshake is checked, and who opened it: a page of another site cannot, whatever cookies it makes a browser send;
 //! 3. the tunnel opens a stream to the application's one target;
-//! 4. bytes go both ways, as [`carry`](super::carry) does it, until one side ends or the lease is over.
+//! 4. bytes go both ways, as [`super::carry`] does it, until one side ends or the lease is over.
 //!
 //! This wire ends at the node, which sees what it carries; sessions of `portcullis access` do not.
 

@@ -15,7 +15,7 @@ use super::time;
 
 #[derive(Args)]
 pub(super) struct LoginArgs {
-    /// The auth domain: https://access.example.com
+    /// The auth domain: `https://access.example.com`
     url: String,
     /// Show a code to type into any browser, instead of opening one here
     #[arg(long)]
