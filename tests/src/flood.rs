@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use portcullis_common::DeviceKeys;
 
+use crate::bench::{self, Flooded, Options};
 use crate::gate::packet::{self, Path};
 use crate::gate::quic;
 use crate::gate::wire::Wire;
@@ -25,6 +26,8 @@ const RECENT: &str = "198.51.100.2";
 const KNOCKING: &str = "203.0.113.2";
 const UNKNOWN: &str = "198.18.9.2";
 
+/// Frames of a flood that come again and again, each from a source of its own: a power of two.
+const FORGED: usize = 8_192;
 /// Frames that are sent together, and one SYN in so many.
 const BATCH: usize = 64;
 const SYN_IN: usize = 5;
@@ -115,6 +118,21 @@ pub fn run(dark: bool, load: Load, handshakes: u32, pause: Duration) -> Result<O
     })
 }
 
+/// The relay of a node under a flood of at least so many packets a second.
+pub fn relay(dark: bool, attempts: usize, per_second: u64, options: &Options) -> Result<Flooded> {
+    let lab = TunnelLab::start("xdp", dark)?;
+    lab.edge.route("default", "192.0.2.2")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let flood = Flood::prepare(&lab, &Client::new()?, &runtime, attempts)?;
+    let mut random = Random::new();
+    let frames = flood.frames.iter().cycle().take(FORGED).map(|template| {
+        let mut frame = template.clone();
+        forge(&mut frame, &mut random);
+        frame
+    });
+    bench::under_flood(&lab, frames.collect(), per_second as f64, options)
+}
+
 /// Begins handshakes of each kind, and waits for the last.
 async fn clients(
     office: &Netns,
@@ -169,7 +187,7 @@ impl Flood {
         attempts: usize,
     ) -> Result<Self> {
         let path = Path::new("192.0.2.2", FOR_STRANGER[0]);
-        let mac = mac(&lab.edge, "eth0")?;
+        let mac = lab.edge.mac("eth0")?;
         let mut random = Random::new();
         let mut initials = Vec::new();
         for turn in 0..2 * attempts {
@@ -245,15 +263,6 @@ fn forge(frame: &mut [u8], random: &mut Random) {
 
 fn octets(bytes: &[u8]) -> [u8; 4] {
     [bytes[0], bytes[1], bytes[2], bytes[3]]
-}
-
-fn mac(netns: &Netns, interface: &str) -> Result<[u8; 6]> {
-    let shown = netns.run(&format!("ip -json link show {interface}"))?;
-    let links: serde_json::Value = serde_json::from_str(&shown)?;
-    let text = links[0]["address"].as_str().context("a link address")?;
-    let bytes: Vec<u8> =
-        text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
-    bytes.try_into().map_err(|_| anyhow::anyhow!("{text} is no link address"))
 }
 
 /// Packets that the gate has counted: all, and those it passed. The daemon reads the counters now and then.

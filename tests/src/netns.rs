@@ -120,6 +120,16 @@ impl Netns {
         Ok(())
     }
 
+    /// Link address of an interface.
+    pub fn mac(&self, interface: &str) -> Result<[u8; 6]> {
+        let shown = self.run(&format!("ip -json link show {interface}"))?;
+        let links: serde_json::Value = serde_json::from_str(&shown)?;
+        let text = links[0]["address"].as_str().context("a link address")?;
+        let bytes: Vec<u8> =
+            text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
+        bytes.try_into().map_err(|_| anyhow::anyhow!("{text} is no link address"))
+    }
+
     /// Adds a route; `to` is a prefix or `default`, `via` a gateway. The family is the gateway's.
     pub fn route(&self, to: &str, via: &str) -> Result<()> {
         let family = if via.contains(':') { "-6" } else { "-4" };

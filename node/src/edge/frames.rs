@@ -4,8 +4,8 @@
 //! 1. **Frames that carry nothing** (PING, SETTINGS, PRIORITY, WINDOW_UPDATE, RST_STREAM, unknown ones, DATA without data,
 //!    requests beyond the number of streams) cost the sender little and the node an answer or a look-up each. A connection
 //!    has so many to spend, earns more with each frame that carries something, and ends when it has spent them.
-//! 2. **Requests that the library refuses** by a reset, because their head is malformed, never become a request to us:
-//!    they are told here, so that an event can say so.
+//! 2. **Requests that the library refuses** by a reset, because their head is malformed, or by an answer of its own (431),
+//!    because it is too large, never become a request to us: they are told here, so that an event can say so.
 //! 3. **Giving way.** The library goes on as long as there is something to read; a connection that sends without pause
 //!    would keep a thread for as long as the socket lets it. After so many frames, others have their turn.
 
@@ -20,12 +20,15 @@ use tokio::time::Instant;
 
 use super::limits;
 
+mod fields;
+
 /// Types, flags and codes of RFC 9113 §6 and §7.
 const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
 const RST_STREAM: u8 = 0x3;
 const CONTINUATION: u8 = 0x9;
 const END_STREAM: u8 = 0x1;
+const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PROTOCOL_ERROR: u32 = 0x1;
 const REFUSED_STREAM: u32 = 0x7;
@@ -33,8 +36,10 @@ const REFUSED_STREAM: u32 = 0x7;
 /// `PRI * HTTP/2.0…`, before a client's first frame.
 const PREFACE: usize = 24;
 const FRAME_HEAD: usize = 9;
-/// A frame's head and the code of a reset behind it.
-const RESET: usize = FRAME_HEAD + 4;
+/// The code of a reset.
+const RESET: usize = 4;
+/// A frame's head and what is looked at behind it.
+const LOOKED_AT: usize = FRAME_HEAD + fields::SHORT;
 /// The most that padding can make of an empty DATA frame.
 const PADDING: usize = 256;
 
@@ -43,6 +48,8 @@ const PADDING: usize = 256;
 pub(super) enum Offence {
     #[error("the head of an HTTP/2 request was malformed")]
     Head,
+    #[error("the head of an HTTP/2 request was too large")]
+    Large,
     #[error("too many HTTP/2 frames that carry nothing")]
     Flood,
 }
@@ -90,7 +97,16 @@ impl Watch {
         match (frame.kind, frame.code) {
             (RST_STREAM, Some(REFUSED_STREAM)) => self.spend(),
             (RST_STREAM, Some(PROTOCOL_ERROR)) if self.heads.take(frame.stream) => (self.tell)(Offence::Head),
-            (DATA | HEADERS, _) => self.purse.earn(),
+            (HEADERS, _) => {
+                // Ours have a date. Trailers come after a head, which took the stream.
+                let first = self.heads.take(frame.stream);
+                if first && frame.is_lone_field {
+                    (self.tell)(Offence::Large);
+                } else {
+                    self.purse.earn();
+                }
+            }
+            (DATA, _) => self.purse.earn(),
             _ => {}
         }
     }
@@ -104,7 +120,7 @@ impl Watch {
 }
 
 /// The head of a frame.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Frame {
     kind: u8,
     flags: u8,
@@ -113,6 +129,8 @@ struct Frame {
     length: usize,
     /// Of a reset.
     code: Option<u32>,
+    /// A message that is a head of one field.
+    is_lone_field: bool,
 }
 
 impl Frame {
@@ -129,8 +147,14 @@ impl Frame {
         }
     }
 
-    const fn is_reset(&self) -> bool {
-        self.kind == RST_STREAM && self.length == RESET - FRAME_HEAD
+    /// Bytes of the payload that are looked at.
+    const fn looked_at(&self) -> usize {
+        const WHOLE: u8 = END_STREAM | END_HEADERS;
+        match (self.kind, self.flags, self.length) {
+            (RST_STREAM, _, RESET) => RESET,
+            (HEADERS, WHOLE, length @ ..=fields::SHORT) => length,
+            _ => 0,
+        }
     }
 }
 
@@ -139,13 +163,13 @@ impl Frame {
 struct Walker {
     /// Bytes before the next frame.
     skip: usize,
-    head: [u8; RESET],
+    head: [u8; LOOKED_AT],
     filled: usize,
 }
 
 impl Walker {
     const fn behind(skip: usize) -> Self {
-        Self { skip, head: [0; RESET], filled: 0 }
+        Self { skip, head: [0; LOOKED_AT], filled: 0 }
     }
 
     fn walk(&mut self, mut bytes: &[u8], mut found: impl FnMut(&Frame)) {
@@ -169,23 +193,26 @@ impl Walker {
         }
     }
 
-    /// Bytes that are looked at.
+    /// Bytes that make a frame known.
     fn wanted(&self) -> usize {
-        let is_reset = self.filled >= FRAME_HEAD && self.frame().is_reset();
-        if is_reset { RESET } else { FRAME_HEAD }
+        if self.filled < FRAME_HEAD { FRAME_HEAD } else { FRAME_HEAD + self.frame().looked_at() }
     }
 
     fn frame(&self) -> Frame {
-        let [l2, l1, l0, kind, flags, s3, s2, s1, s0, code @ ..] = self.head;
+        let [l2, l1, l0, kind, flags, s3, s2, s1, s0, payload @ ..] = self.head;
         let mut frame = Frame {
             kind,
             flags,
             stream: u32::from_be_bytes([s3 & 0x7f, s2, s1, s0]),
             length: usize::from(l2) << 16 | usize::from(l1) << 8 | usize::from(l0),
             code: None,
+            is_lone_field: false,
         };
-        if frame.is_reset() {
-            frame.code = Some(u32::from_be_bytes(code));
+        let payload = payload.get(..frame.looked_at()).unwrap_or_default();
+        match frame.kind {
+            RST_STREAM => frame.code = payload.try_into().ok().map(u32::from_be_bytes),
+            HEADERS => frame.is_lone_field = fields::is_one(payload),
+            _ => {}
         }
         frame
     }
@@ -368,17 +395,15 @@ mod tests {
             for (kind, flags, stream, length) in frames {
                 bytes.extend(frame(kind, flags, stream, &vec![7; length]));
                 let code = (kind == RST_STREAM && length == 4).then_some(0x0707_0707);
-                expected.push(Frame { kind, flags, stream, length, code });
+                // Two strings of seven bytes, and their lengths.
+                let is_lone_field = kind == HEADERS && flags == 5 && length == 2 + 7;
+                expected.push(Frame { kind, flags, stream, length, code, is_lone_field });
             }
             let (mut walker, mut found) = (Walker::behind(PREFACE), Vec::new());
             let mut rest = bytes.as_slice();
             for cut in cuts.iter().cycle() {
                 let (now, later) = rest.split_at(rest.len().min(*cut));
-                walker.walk(now, |Frame { kind, flags, stream, length, code }| {
-                    found.push(Frame {
-                        kind: *kind, flags: *flags, stream: *stream, length: *length, code: *code,
-                    });
-                });
+                walker.walk(now, |frame| found.push(frame.clone()));
                 rest = later;
                 if rest.is_empty() { break; }
             }
@@ -471,6 +496,30 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(told.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_not_ours_is_told_and_trailers_are_not() {
+        let (mut client, mut server, told) = pair();
+        say(&mut client, &mut server, &[0; PREFACE]).await.unwrap();
+        const WHOLE: u8 = END_STREAM | END_HEADERS;
+        let head = |stream| frame(HEADERS, WHOLE, stream, &[1, 2, 3]);
+        say(&mut client, &mut server, &[head(1), head(3), head(5), head(7), head(9)].concat()).await.unwrap();
+        // 431 as the library says it: a literal, which is remembered, and then by its index.
+        for (stream, status) in [(1, &[0x48, 0x82, 0x68, 0x8f][..]), (3, &[0xbe])] {
+            told.lock().unwrap().clear();
+            for byte in [frame(HEADERS, WHOLE, stream, status), reset(stream, PROTOCOL_ERROR)].concat() {
+                server.write_all(&[byte]).await.unwrap();
+            }
+            assert_eq!(*told.lock().unwrap(), [Offence::Large]);
+        }
+        told.lock().unwrap().clear();
+        // A status and a date; the same with a body; with one field of trailers; what goes on.
+        server.write_all(&frame(HEADERS, WHOLE, 5, &[0xbe, 0xbf])).await.unwrap();
+        server.write_all(&frame(HEADERS, END_HEADERS, 7, &[0x88, 0xbf])).await.unwrap();
+        server.write_all(&frame(HEADERS, WHOLE, 7, &[0xbe])).await.unwrap();
+        server.write_all(&frame(HEADERS, END_HEADERS, 9, &[0x88])).await.unwrap();
+        assert_eq!(*told.lock().unwrap(), []);
     }
 
     #[tokio::test]

@@ -82,6 +82,14 @@ impl Program {
         self
     }
 
+    /// A map, as an argument of a helper.
+    pub fn map(mut self, to: Reg, map: BorrowedFd<'_>) -> Self {
+        const BPF_PSEUDO_MAP_FD: Reg = Reg(1);
+        self.push(0x18, to, BPF_PSEUDO_MAP_FD, 0, map.as_raw_fd());
+        self.push(0, R0, R0, 0, 0);
+        self
+    }
+
     /// Calls a helper by its number in `include/uapi/linux/bpf.h`.
     pub fn call(mut self, helper: i32) -> Self {
         self.push(0x85, R0, R0, 0, helper);
@@ -92,6 +100,13 @@ impl Program {
     pub fn leave_if_above(mut self, left: Reg, right: Reg) -> Self {
         self.jumps.push(self.instructions.len());
         self.push(0x2d, left, right, 0, 0);
+        self
+    }
+
+    /// Goes to the label if `left` is `right`.
+    pub fn leave_if_equal(mut self, left: Reg, right: i32) -> Self {
+        self.jumps.push(self.instructions.len());
+        self.push(0x15, left, R0, 0, right);
         self
     }
 

@@ -7,6 +7,7 @@ use aya::programs::{ProgramFd, ProgramInfo, loaded_programs};
 use portcullis::gate::{Dataplane, Gate, GateConfig};
 
 use super::lab::{Lab, TUNNEL_PORT};
+use crate::netns::Netns;
 
 /// Puts the gate up on `in0`; it stays up as long as the lab. Also: how long that took, from reading the object to the pinned link.
 pub fn open(lab: &Lab) -> Result<(Gate, Duration)> {
@@ -35,7 +36,7 @@ pub fn passed(gate: &Gate) -> Result<u64> {
 
 /// The programs of the gate on `in0`: the attached one first, then those that share a map with it.
 pub fn programs(lab: &Lab) -> Result<Vec<ProgramInfo>> {
-    let attached = attached(lab)?;
+    let attached = attached(&lab.node, "in0")?;
     let maps = attached.map_ids()?.unwrap_or_default();
     let mut programs = vec![attached];
     for info in loaded_programs() {
@@ -51,13 +52,15 @@ pub fn programs(lab: &Lab) -> Result<Vec<ProgramInfo>> {
 
 /// The program that judges packets at `in0`, to run it on frames.
 pub fn program(lab: &Lab) -> Result<ProgramFd> {
-    Ok(attached(lab)?.fd()?)
+    Ok(attached(&lab.node, "in0")?.fd()?)
 }
 
-fn attached(lab: &Lab) -> Result<ProgramInfo> {
-    let link = lab.node.run("ip -j link show dev in0")?;
+/// The XDP program of an interface.
+pub fn attached(netns: &Netns, interface: &str) -> Result<ProgramInfo> {
+    let link = netns.run(&format!("ip -j link show dev {interface}"))?;
     let link: serde_json::Value = serde_json::from_str(&link)?;
-    let id = link[0]["xdp"]["prog"]["id"].as_u64().context("in0 carries no XDP program")?;
+    let id = link[0]["xdp"]["prog"]["id"].as_u64();
+    let id = id.with_context(|| format!("{interface} carries no XDP program"))?;
     let found = loaded_programs().filter_map(Result::ok).find(|info| u64::from(info.id()) == id);
-    found.context("the program of in0 has gone")
+    found.with_context(|| format!("the program of {interface} has gone"))
 }

@@ -39,8 +39,12 @@ impl Generator {
     /// at random is sent: a power of two, by which it offers less.
     pub fn new(lab: &Lab, traffic: &Traffic, cpu: usize, one_in: u32) -> Result<Self> {
         let program = program::generator(traffic, ifindex(&lab.generator, "g0")?, one_in)?;
-        let frame = vec![0; traffic.frame_length()];
-        Ok(Self { program, netns: lab.generator.clone(), frame, cpu, count: AtomicU32::new(FIRST) })
+        Ok(Self::of(program, &lab.generator, traffic.frame_length(), cpu))
+    }
+
+    /// Runs a program of its own that writes frames of this length.
+    pub fn of(program: OwnedFd, netns: &Netns, length: usize, cpu: usize) -> Self {
+        Self { program, netns: netns.clone(), frame: vec![0; length], cpu, count: AtomicU32::new(FIRST) }
     }
 
     /// Sends for about as long as said, as far as the run before tells; the first run is short.

@@ -36,8 +36,8 @@ pub struct Lab {
 
 /// An end of a link, and what arrives there.
 pub struct Port<'a> {
-    netns: &'a Netns,
-    name: &'static str,
+    pub netns: &'a Netns,
+    pub name: &'static str,
 }
 
 impl Lab {
@@ -131,7 +131,8 @@ pub fn ifindex(netns: &Netns, interface: &'static str) -> Result<u32> {
     })?
 }
 
-fn attach(netns: &Netns, interface: &'static str, program: BorrowedFd<'_>) -> Result<OwnedFd> {
+/// Puts a program on an interface until what comes back is dropped.
+pub fn attach(netns: &Netns, interface: &'static str, program: BorrowedFd<'_>) -> Result<OwnedFd> {
     let ifindex = ifindex(netns, interface)?;
     netns.enter(|| sys::attach_xdp(program, ifindex))?
 }

@@ -6,7 +6,8 @@
 //! | `relay`, `userspace`, `coturn` | the relay as it is measured, and two of its peers |
 //! | `contender`, `measure` | something that is given packets; interleaved runs of several |
 //! | `lab`, `generator`, `traffic` | where, by whom and which packets are sent |
-//! | `gate` | the gate as it is measured |
+//! | `gate`, `front` | the gate as it is measured; a small program in front of it |
+//! | `flooded` | the relay of a node under a flood, for `cargo xtask bench flood` |
 //! | `program`, `asm`, `sys` | the bench's own XDP programs |
 //! | `figure`, `report`, `plot` | a figure against its target; the table, JSON, SVG |
 
@@ -19,7 +20,9 @@ mod contender;
 mod coturn;
 mod drop;
 mod figure;
+mod flooded;
 mod forward;
+mod front;
 mod gate;
 mod generator;
 mod lab;
@@ -33,6 +36,8 @@ mod sys;
 mod traffic;
 mod userspace;
 
+pub use flooded::{Flooded, under_flood};
+pub use front::Front;
 pub use report::Report;
 
 /// How to measure.

@@ -1,6 +1,6 @@
 //! The bench's XDP programs: the bare ones that the gate is measured against, and the one that makes the traffic.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Result, ensure};
 
@@ -13,6 +13,7 @@ const XDP_DROP: i32 = 1;
 const XDP_PASS: i32 = 2;
 const XDP_TX: i32 = 3;
 const GET_PRANDOM_U32: i32 = 7;
+const TAIL_CALL: i32 = 12;
 const REDIRECT: i32 = 23;
 
 /// Drops every packet.
@@ -33,6 +34,56 @@ pub fn bare_tx() -> Result<OwnedFd> {
 /// Sends every packet out of another interface, as it is.
 pub fn bare_redirect(ifindex: u32) -> Result<OwnedFd> {
     sys::load_xdp(&redirect(Program::default(), ifindex)?.end())
+}
+
+/// Drops what comes from a link address that begins so, if one is given, and leaves the rest to the program in `tail`.
+pub fn in_front(of: BorrowedFd<'_>, except_from: Option<[u8; 4]>) -> Result<OwnedFd> {
+    let mut program = Program::default();
+    if let Some(from) = except_from {
+        program = program
+            .load(Width::Word, R2, R1, 0)
+            .load(Width::Word, R3, R1, 4)
+            .alu(Alu::Mov, R4, R2)
+            .alu_imm(Alu::Add, R4, 14)
+            .leave_if_above(R4, R3)
+            .load(Width::Word, R2, R2, 6)
+            .leave_if_equal(R2, i32::from_ne_bytes(from));
+    }
+    let program = program.map(R2, of).alu_imm(Alu::Mov, R3, 0).call(TAIL_CALL);
+    sys::load_xdp_frags(&program.finish(XDP_DROP))
+}
+
+/// Sends `flow`, and for one frame in `one_in`, a power of two, a frame of `flood` instead, both at random. All have one length.
+pub fn flooded(flow: &[u8], flood: &[Vec<u8>], one_in: u32, ifindex: u32) -> Result<OwnedFd> {
+    let length = flow.len();
+    let equal = flood.iter().all(|frame| frame.len() == length);
+    ensure!(one_in.is_power_of_two() && flood.len().is_power_of_two() && length.is_multiple_of(8) && equal);
+    let map = sys::array_of_one(&[flow, &flood.concat()].concat())?;
+    let length = i16::try_from(length)?;
+    let mut program = Program::default()
+        .load(Width::Word, R7, R1, 0)
+        .load(Width::Word, R8, R1, 4)
+        .alu(Alu::Mov, R6, R7)
+        .alu_imm(Alu::Add, R6, length.into())
+        .leave_if_above(R6, R8)
+        .call(GET_PRANDOM_U32)
+        .alu(Alu::Mov, R9, R0)
+        // 1 where the bits that say so are all zero, which one less makes negative.
+        .alu_imm(Alu::And, R0, i32::try_from(one_in - 1)?)
+        .alu_imm(Alu::Add, R0, -1)
+        .alu_imm(Alu::ShiftRight, R0, 63)
+        // The flow's frame, or a number from 1 on.
+        .alu_imm(Alu::ShiftRight, R9, 16)
+        .alu_imm(Alu::And, R9, i32::try_from(flood.len() - 1)?)
+        .alu_imm(Alu::Add, R9, 1)
+        .alu(Alu::Mul, R9, R0)
+        .alu_imm(Alu::Mul, R9, length.into())
+        .map_value(R2, map.as_fd())
+        .alu(Alu::Add, R2, R9);
+    for at in (0..length).step_by(8) {
+        program = program.load(Width::Double, R3, R2, at).store(Width::Double, R7, at, R3);
+    }
+    sys::load_xdp(&redirect(program, ifindex)?.finish(XDP_DROP))
 }
 
 /// Writes a packet of `traffic` over whatever the frame holds, and sends it out of an interface.

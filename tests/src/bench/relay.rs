@@ -16,6 +16,7 @@ use super::lab::{Lab, SINK, TUNNEL, ifindex};
 use super::measure::{Samples, rounds};
 use super::traffic::{Traffic, sources};
 use super::{Options, gate};
+use crate::netns::Netns;
 
 /// Leaves by the interface that the packet came by.
 pub const ONE_PORT: &str = "Portcullis relay";
@@ -154,7 +155,7 @@ impl Relay {
     /// A session for each flow, of a thousand people.
     fn install(mut lab: Lab, hop: Hop, flows: u32, far: SocketAddr) -> Result<Self> {
         let (gate, _) = gate::open(&lab)?;
-        let mut sessions: Array<MapData, Session> = open(&lab, "SESSION")?;
+        let mut sessions: Array<MapData, Session> = map(&lab.node, "SESSION")?;
         let count = flows.min(portcullis_common::layout::SESSIONS);
         for index in 0..count {
             sessions.set(
@@ -163,23 +164,16 @@ impl Relay {
                 0,
             )?;
         }
-        let mut hops: Array<MapData, Hop> = open(&lab, "NEXTHOP")?;
+        let mut hops: Array<MapData, Hop> = map(&lab.node, "NEXTHOP")?;
         hops.set(0, hop, 0)?;
-        let mut entries: HashMap<MapData, FlowKey4, FlowEntry> = open(&lab, "FLOW4")?;
+        let mut entries: HashMap<MapData, FlowKey4, FlowEntry> = map(&lab.node, "FLOW4")?;
         let node = Address::from(TUNNEL.ip());
-        let v4 = |remote, remote_port| Flow {
-            family: Family::V4,
-            local: node,
-            remote,
-            local_port: TUNNEL.port(),
-            remote_port,
-        };
         for (index, source) in (0..).zip(sources(flows)) {
-            let arriving = v4(Address::from(source.ip()), source.port());
+            let arriving = v4(node, TUNNEL.port(), source);
             let entry = FlowEntry {
                 session: index % count,
                 generation: 1,
-                ..FlowEntry::rewrite(&arriving, &v4(Address::from(far.ip()), far.port()))
+                ..FlowEntry::rewrite(&arriving, &v4(node, TUNNEL.port(), far))
             };
             entries.insert(FlowKey4::new(&arriving), entry, 0)?;
         }
@@ -188,7 +182,8 @@ impl Relay {
     }
 }
 
-const HOP: Hop = Hop {
+/// What every next hop here has in common.
+pub const HOP: Hop = Hop {
     ifindex: 0,
     mtu: 1_500,
     tags: 0,
@@ -198,8 +193,20 @@ const HOP: Hop = Hop {
     zero: [0; 4],
 };
 
-fn open<T: TryFrom<Map, Error = MapError>>(lab: &Lab, name: &str) -> Result<T> {
-    let path = lab.node.bpffs().join(format!("maps_{VERSION}")).join(name);
+/// A flow between the node and an end, IPv4.
+pub fn v4(node: Address, port: u16, end: SocketAddr) -> Flow {
+    Flow {
+        family: Family::V4,
+        local: node,
+        remote: Address::from(end.ip()),
+        local_port: port,
+        remote_port: end.port(),
+    }
+}
+
+/// A map of the gate in a namespace.
+pub fn map<T: TryFrom<Map, Error = MapError>>(netns: &Netns, name: &str) -> Result<T> {
+    let path = netns.bpffs().join(format!("maps_{VERSION}")).join(name);
     let data = MapData::from_pin(&path).with_context(|| path.display().to_string())?;
     Ok(T::try_from(Map::from_map_data(data)?)?)
 }

@@ -3,6 +3,8 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
@@ -10,14 +12,29 @@ use anyhow::{Context, Result, bail};
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 
+/// Name of every program of the bench.
+pub const PROGRAM: &[u8; 16] = b"pc_bench\0\0\0\0\0\0\0\0";
+
 /// An array map with one value, which a program addresses directly.
 pub fn array_of_one(value: &[u8]) -> Result<OwnedFd> {
+    map_of_one(BPF_MAP_TYPE_ARRAY, value)
+}
+
+/// What a tail call goes to. The kernel empties it when the last descriptor of it is closed.
+pub fn tail(program: BorrowedFd<'_>) -> Result<OwnedFd> {
+    map_of_one(BPF_MAP_TYPE_PROG_ARRAY, &program.as_raw_fd().to_ne_bytes())
+}
+
+fn map_of_one(map_type: u32, value: &[u8]) -> Result<OwnedFd> {
     #[repr(C)]
     struct Create {
         map_type: u32,
@@ -26,8 +43,8 @@ pub fn array_of_one(value: &[u8]) -> Result<OwnedFd> {
         max_entries: u32,
     }
     let value_size = u32::try_from(value.len())?;
-    let mut create = Create { map_type: BPF_MAP_TYPE_ARRAY, key_size: 4, value_size, max_entries: 1 };
-    let map = owned(bpf(BPF_MAP_CREATE, &mut create).context("making an array map")?)?;
+    let mut create = Create { map_type, key_size: 4, value_size, max_entries: 1 };
+    let map = owned(bpf(BPF_MAP_CREATE, &mut create).context("making a map of one entry")?)?;
     #[repr(C)]
     struct Update {
         map_fd: u32,
@@ -44,12 +61,22 @@ pub fn array_of_one(value: &[u8]) -> Result<OwnedFd> {
         value: value.as_ptr().expose_provenance() as u64,
         flags: 0,
     };
-    bpf(BPF_MAP_UPDATE_ELEM, &mut update).context("filling an array map")?;
+    bpf(BPF_MAP_UPDATE_ELEM, &mut update).context("filling a map of one entry")?;
     Ok(map)
 }
 
 /// Loads an XDP program; an error carries the verifier's log.
 pub fn load_xdp(instructions: &[u64]) -> Result<OwnedFd> {
+    load(instructions, 0)
+}
+
+/// The same of a program that takes packets of several buffers, as one has to that hands them to such a program.
+pub fn load_xdp_frags(instructions: &[u64]) -> Result<OwnedFd> {
+    const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
+    load(instructions, BPF_F_XDP_HAS_FRAGS)
+}
+
+fn load(instructions: &[u64], prog_flags: u32) -> Result<OwnedFd> {
     #[repr(C)]
     struct Load {
         prog_type: u32,
@@ -76,8 +103,8 @@ pub fn load_xdp(instructions: &[u64]) -> Result<OwnedFd> {
         log_size: u32::try_from(log.len())?,
         log_buf: log.as_mut_ptr().expose_provenance() as u64,
         kern_version: 0,
-        prog_flags: 0,
-        prog_name: *b"pc_bench\0\0\0\0\0\0\0\0",
+        prog_flags,
+        prog_name: *PROGRAM,
         prog_ifindex: 0,
         expected_attach_type: BPF_XDP,
     };
@@ -107,6 +134,37 @@ pub fn attach_xdp(program: BorrowedFd<'_>, ifindex: u32) -> Result<OwnedFd> {
         flags: XDP_FLAGS_DRV_MODE,
     };
     owned(bpf(BPF_LINK_CREATE, &mut create).context("attaching a program of the bench")?)
+}
+
+/// A link that is pinned there.
+pub fn pinned(path: &Path) -> Result<OwnedFd> {
+    #[repr(C)]
+    struct Get {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut get = Get { pathname: name.as_ptr().expose_provenance() as u64, bpf_fd: 0, file_flags: 0 };
+    owned(bpf(BPF_OBJ_GET, &mut get).with_context(|| path.display().to_string())?)
+}
+
+/// Puts another program on a link, from one packet to the next.
+pub fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<()> {
+    #[repr(C)]
+    struct Update {
+        link_fd: u32,
+        new_prog_fd: u32,
+        flags: u32,
+        old_prog_fd: u32,
+    }
+    let mut update = Update {
+        link_fd: link.as_raw_fd().cast_unsigned(),
+        new_prog_fd: program.as_raw_fd().cast_unsigned(),
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    bpf(BPF_LINK_UPDATE, &mut update).context("replacing a program").map(drop)
 }
 
 /// Runs a program on a frame `repeat` times, and says how many nanoseconds a run took. The program's changes to the frame stay in it

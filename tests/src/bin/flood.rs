@@ -6,10 +6,15 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
-use portcullis_tests::flood::{Load, Outcome, Served, run};
+use portcullis_tests::bench::{Flooded, Options};
+use portcullis_tests::flood::{Load, Outcome, Served, relay, run};
 
 /// Of the handshakes of those who knock and of networks with a recent login.
 const TARGET: f64 = 0.99;
+/// Of the relay's rate when one comparison drops the flood.
+const RELAY_TARGET: f64 = 0.8;
+/// Different first packets.
+const ATTEMPTS: usize = 2_048;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask bench flood", about = "Floods a node with openings, and counts who is served")]
@@ -20,6 +25,9 @@ struct Args {
     /// Seconds
     #[arg(long, default_value_t = 10)]
     seconds: u32,
+    /// Rounds of the relay, of which the median counts
+    #[arg(long, default_value_t = 9)]
+    runs: usize,
     /// Exit with 1 when a target is missed
     #[arg(long)]
     check: bool,
@@ -34,11 +42,14 @@ fn main() -> Result<ExitCode> {
         let load = Load {
             packets: u64::MAX,
             per_second: args.rate.max(1),
-            attempts: 2_048,
+            attempts: ATTEMPTS,
             patience: Duration::from_secs(5),
         };
         let outcome = run(dark, load, 15 * args.seconds, pause)?;
         held &= report(dark, &outcome);
+        let cpu = std::thread::available_parallelism()?.get() - 1;
+        let options = Options { runs: args.runs, length: Duration::from_millis(500), cpu };
+        held &= report_relay(&relay(dark, ATTEMPTS, args.rate, &options)?);
     }
     Ok(if held || !args.check { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -62,6 +73,21 @@ fn report(dark: bool, outcome: &Outcome) -> bool {
         held &= line(name, &served, target);
     }
     held
+}
+
+fn report_relay(found: &Flooded) -> bool {
+    let ratio = found.gate.ratio_to(&found.compared);
+    let good = ratio >= RELAY_TARGET;
+    println!(
+        "  relay          {:>8.2} × of the same with the flood dropped by one comparison ({:.2} : {:.2} M packets/s, \
+         flood {:.0} packets/s){}",
+        ratio,
+        found.gate.median() / 1e6,
+        found.compared.median() / 1e6,
+        found.flood,
+        if good { "  reached" } else { "  MISSED" }
+    );
+    good
 }
 
 fn line(name: &str, served: &Served, target: bool) -> bool {

@@ -172,6 +172,40 @@ async fn a_malformed_head_over_http2_ends_with_one_event() {
     }
 }
 
+/// The HTTP library answers by itself, and there is no request here either.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_head_over_http2_is_refused_with_one_event() {
+    let node = Node::start().await;
+    let ann = node.log_in(WIKI).await;
+    let mut sender = http2(&node, WIKI).await;
+    let large = "a".repeat(40 * 1024);
+    let many: Vec<String> = (0..400).map(|nth| format!("x-{nth:080}")).collect();
+    let mut written = 0;
+    let mut served = 0;
+    for with_body in [false, true, false] {
+        for names in [&["x-large".to_owned()][..], &many] {
+            let value = if names.len() == 1 { &large } else { "a" };
+            let head = names.iter().fold(request(WIKI, "/", &ann), |head, name| head.header(name, value));
+            let endless = StreamBody::new(stream::pending::<Result<Frame<Bytes>, std::io::Error>>());
+            let body = if with_body { endless.boxed_unsync() } else { empty() };
+            let answer = timeout(SOON, sender.send_request(head.body(body).unwrap())).await.unwrap().unwrap();
+            assert_eq!(answer.status(), 431);
+            let control = request(WIKI, "/", &ann).body(empty()).unwrap();
+            let answer = timeout(SOON, sender.send_request(control)).await.unwrap().unwrap();
+            assert_eq!(answer.status(), 200);
+            let _ = timeout(SOON, answer.into_body().collect()).await.unwrap().unwrap();
+            served += 1;
+            written += 2;
+            let events = node.wait_for_events(written).await;
+            assert_eq!(events.len(), written);
+            let refused: Vec<_> = events.iter().filter(|event| event["allowed"] == false).collect();
+            assert_eq!(refused.len(), served);
+            assert!(refused.iter().all(|event| event["reason"] == "bad_request"), "{refused:?}");
+        }
+    }
+    assert_eq!(node.origin.requests().len(), served);
+}
+
 /// Sends a request with this head on a connection of its own, and reads to the end of its stream: the code of
 /// a reset, or of the connection's end.
 async fn head_alone(node: &Node, head: &[(&str, &str)]) -> Option<u32> {

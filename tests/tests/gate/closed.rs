@@ -1,12 +1,13 @@
 //! Fail closed: a stranger sends without pause through everything that happens to a gate's daemon, and nothing
 //! arrives that was not let in.
 
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use portcullis::gate::PeerAddress;
+use portcullis::gate::{Gate, PeerAddress};
 use portcullis_common::layout::{HOST_FLOWS, TUNNELS, VERSION};
+use portcullis_tests::netns::Netns;
 
 use crate::lab::{ANSWER, EDGE, Echo, Lab, STRANGER, settle};
 use crate::lifecycle::Holder;
@@ -89,7 +90,8 @@ fn nothing_arrives_through_kills_upgrades_other_settings_and_full_maps() {
             assert!(!other.exists(), "maps of another version are let go");
         }
         assert_eq!(planted.received.load(Ordering::Relaxed), 0, "kills, upgrades and other settings");
-        fill_maps(&lab);
+        let gate = lab.open(&lab.config()).unwrap();
+        fill_maps(&gate, &lab.edge, STRANGER[0].parse().unwrap());
     });
     assert!(sent > 10_000, "{sent}");
     assert_eq!(arrived(), 0, "of {sent}");
@@ -111,9 +113,8 @@ pub fn await_quiet(lab: &Lab) {
     std::thread::sleep(ANSWER / 40);
 }
 
-/// Every map that grows is filled: peers until there is no place, and more flows of the host's own than are kept.
-fn fill_maps(lab: &Lab) {
-    let gate = lab.open(&lab.config()).unwrap();
+/// Every map that grows is filled: peers until there is no place, and more flows of the host's own, all to one address, than are kept.
+pub fn fill_maps(gate: &Gate, host: &Netns, to: IpAddr) {
     let control = gate.control();
     let remote = |n: u32| SocketAddr::from((std::net::Ipv4Addr::from(0x0a00_0000 + n), 4_000));
     let local: SocketAddr = "192.0.2.1:443".parse().unwrap();
@@ -123,16 +124,14 @@ fn fill_maps(lab: &Lab) {
         control.authenticate(peer, hour).is_err()
     });
     assert!(full, "control: the peers fill their map");
-    lab.edge
-        .enter(|| {
-            let sockets = [0; 3].map(|_| UdpSocket::bind("0.0.0.0:0").unwrap());
-            let to: std::net::Ipv4Addr = STRANGER[0].parse().unwrap();
-            for port in 1..=u16::try_from(HOST_FLOWS / 2).unwrap() {
-                for socket in &sockets {
-                    // The stranger's kernel answers some by "port unreachable", which the next call reports.
-                    let _ = socket.send_to(b"x", (to, port));
-                }
+    host.enter(|| {
+        let sockets = [0; 3].map(|_| UdpSocket::bind("0.0.0.0:0").unwrap());
+        for port in 1..=u16::try_from(HOST_FLOWS / 2).unwrap() {
+            for socket in &sockets {
+                // The other kernel answers some by "port unreachable", which the next call reports.
+                let _ = socket.send_to(b"x", (to, port));
             }
-        })
-        .unwrap();
+        }
+    })
+    .unwrap();
 }

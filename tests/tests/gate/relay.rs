@@ -13,7 +13,7 @@ use portcullis_tests::netns::run;
 use portcullis_tests::portcullis::binary;
 
 use crate::lab::{ANSWER, SILENCE};
-use crate::relay_lab::{PORT, RelayLab, Shape, install, peer, relayed, socket};
+use crate::relay_lab::{PORT, RelayLab, Shape, StopOnDrop, install, peer, relayed, socket};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const SHAPES: [Shape; 2] = [Shape::OneInterface, Shape::TwoInterfaces];
@@ -355,15 +355,6 @@ fn a_neighbour_that_the_kernel_does_not_know_is_found_and_kept() {
             let shown = lab.node.run(&format!("ip neigh show {address}")).unwrap();
             assert!(shown.contains("managed"), "{shown}");
         }
-    }
-}
-
-/// Dropped, it lets the thread end that would make a failed test hang.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -11,14 +11,16 @@ use portcullis::clock;
 use portcullis::gate::{self, FlowGrant, Gate, Leg, PeerAddress, Relay};
 use portcullis::tunnel::relay as bind;
 use portcullis_common::{ConnectionId, SipKey};
+use portcullis_tests::bench::Front;
 use portcullis_tests::gate::packet::{self, Path, UDP};
 use portcullis_tests::gate::wire::Wire;
 use portcullis_tests::netns::{Netns, run};
 use portcullis_tests::relay::{RelayEnd, RelayNode};
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
+use crate::closed::fill_maps;
 use crate::lab::{ANSWER, SILENCE};
-use crate::relay_lab::{Ends, PORT, Pair, RelayLab, Shape, install, relayed};
+use crate::relay_lab::{Ends, PORT, Pair, RelayLab, Shape, StopOnDrop, install, relayed};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const SOON: Duration = Duration::from_secs(60);
@@ -131,25 +133,30 @@ fn iperf3_loses_nothing_through_the_gate() {
     }
 }
 
-/// The daemon is killed and started again and again; a sequence-numbered flow does not notice.
+const KILLS: u32 = 100;
+/// Every so many kills, the next daemon finds an older program on the links; as often, it has other settings.
+const EVERY: u32 = 5;
+
+/// The daemon dies, is upgraded and configured anew, and its maps are filled; a sequence-numbered flow does not notice.
 #[test]
-fn a_session_loses_nothing_while_the_daemon_dies_twenty_times() {
+fn a_session_loses_nothing_through_kills_upgrades_other_settings_and_full_maps() {
     let lab = RelayLab::new(Shape::TwoInterfaces);
     let ends = lab.families()[0];
     let pair = lab.pair(&ends);
     lab.greet(&ends);
-    let mut daemon = daemon(&lab, Some((&ends, &pair, 600.0)));
+    let mut daemon = daemon(&lab, Some((&ends, &pair, 3_600.0)), &[]);
     assert_eq!(pair.passes_both(&ends, b"x", ANSWER), [true; 2]);
     // Room for all that this test sends: the kernel must lose nothing either, however late the reader comes.
     set_socket_recv_buffer_size_force(&pair.connector, 256 << 20).unwrap();
     let (stop, received) = (AtomicBool::new(false), Mutex::new(Vec::<u64>::new()));
     let sent = std::thread::scope(|scope| {
+        let stops = StopOnDrop(&stop);
         let sending = scope.spawn(|| {
             let mut next = 0u64;
             while !stop.load(Ordering::Relaxed) {
                 pair.client.send_to(&next.to_be_bytes(), (ends.node_client, PORT)).unwrap();
                 next += 1;
-                std::thread::sleep(Duration::from_micros(200));
+                std::thread::sleep(Duration::from_micros(500));
             }
             next
         });
@@ -166,18 +173,35 @@ fn a_session_loses_nothing_while_the_daemon_dies_twenty_times() {
                 }
             }
         });
-        for _ in 0..20 {
+        for kill in 0..KILLS {
+            // An older program: not the same instructions, but the same maps behind it.
+            let older = ["eth0", "eth1"].map(|interface| {
+                let older = Front::new(&lab.node, interface, &lab.pin.path, None).unwrap();
+                if kill % EVERY == 0 {
+                    older.put().unwrap();
+                    assert!(older.is_there().unwrap());
+                }
+                older
+            });
             daemon.kill().unwrap();
             daemon.wait().unwrap();
-            daemon = self::daemon(&lab, None);
+            let rule = format!("203.0.113.{kill}:22");
+            let settings: &[&str] =
+                if kill % EVERY == 2 { &["--admin", &rule, "--tcp", "8443"] } else { &[] };
+            daemon = self::daemon(&lab, None, settings);
+            assert!(older.iter().all(|older| !older.is_there().unwrap()), "kill {kill}: not replaced");
         }
-        stop.store(true, Ordering::Relaxed);
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+        let (gate, _relay) = lab.open();
+        fill_maps(&gate, &lab.node, ends.client);
+        drop(stops);
         sending.join().unwrap()
     });
-    assert!(sent > 1_000, "{sent}");
-    assert_eq!(received.into_inner().unwrap(), (0..sent).collect::<Vec<_>>(), "in order, none missing");
-    daemon.kill().unwrap();
-    daemon.wait().unwrap();
+    assert!(sent > 10_000, "{sent}");
+    let received = received.into_inner().unwrap();
+    let (arrived, in_order) = (received.len(), received.is_sorted());
+    assert!(received.into_iter().eq(0..sent), "{arrived} of {sent} arrived, in order: {in_order}");
 }
 
 #[test]
@@ -189,7 +213,7 @@ fn expiry_needs_no_daemon() {
     for seconds in [8u64, 30, 60] {
         let pair = lab.pair(&ends);
         let began = Instant::now();
-        let mut daemon = daemon(&lab, Some((&ends, &pair, seconds as f64)));
+        let mut daemon = daemon(&lab, Some((&ends, &pair, seconds as f64)), &[]);
         let granted = Instant::now();
         daemon.kill().unwrap();
         daemon.wait().unwrap();
@@ -253,9 +277,9 @@ fn mac(netns: &Netns) -> [u8; 6] {
 }
 
 /// A process that holds the gate; with a session, if one is given.
-fn daemon(lab: &RelayLab, session: Option<(&Ends, &Pair, f64)>) -> Child {
+fn daemon(lab: &RelayLab, session: Option<(&Ends, &Pair, f64)>, settings: &[&str]) -> Child {
     let mut command = lab.node.command(env!("CARGO_BIN_EXE_gate_hold"));
-    command.arg(&lab.pin.path).args(["--udp", "443"]);
+    command.arg(&lab.pin.path).args(["--udp", "443"]).args(settings);
     for interface in lab.config().interfaces {
         command.args(["--interface", &interface]);
     }
