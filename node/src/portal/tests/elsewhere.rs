@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde_json::Value;
 
-use super::world::{AUTH, Browser, PASSWORD, Page, World};
+use super::world::{AUTH, Browser, PASSWORD, Page, WIKI, World};
 use crate::config::Active;
 use crate::flow::Kind;
 use crate::store::SessionFilter;
@@ -16,7 +16,9 @@ name = "git"
 type = "saas"
 url = "https://git.elsewhere.test/start"
 policies = ["staff"]
-oidc = { redirect_uris = ["https://git.elsewhere.test/cb"] }
+[application.oidc]
+redirect_uris = ["https://git.elsewhere.test/cb"]
+post_logout_redirect_uris = ["https://git.elsewhere.test/bye"]
 [[application]]
 name = "chat"
 type = "saas"
@@ -202,6 +204,30 @@ async fn parked_requests_belong_to_one_browser_and_are_few() {
     assert_eq!(other.get(&world, done.location()).await.status(), StatusCode::BAD_REQUEST);
     assert!(ann.get(&world, done.location()).await.location().contains("?code="));
     assert_eq!(ann.get(&world, done.location()).await.status(), StatusCode::BAD_REQUEST, "once");
+}
+
+#[tokio::test]
+async fn another_sites_form_neither_logs_out_nor_takes_the_cookies_away() {
+    let world = World::with(MORE).await;
+    let mut ann = Browser::default();
+    ann.log_in(&world, &format!("https://{WIKI}/"), "ann", PASSWORD).await;
+    let wish = "post_logout_redirect_uri=https%3A%2F%2Fgit.elsewhere.test%2Fbye";
+    let asked = Browser::default().get(&world, &at("git", &format!("end_session?{wish}"))).await;
+    let resume = format!("https://{AUTH}{}", asked.location());
+    // With it the browser sends no cookie: the form seems to be nobody's.
+    let mut bare = Browser::default();
+    bare.set("origin", "https://evil.test").set("sec-fetch-site", "cross-site");
+    for form in [&[][..], &[("ticket", "x")]] {
+        let page = bare.post(&world, &resume, form).await;
+        assert_eq!(page.cookies(), [""; 0], "{}", page.location());
+        let again = page.location().contains("/end_session?resume=");
+        assert!(again && page.status() == StatusCode::SEE_OTHER, "as a visit, with the cookies");
+    }
+    let asks = ann.get(&world, &resume).await;
+    assert!(asks.body().contains("Sign out?") && asks.cookies().is_empty(), "{}", asks.body());
+    let out = ann.post(&world, &resume, &[("ticket", &asks.ticket())]).await;
+    assert_eq!(out.location(), "https://git.elsewhere.test/bye");
+    assert!(!ann.cookies.keys().any(|(host, name, _)| host == AUTH && name == "CF_Authorization"));
 }
 
 #[tokio::test]
