@@ -22,9 +22,8 @@ use http::header::{self, HeaderValue};
 use http::{Method, Response, StatusCode};
 
 use crate::clock;
-use crate::cookie::{self, SetCookie};
 use crate::event::{Action, Event};
-use crate::flow::{Application, Kind, RayId, Reason, Saas, SaasProtocol, SamlService};
+use crate::flow::{Application, Kind, Reason, Saas, SaasProtocol, SamlService};
 use crate::policy::PermitKind;
 use crate::saas::saml::{Asked, Endpoint, NotIssued};
 use crate::saml::{self, AuthnRequest, Refusal};
@@ -35,17 +34,12 @@ use super::form::Parameters;
 use super::handover::known_as;
 use super::login::ATTEMPT_LIFE;
 use super::page::{self, AutoPost, Frame, PageFacts};
+use super::parked::{NotParked, Park, new_name};
 use super::target::{REQUEST, Target, is_request, resumption};
 use super::{Call, PREFIX};
 use request::{Ask, check};
 
-/// Followed by the name of the request.
-const COOKIE: &str = "__Secure-CF_Saml_";
-const PURPOSE: &str = "saml request";
-/// Characters that browsers keep of a cookie, with room for its name.
-const LONGEST_KEPT: usize = 3800;
-/// Requests that one browser may have open; beyond that it starts with a clean slate.
-const MOST_OPEN: usize = 6;
+const PARK: Park = Park { prefix: "__Secure-CF_Saml_", purpose: "saml request" };
 
 /// One sign-in at one application.
 #[derive(Clone, Copy)]
@@ -139,14 +133,10 @@ impl Call<'_> {
     fn saml_resume(&self, visit: SignIn<'_>) -> Response<Bytes> {
         let query = Parameters::of_query(self.visit.query.as_deref());
         let id = query.one(REQUEST).filter(|id| is_request(id)).unwrap_or_default();
-        let kept = cookie::read_one(&self.visit.headers, &format!("{COOKIE}{id}"))
-            .and_then(|sealed| self.context.seal.open::<(String, Ask)>(PURPOSE, sealed))
-            .filter(|(aud, ask)| {
-                let known = visit.service.consumers.iter().any(|known| known.location == ask.consumer);
-                aud == visit.application.aud.as_str()
-                    && known
-                    && ask.received_at.after(ATTEMPT_LIFE) > self.now
-            });
+        let kept = self.parked::<(String, Ask)>(PARK, id).filter(|(aud, ask)| {
+            let known = visit.service.consumers.iter().any(|known| known.location == ask.consumer);
+            aud == visit.application.aud.as_str() && known && ask.received_at.after(ATTEMPT_LIFE) > self.now
+        });
         match kept {
             Some((_, ask)) => self.saml_answer(visit, ask, Some(id)),
             None => self.objection(visit, "the request is too old, or another browser's"),
@@ -251,25 +241,16 @@ impl Call<'_> {
         ask: &Ask,
         onward: impl FnOnce(&str) -> Response<Bytes>,
     ) -> Response<Bytes> {
-        let id = RayId::from_bytes(clock::random()).to_string();
-        let Ok(sealed) = self.context.seal.seal(PURPOSE, &(visit.application.aud.as_str(), ask)) else {
-            return self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal);
-        };
-        if sealed.len() > LONGEST_KEPT {
-            return self.objection(visit, "the request is too long to be kept");
-        }
+        let id = new_name();
         let mut response = onward(&resumption(visit.saas, &id));
-        let open = || {
-            cookie::pairs(&self.visit.headers).map(|(name, _)| name).filter(|name| name.starts_with(COOKIE))
-        };
-        if open().count() >= MOST_OPEN {
-            let clear = open().take(64).map(|name| SetCookie::clear(name, visit.path));
-            set_cookies(&mut response, clear);
-        }
+        let request = (visit.application.aud.as_str(), ask);
+        let until = ask.received_at.after(ATTEMPT_LIFE);
         // Only the endpoint sees it: several open requests are no weight on other requests.
-        let cookie = SetCookie::new(&format!("{COOKIE}{id}"), &sealed).path(visit.path);
-        set_cookies(&mut response, [cookie.until(ask.received_at.after(ATTEMPT_LIFE), self.now)]);
-        response
+        match self.park(PARK, (&id, visit.path), &request, until, &mut response) {
+            Ok(()) => response,
+            Err(NotParked::TooLong) => self.objection(visit, "the request is too long to be kept"),
+            Err(NotParked::Unsealed) => self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal),
+        }
     }
 
     /// Tells the application why it gets no assertion, which is its own to know: nobody is named.
@@ -304,7 +285,7 @@ impl Call<'_> {
             nonce: &clock::new_session_id().to_string(),
         });
         if let Some(id) = kept {
-            set_cookies(&mut response, [SetCookie::clear(&format!("{COOKIE}{id}"), visit.path)]);
+            set_cookies(&mut response, [PARK.clear(id, visit.path)]);
         }
         response
     }

@@ -24,6 +24,11 @@ name = "chat"
 type = "saas"
 policies = ["ops"]
 oidc = { redirect_uris = ["https://chat.elsewhere.test/cb"] }
+[[application]]
+name = "desk"
+type = "saas"
+policies = ["staff"]
+saml = { entity_id = "https://desk.elsewhere.test", acs = ["https://desk.elsewhere.test/acs"] }
 "#;
 
 const VERIFIER: &str = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
@@ -204,6 +209,40 @@ async fn parked_requests_belong_to_one_browser_and_are_few() {
     assert_eq!(other.get(&world, done.location()).await.status(), StatusCode::BAD_REQUEST);
     assert!(ann.get(&world, done.location()).await.location().contains("?code="));
     assert_eq!(ann.get(&world, done.location()).await.status(), StatusCode::BAD_REQUEST, "once");
+}
+
+/// Bytes that the cookies of parked requests add to each further request, where they are all sent.
+fn parked_bytes(browser: &Browser) -> usize {
+    let parked = browser.cookies.iter().filter(|((_, name, _), _)| {
+        name.starts_with("__Host-CF_Sso_") || name.starts_with("__Secure-CF_Saml_")
+    });
+    parked.map(|((_, name, _), value)| name.len() + value.len() + 3).sum()
+}
+
+#[tokio::test]
+async fn no_page_can_park_so_much_that_the_browser_is_locked_out() {
+    let world = World::with(MORE).await;
+    let mut ann = Browser::default();
+    let long = authorization("git", &format!("&nonce={0}&login_hint={0}", "n".repeat(256)))
+        .replace("state=xyz", &format!("state={}", "s".repeat(1024)));
+    let now = time::OffsetDateTime::from_unix_timestamp(crate::clock::now().0).unwrap();
+    let now = now.format(&time::format_description::well_known::Rfc3339).unwrap();
+    let request = format!(
+        "<p:AuthnRequest xmlns:p=\"urn:oasis:names:tc:SAML:2.0:protocol\" Version=\"2.0\" ID=\"_{}\" \
+         IssueInstant=\"{now}\"><s:Issuer xmlns:s=\"urn:oasis:names:tc:SAML:2.0:assertion\">\
+         https://desk.elsewhere.test</s:Issuer></p:AuthnRequest>",
+        "a".repeat(200)
+    );
+    let request = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, request);
+    let relay_state = "r".repeat(1024);
+    let desk = format!("https://{AUTH}/cdn-cgi/access/sso/saml/desk");
+    for _ in 0..8 {
+        ann.get(&world, &long).await;
+        let form = [("SAMLRequest", request.as_str()), ("RelayState", &relay_state)];
+        assert_eq!(ann.post(&world, &desk, &form).await.status(), StatusCode::SEE_OTHER);
+    }
+    // Of the 32 KiB that the edge reads of a head.
+    assert!((1000..16 * 1024).contains(&parked_bytes(&ann)), "{}", parked_bytes(&ann));
 }
 
 #[tokio::test]
