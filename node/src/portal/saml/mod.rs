@@ -55,7 +55,7 @@ struct SignIn<'a> {
 
 impl Call<'_> {
     /// Answers `sso/saml/<rest>` on the auth domain.
-    pub(super) fn saml(&self, rest: &str) -> Response<Bytes> {
+    pub(super) async fn saml(&self, rest: &str) -> Response<Bytes> {
         let (name, endpoint) = match rest.split_once('/') {
             None => (rest, None),
             Some((name, endpoint)) => (name, Some(endpoint)),
@@ -75,8 +75,8 @@ impl Call<'_> {
         let visit = SignIn { application, saas, service, path: &path, sign_in: &sign_in };
         match (endpoint, &self.visit.method) {
             (None, &Method::POST) => self.saml_form(visit),
-            (None, &Method::GET) => self.saml_query(visit),
-            (Some("resume"), &Method::GET) => self.saml_resume(visit),
+            (None, &Method::GET) => self.saml_query(visit).await,
+            (Some("resume"), &Method::GET) => self.saml_resume(visit).await,
             (Some("saml-metadata"), &(Method::GET | Method::HEAD)) => {
                 let document = self.context.saml.metadata(service, endpoint_of(visit));
                 page::document("application/samlmetadata+xml", document)
@@ -112,25 +112,25 @@ impl Call<'_> {
         }
     }
 
-    fn saml_query(&self, visit: SignIn<'_>) -> Response<Bytes> {
+    async fn saml_query(&self, visit: SignIn<'_>) -> Response<Bytes> {
         let raw = self.visit.query.as_deref().unwrap_or_default();
         let query = Parameters::of_query(Some(raw));
         if query.has(saml::Kind::Request.parameter()) {
             let received = saml::of_query(raw, saml::Kind::Request, &visit.service.certificates);
             return match self.saml_check(visit, received) {
-                Ok((ask, None)) => self.saml_answer(visit, ask, None),
+                Ok((ask, None)) => self.saml_answer(visit, ask, None).await,
                 Ok((ask, Some(refusal))) => self.saml_refusal(visit, &ask, refusal, None),
                 Err(why) => self.objection(visit, &why),
             };
         }
         match Ask::unsolicited(visit.service, self.now) {
-            Some(ask) => self.saml_answer(visit, ask, None),
+            Some(ask) => self.saml_answer(visit, ask, None).await,
             None => self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication),
         }
     }
 
     /// Takes up a request that this browser kept.
-    fn saml_resume(&self, visit: SignIn<'_>) -> Response<Bytes> {
+    async fn saml_resume(&self, visit: SignIn<'_>) -> Response<Bytes> {
         let query = Parameters::of_query(self.visit.query.as_deref());
         let id = query.one(REQUEST).filter(|id| is_request(id)).unwrap_or_default();
         let kept = self.parked::<(String, Ask)>(PARK, id).filter(|(aud, ask)| {
@@ -138,7 +138,7 @@ impl Call<'_> {
             aud == visit.application.aud.as_str() && known && ask.received_at.after(ATTEMPT_LIFE) > self.now
         });
         match kept {
-            Some((_, ask)) => self.saml_answer(visit, ask, Some(id)),
+            Some((_, ask)) => self.saml_answer(visit, ask, Some(id)).await,
             None => self.objection(visit, "the request is too old, or another browser's"),
         }
     }
@@ -155,7 +155,7 @@ impl Call<'_> {
     }
 
     /// With the session there is, or after the login. `kept` names the cookie of a request that was kept already.
-    fn saml_answer(&self, visit: SignIn<'_>, ask: Ask, kept: Option<&str>) -> Response<Bytes> {
+    async fn saml_answer(&self, visit: SignIn<'_>, ask: Ask, kept: Option<&str>) -> Response<Bytes> {
         let fresh = |live: &LiveSession| !ask.force || live.session.created_at >= ask.received_at;
         let allowed = |live: &LiveSession| {
             let providers = &visit.application.providers;
@@ -213,6 +213,12 @@ impl Call<'_> {
         };
         match issued {
             Ok(answer) => {
+                // First the store: who revokes by application has to find it.
+                let granted = self.context.sessions.granted(live.session.id, &visit.application.name).await;
+                if let Err(error) = granted {
+                    self.context.events.emit(event(false).reason(Reason::Internal).detail(error.to_string()));
+                    return self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal);
+                }
                 let how = if ask.id.is_some() { "asked by the application" } else { "from the launcher" };
                 self.context.events.emit(event(true).detail(how));
                 self.post(visit, &ask, &answer, kept)

@@ -246,6 +246,28 @@ async fn no_page_can_park_so_much_that_the_browser_is_locked_out() {
 }
 
 #[tokio::test]
+async fn a_sign_in_by_saml_is_found_by_whoever_revokes_by_application() {
+    let world = World::with(MORE).await;
+    let mut ann = Browser::default();
+    ann.log_in(&world, &format!("https://{WIKI}/"), "ann", PASSWORD).await;
+    let by_desk = SessionFilter::Application("desk".into());
+    let granted = |found: Vec<crate::flow::Session>| found.len();
+    let now = crate::clock::now();
+    assert_eq!(granted(world.context.sessions.matching(&by_desk, now).await.unwrap()), 0);
+    let answer = ann.get(&world, &format!("https://{AUTH}/cdn-cgi/access/sso/saml/desk")).await;
+    assert!(answer.body().contains("SAMLResponse"), "{}", answer.body());
+    assert_eq!(granted(world.context.sessions.matching(&by_desk, now).await.unwrap()), 1);
+    assert_eq!(world.context.sessions.revoke(&by_desk, now).await.unwrap().len(), 1);
+
+    // A store that cannot remember it lets nobody in that a revocation would miss.
+    ann.log_in(&world, &format!("https://{WIKI}/"), "ann", PASSWORD).await;
+    world.context.store.break_sessions().await;
+    let answer = ann.get(&world, &format!("https://{AUTH}/cdn-cgi/access/sso/saml/desk")).await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(!answer.body().contains("SAMLResponse"));
+}
+
+#[tokio::test]
 async fn another_sites_form_neither_logs_out_nor_takes_the_cookies_away() {
     let world = World::with(MORE).await;
     let mut ann = Browser::default();
