@@ -267,9 +267,12 @@ impl Shared {
                 },
             }
             active.mark_unchanged();
-            let abouts: Vec<_> =
-                self.lock().book.iter().map(|(session, entry)| (session, Arc::clone(&entry.about))).collect();
-            let refused = abouts.into_iter().filter(|(_, about)| !self.still_allowed(about, about.address));
+            let all: Vec<_> = {
+                let inner = self.lock();
+                let facts = |entry: &Entry| (Arc::clone(&entry.about), entry.address());
+                inner.book.iter().map(|(session, entry)| (session, facts(entry))).collect()
+            };
+            let refused = all.into_iter().filter(|(_, (about, at))| !self.still_allowed(about, *at));
             let _ = self.end(refused.map(|(session, _)| (session, EndReason::NotAllowed)).collect()).await;
         }
     }
