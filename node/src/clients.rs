@@ -23,6 +23,7 @@ use crate::flow::{ClientId, Session, UnixTime};
 use crate::metrics::Metrics;
 use crate::session::{LiveSession, Sessions};
 use crate::store::{Client, NewClient, Rotation, Store, StoreError};
+use crate::token::Claims;
 
 /// A client that is logged in now.
 #[derive(Debug, Clone)]
@@ -90,6 +91,17 @@ impl Clients {
     pub fn get(&self, id: ClientId, now: UnixTime) -> Option<LiveClient> {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()?;
         (live.session.expires_at > now && !live.ended.is_cancelled()).then_some(live)
+    }
+
+    /// The live session that a verified token names, and with it the login of the client that the token was minted for:
+    /// whichever of the two ends first ends what runs on it.
+    pub fn live(&self, sessions: &Sessions, claims: &Claims, now: UnixTime) -> Option<LiveSession> {
+        let mut live = sessions.get(claims.identity_nonce, now)?;
+        if let Some(id) = claims.client_login {
+            let client = self.get(id, now)?;
+            live.ended = (client.session.id == live.session.id).then_some(client.ended)?;
+        }
+        Some(live)
     }
 
     /// Logs in the device that holds `key` and is called `name`, by the person's `session`. Whatever was logged in with

@@ -38,15 +38,9 @@ pub struct Context {
 }
 
 impl Context {
-    /// The live session that a verified token names, and with it the login of the client that the token was minted for:
-    /// whichever of the two ends first ends what runs on it.
+    /// The live session that a verified token names, as [`Clients::live`] says.
     pub fn live(&self, claims: &Claims, now: UnixTime) -> Option<LiveSession> {
-        let mut live = self.sessions.get(claims.identity_nonce, now)?;
-        if let Some(id) = claims.client_login {
-            let client = self.clients.get(id, now)?;
-            live.ended = (client.session.id == live.session.id).then_some(client.ended)?;
-        }
-        Some(live)
+        self.clients.live(&self.sessions, claims, now)
     }
 
     /// The configuration in force now.

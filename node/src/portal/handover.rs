@@ -219,8 +219,7 @@ impl Call<'_> {
         let tokens = &self.context.tokens;
         let token = match by {
             By::Link | By::Form => tokens.mint_application(permit, self.now),
-            By::Client(None) => tokens.mint_application_for_client(permit, self.now),
-            By::Client(Some(login)) => tokens.mint_for_client(permit, login, self.now),
+            By::Client(login) => tokens.mint_application_for_client(permit, login, self.now),
         };
         let Some(token) = token.map_err(|error| error.to_string())? else { return Ok(Vec::new()) };
         let application = permit.application();

@@ -26,6 +26,7 @@ mod login;
 mod logout;
 mod me;
 pub mod page;
+mod parked;
 mod providers;
 mod saml;
 mod site;

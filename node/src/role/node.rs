@@ -236,6 +236,7 @@ async fn serve(
     let private = tunnel::PrivateSessions::new(tunnel::PrivateParts {
         store: store.clone(),
         sessions: sessions.clone(),
+        clients: clients.clone(),
         tokens: tokens.clone(),
         events: events.clone(),
         metrics: Arc::clone(&metrics),

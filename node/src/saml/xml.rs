@@ -1,7 +1,8 @@
 //! Strict reading of XML: what has two readings is refused before anything else looks at it.
 //!
 //! No document type (so no entities beyond the five of XML itself), no processing instructions, no ID that is there
-//! twice, and bounds on bytes, depth, nodes and attributes. Comments are refused in messages, where they have hidden
+//! twice, and bounds on bytes, depth, nodes, attributes and namespaces: the last two before the parser, which compares
+//! each with the others, has seen any. Comments are refused in messages, where they have hidden
 //! the end of a name from readers that stop at the first text node; metadata, which people write, may have them.
 
 use roxmltree::{Document, NodeType, ParsingOptions};
@@ -12,14 +13,27 @@ pub struct Limits {
     pub bytes: usize,
     pub nodes: u32,
     pub depth: usize,
+    /// Attributes of all elements, and what looks like one.
+    pub attributes: usize,
+    /// Declarations of namespaces, anywhere, and what looks like one.
+    pub namespaces: usize,
     pub comments: bool,
 }
 
 /// Of protocol messages.
-pub const MESSAGE: Limits = Limits { bytes: 64 * 1024, nodes: 4096, depth: 32, comments: false };
+pub const MESSAGE: Limits =
+    Limits { bytes: 64 * 1024, nodes: 4096, depth: 32, attributes: 1024, namespaces: 128, comments: false };
 /// Of metadata from a file.
-pub const METADATA: Limits = Limits { bytes: 1024 * 1024, nodes: 20_000, depth: 32, comments: true };
+pub const METADATA: Limits = Limits {
+    bytes: 1024 * 1024,
+    nodes: 20_000,
+    depth: 32,
+    attributes: 16_384,
+    namespaces: 1024,
+    comments: true,
+};
 
+/// Of one element.
 const ATTRIBUTES: usize = 64;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,8 +50,10 @@ pub enum XmlError {
     Comment,
     #[error("elements are nested deeper than {0}")]
     TooDeep(usize),
-    #[error("an element has more than {ATTRIBUTES} attributes")]
+    #[error("there are too many attributes")]
     TooManyAttributes,
+    #[error("there are too many declarations of namespaces")]
+    TooManyNamespaces,
     #[error("an ID is there twice")]
     DuplicateId,
     #[error("not well-formed: {0}")]
@@ -165,6 +181,13 @@ pub fn parse(bytes: &[u8], limits: Limits) -> Result<Element, XmlError> {
         return Err(XmlError::TooLarge(limits.bytes));
     }
     let text = std::str::from_utf8(bytes).map_err(|_| XmlError::NotUtf8)?;
+    // Counted wherever they stand: what only looks like one costs a sender some of what there may be, and hides nothing.
+    if text.matches("xmlns").count() > limits.namespaces {
+        return Err(XmlError::TooManyNamespaces);
+    }
+    if text.matches('=').count() > limits.attributes {
+        return Err(XmlError::TooManyAttributes);
+    }
     // The parser takes an empty document type for none.
     if text.contains("<!DOCTYPE") {
         return Err(XmlError::DocumentType);

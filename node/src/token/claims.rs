@@ -137,9 +137,9 @@ impl Claims {
         self.cnf.as_ref().is_some_and(|confirmation| confirmation.key == hex(key))
     }
 
-    /// The same claims, for a client that is no browser.
-    pub(super) fn of_client(self) -> Self {
-        Self { client: true, ..self }
+    /// The same claims, for a client that is no browser, and its login where it has one.
+    pub(super) fn of_client(self, login: Option<ClientId>) -> Self {
+        Self { client: true, client_login: login, ..self }
     }
 
     pub(super) fn is_for(&self, kind: Kind<'_>) -> bool {

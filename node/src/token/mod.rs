@@ -105,18 +105,6 @@ impl Tokens {
         self.ring().sign(&claims, now).map(Some)
     }
 
-    /// As [`Tokens::mint_application`], for the access client of the login `client`: its holder may send it in a header.
-    pub fn mint_for_client(
-        &self,
-        permit: &Permit,
-        client: ClientId,
-        now: UnixTime,
-    ) -> Result<Option<String>, TokenError> {
-        let Some(session) = permit.session() else { return Ok(None) };
-        let claims = Claims::application(&self.issuer, permit, session, now);
-        self.ring().sign(&Claims { client: true, client_login: Some(client), ..claims }, now).map(Some)
-    }
-
     /// The access token of the client that logged in as `client` and holds the device key with the hash `key`, and when
     /// it ends: never after the session.
     pub fn mint_client(
@@ -132,21 +120,22 @@ impl Tokens {
     }
 
     /// The token of an application for a client that is no browser: good in the `Cf-Access-Token` header only. Only a
-    /// person has one.
+    /// person has one. Where the client has a login of its own, the token ends with that `login`, too.
     pub fn mint_application_for_client(
         &self,
         permit: &Permit,
+        login: Option<ClientId>,
         now: UnixTime,
     ) -> Result<Option<String>, TokenError> {
         let Some(session) = permit.session() else { return Ok(None) };
-        let claims = Claims::application(&self.issuer, permit, session, now).of_client();
+        let claims = Claims::application(&self.issuer, permit, session, now).of_client(login);
         self.ring().sign(&claims, now).map(Some)
     }
 
     /// The global token of a login for a client that is no browser: worth tokens for that client, and no login of a
     /// browser.
     pub fn mint_global_for_client(&self, session: &Session, now: UnixTime) -> Result<String, TokenError> {
-        self.ring().sign(&Claims::global(&self.issuer, session, now).of_client(), now)
+        self.ring().sign(&Claims::global(&self.issuer, session, now).of_client(None), now)
     }
 
     /// The global token of a login.

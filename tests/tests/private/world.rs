@@ -107,7 +107,7 @@ impl World {
             Facts { application, session: Some(session), service: None, address: [127, 0, 0, 1].into() };
         match decide(&active.policies, &facts, at) {
             Decision::Allow(permit) => {
-                self.tokens.mint_application_for_client(&permit, at).unwrap().expect("a person's")
+                self.tokens.mint_application_for_client(&permit, None, at).unwrap().expect("a person's")
             }
             other => panic!("{other:?}"),
         }

@@ -42,6 +42,8 @@ struct Ticket {
 /// A device whose code was typed, between the form and the confirmation. Sealed.
 #[derive(Serialize, Deserialize)]
 struct Found {
+    /// Of whoever typed the code: the address is of no use to anybody else.
+    session: SessionId,
     hash: [u8; 32],
     name: String,
     address: IpAddr,
@@ -96,7 +98,7 @@ impl Call<'_> {
             let found = query
                 .one("asks")
                 .and_then(|text| self.context.seal.open::<Found>(FOUND, text))
-                .filter(|found| found.expires_at > self.now);
+                .filter(|found| found.session == live.session.id && found.expires_at > self.now);
             return match found {
                 Some(found) => self.decide_about(&live, &found).await,
                 None => self.code_page(&live, StatusCode::BAD_REQUEST, Some(TOO_OLD)),
@@ -139,6 +141,7 @@ impl Call<'_> {
         };
         self.portal.cli.guesses.refund(attempt);
         let found = Found {
+            session: live.session.id,
             hash,
             name: device.name,
             address: device.address,

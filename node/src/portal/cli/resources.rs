@@ -95,7 +95,8 @@ impl Call<'_> {
                 return self.refuse_client(&denied(Reason::NoSession, "it takes another login"), event);
             }
         };
-        let token = match self.context.tokens.mint_for_client(&permit, client.client.id, self.now) {
+        let login = Some(client.client.id);
+        let token = match self.context.tokens.mint_application_for_client(&permit, login, self.now) {
             Ok(Some(token)) => token,
             Ok(None) => {
                 let words = "the application is open to everybody: it takes no token";

@@ -22,9 +22,8 @@ use http::header::{self, HeaderValue};
 use http::{Method, Response, StatusCode};
 
 use crate::clock;
-use crate::cookie::{self, SetCookie};
 use crate::event::{Action, Event};
-use crate::flow::{Application, Kind, RayId, Reason, Saas, SaasProtocol, SamlService};
+use crate::flow::{Application, Kind, Reason, Saas, SaasProtocol, SamlService};
 use crate::policy::PermitKind;
 use crate::saas::saml::{Asked, Endpoint, NotIssued};
 use crate::saml::{self, AuthnRequest, Refusal};
@@ -35,17 +34,12 @@ use super::form::Parameters;
 use super::handover::known_as;
 use super::login::ATTEMPT_LIFE;
 use super::page::{self, AutoPost, Frame, PageFacts};
+use super::parked::{NotParked, Park, new_name};
 use super::target::{REQUEST, Target, is_request, resumption};
 use super::{Call, PREFIX};
 use request::{Ask, check};
 
-/// Followed by the name of the request.
-const COOKIE: &str = "__Secure-CF_Saml_";
-const PURPOSE: &str = "saml request";
-/// Characters that browsers keep of a cookie, with room for its name.
-const LONGEST_KEPT: usize = 3800;
-/// Requests that one browser may have open; beyond that it starts with a clean slate.
-const MOST_OPEN: usize = 6;
+const PARK: Park = Park { prefix: "__Secure-CF_Saml_", purpose: "saml request" };
 
 /// One sign-in at one application.
 #[derive(Clone, Copy)]
@@ -61,7 +55,7 @@ struct SignIn<'a> {
 
 impl Call<'_> {
     /// Answers `sso/saml/<rest>` on the auth domain.
-    pub(super) fn saml(&self, rest: &str) -> Response<Bytes> {
+    pub(super) async fn saml(&self, rest: &str) -> Response<Bytes> {
         let (name, endpoint) = match rest.split_once('/') {
             None => (rest, None),
             Some((name, endpoint)) => (name, Some(endpoint)),
@@ -81,8 +75,8 @@ impl Call<'_> {
         let visit = SignIn { application, saas, service, path: &path, sign_in: &sign_in };
         match (endpoint, &self.visit.method) {
             (None, &Method::POST) => self.saml_form(visit),
-            (None, &Method::GET) => self.saml_query(visit),
-            (Some("resume"), &Method::GET) => self.saml_resume(visit),
+            (None, &Method::GET) => self.saml_query(visit).await,
+            (Some("resume"), &Method::GET) => self.saml_resume(visit).await,
             (Some("saml-metadata"), &(Method::GET | Method::HEAD)) => {
                 let document = self.context.saml.metadata(service, endpoint_of(visit));
                 page::document("application/samlmetadata+xml", document)
@@ -118,37 +112,33 @@ impl Call<'_> {
         }
     }
 
-    fn saml_query(&self, visit: SignIn<'_>) -> Response<Bytes> {
+    async fn saml_query(&self, visit: SignIn<'_>) -> Response<Bytes> {
         let raw = self.visit.query.as_deref().unwrap_or_default();
         let query = Parameters::of_query(Some(raw));
         if query.has(saml::Kind::Request.parameter()) {
             let received = saml::of_query(raw, saml::Kind::Request, &visit.service.certificates);
             return match self.saml_check(visit, received) {
-                Ok((ask, None)) => self.saml_answer(visit, ask, None),
+                Ok((ask, None)) => self.saml_answer(visit, ask, None).await,
                 Ok((ask, Some(refusal))) => self.saml_refusal(visit, &ask, refusal, None),
                 Err(why) => self.objection(visit, &why),
             };
         }
         match Ask::unsolicited(visit.service, self.now) {
-            Some(ask) => self.saml_answer(visit, ask, None),
+            Some(ask) => self.saml_answer(visit, ask, None).await,
             None => self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication),
         }
     }
 
     /// Takes up a request that this browser kept.
-    fn saml_resume(&self, visit: SignIn<'_>) -> Response<Bytes> {
+    async fn saml_resume(&self, visit: SignIn<'_>) -> Response<Bytes> {
         let query = Parameters::of_query(self.visit.query.as_deref());
         let id = query.one(REQUEST).filter(|id| is_request(id)).unwrap_or_default();
-        let kept = cookie::read_one(&self.visit.headers, &format!("{COOKIE}{id}"))
-            .and_then(|sealed| self.context.seal.open::<(String, Ask)>(PURPOSE, sealed))
-            .filter(|(aud, ask)| {
-                let known = visit.service.consumers.iter().any(|known| known.location == ask.consumer);
-                aud == visit.application.aud.as_str()
-                    && known
-                    && ask.received_at.after(ATTEMPT_LIFE) > self.now
-            });
+        let kept = self.parked::<(String, Ask)>(PARK, id).filter(|(aud, ask)| {
+            let known = visit.service.consumers.iter().any(|known| known.location == ask.consumer);
+            aud == visit.application.aud.as_str() && known && ask.received_at.after(ATTEMPT_LIFE) > self.now
+        });
         match kept {
-            Some((_, ask)) => self.saml_answer(visit, ask, Some(id)),
+            Some((_, ask)) => self.saml_answer(visit, ask, Some(id)).await,
             None => self.objection(visit, "the request is too old, or another browser's"),
         }
     }
@@ -165,7 +155,7 @@ impl Call<'_> {
     }
 
     /// With the session there is, or after the login. `kept` names the cookie of a request that was kept already.
-    fn saml_answer(&self, visit: SignIn<'_>, ask: Ask, kept: Option<&str>) -> Response<Bytes> {
+    async fn saml_answer(&self, visit: SignIn<'_>, ask: Ask, kept: Option<&str>) -> Response<Bytes> {
         let fresh = |live: &LiveSession| !ask.force || live.session.created_at >= ask.received_at;
         let allowed = |live: &LiveSession| {
             let providers = &visit.application.providers;
@@ -223,6 +213,12 @@ impl Call<'_> {
         };
         match issued {
             Ok(answer) => {
+                // First the store: who revokes by application has to find it.
+                let granted = self.context.sessions.granted(live.session.id, &visit.application.name).await;
+                if let Err(error) = granted {
+                    self.context.events.emit(event(false).reason(Reason::Internal).detail(error.to_string()));
+                    return self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal);
+                }
                 let how = if ask.id.is_some() { "asked by the application" } else { "from the launcher" };
                 self.context.events.emit(event(true).detail(how));
                 self.post(visit, &ask, &answer, kept)
@@ -251,25 +247,16 @@ impl Call<'_> {
         ask: &Ask,
         onward: impl FnOnce(&str) -> Response<Bytes>,
     ) -> Response<Bytes> {
-        let id = RayId::from_bytes(clock::random()).to_string();
-        let Ok(sealed) = self.context.seal.seal(PURPOSE, &(visit.application.aud.as_str(), ask)) else {
-            return self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal);
-        };
-        if sealed.len() > LONGEST_KEPT {
-            return self.objection(visit, "the request is too long to be kept");
-        }
+        let id = new_name();
         let mut response = onward(&resumption(visit.saas, &id));
-        let open = || {
-            cookie::pairs(&self.visit.headers).map(|(name, _)| name).filter(|name| name.starts_with(COOKIE))
-        };
-        if open().count() >= MOST_OPEN {
-            let clear = open().take(64).map(|name| SetCookie::clear(name, visit.path));
-            set_cookies(&mut response, clear);
-        }
+        let request = (visit.application.aud.as_str(), ask);
+        let until = ask.received_at.after(ATTEMPT_LIFE);
         // Only the endpoint sees it: several open requests are no weight on other requests.
-        let cookie = SetCookie::new(&format!("{COOKIE}{id}"), &sealed).path(visit.path);
-        set_cookies(&mut response, [cookie.until(ask.received_at.after(ATTEMPT_LIFE), self.now)]);
-        response
+        match self.park(PARK, (&id, visit.path), &request, until, &mut response) {
+            Ok(()) => response,
+            Err(NotParked::TooLong) => self.objection(visit, "the request is too long to be kept"),
+            Err(NotParked::Unsealed) => self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal),
+        }
     }
 
     /// Tells the application why it gets no assertion, which is its own to know: nobody is named.
@@ -304,7 +291,7 @@ impl Call<'_> {
             nonce: &clock::new_session_id().to_string(),
         });
         if let Some(id) = kept {
-            set_cookies(&mut response, [SetCookie::clear(&format!("{COOKIE}{id}"), visit.path)]);
+            set_cookies(&mut response, [PARK.clear(id, visit.path)]);
         }
         response
     }

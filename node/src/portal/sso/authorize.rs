@@ -8,13 +8,13 @@ use bytes::Bytes;
 use http::{Method, Response, StatusCode};
 
 use crate::clock;
-use crate::cookie::{self, SetCookie};
-use crate::flow::{RayId, Reason, Saas};
+use crate::flow::{Reason, Saas};
 use crate::policy::{PermitKind, PermitOf};
 use crate::portal::browser::set_cookies;
 use crate::portal::form::Parameters;
 use crate::portal::login::ATTEMPT_LIFE;
 use crate::portal::page::{self, AutoPost, Frame, MessagePage};
+use crate::portal::parked::{NotParked, Park, new_name};
 use crate::portal::providers;
 use crate::portal::target::{BY_FORM, REQUEST, Target, is_request, resumption};
 use crate::saas::oidc::request::{AuthorizationRequest, Pending, RequestError, ReturnTo};
@@ -23,13 +23,7 @@ use crate::session::LiveSession;
 
 use super::Provider;
 
-/// Followed by the name of the request.
-const COOKIE: &str = "__Host-CF_Sso_";
-const PURPOSE: &str = "oidc authorization request";
-/// Requests that one browser may have parked; beyond that it starts with a clean slate.
-const MOST_PARKED: usize = 6;
-/// Bytes of the longest cookie that browsers keep, less its name and attributes.
-const LONGEST_COOKIE: usize = 3900;
+const PARK: Park = Park { prefix: "__Host-CF_Sso_", purpose: "oidc authorization request" };
 
 impl Provider<'_> {
     pub(super) async fn authorization(&self) -> Response<Bytes> {
@@ -69,9 +63,9 @@ impl Provider<'_> {
     pub(super) async fn resume(&self) -> Response<Bytes> {
         let query = Parameters::of_query(self.call.visit.query.as_deref());
         let id = query.one(REQUEST).filter(|id| is_request(id)).unwrap_or_default();
-        let cookie = format!("{COOKIE}{id}");
-        let pending = cookie::read_all(&self.call.visit.headers, &cookie)
-            .find_map(|sealed| self.call.context.seal.open::<Pending>(PURPOSE, sealed))
+        let pending = self
+            .call
+            .parked::<Pending>(PARK, id)
             .filter(|pending| pending.expires_at > self.call.now && pending.client == self.client.id)
             // The configuration may have changed while somebody logged in.
             .filter(|pending| self.client.redirect_uris.contains(&pending.request.to.redirect_uri));
@@ -96,7 +90,7 @@ impl Provider<'_> {
             Some(live) => {
                 let mut response = self.sign_in(pending, &live, by_form).await;
                 if let Some(id) = parked {
-                    set_cookies(&mut response, [SetCookie::clear(&format!("{COOKIE}{id}"), "/")]);
+                    set_cookies(&mut response, [PARK.clear(id, "/")]);
                 }
                 response
             }
@@ -134,34 +128,16 @@ impl Provider<'_> {
 
     /// Leaves a request with the browser, in the cookie `id` of `response`.
     fn parked(&self, pending: &Pending, id: &str, mut response: Response<Bytes>) -> Response<Bytes> {
-        let sealed = match self.call.context.seal.seal(PURPOSE, pending) {
-            Ok(sealed) if sealed.len() <= LONGEST_COOKIE => sealed,
-            Ok(_) => {
+        match self.call.park(PARK, (id, "/"), pending, pending.expires_at, &mut response) {
+            Ok(()) => response,
+            Err(NotParked::TooLong) => {
                 let why = "the request is too long";
-                return self.send_error(
-                    &pending.request.to,
-                    "invalid_request",
-                    why,
-                    Reason::BadRequest,
-                    false,
-                );
+                self.send_error(&pending.request.to, "invalid_request", why, Reason::BadRequest, false)
             }
-            Err(error) => {
-                let why = error.to_string();
-                return self.own_page(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal, &why);
+            Err(NotParked::Unsealed) => {
+                self.own_page(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal, "sealing failed")
             }
-        };
-        let open: Vec<&str> = cookie::pairs(&self.call.visit.headers)
-            .map(|(name, _)| name)
-            .filter(|name| name.strip_prefix(COOKIE).is_some_and(is_request))
-            .take(64)
-            .collect();
-        if open.len() >= MOST_PARKED {
-            set_cookies(&mut response, open.into_iter().map(|name| SetCookie::clear(name, "/")));
         }
-        let cookie = SetCookie::new(&format!("{COOKIE}{id}"), &sealed);
-        set_cookies(&mut response, [cookie.until(pending.expires_at, self.call.now)]);
-        response
     }
 
     /// Decides, and answers with a code or with the node's own page.
@@ -270,9 +246,4 @@ impl Provider<'_> {
         };
         page::redirect(status, &location)
     }
-}
-
-/// 16 hexadecimal digits, like a ray id.
-fn new_name() -> String {
-    RayId::from_bytes(clock::random()).to_string()
 }

@@ -123,7 +123,13 @@ impl Provider<'_> {
 
     async fn log_out(&self, wish: Wish, ticket: Option<&str>) -> Response<Bytes> {
         let call = self.call;
-        let Some(live) = call.global_session() else { return self.gone(&wish) };
+        let Some(live) = call.global_session() else {
+            // With a form of another site comes no cookie, here too: the cookies that it could not show are not removed.
+            return match call.visit.method {
+                Method::POST => self.resumption(&wish),
+                _ => self.gone(&wish),
+            };
+        };
         let meant = wish.hinted == Some(live.session.id)
             || ticket.is_some_and(|ticket| call.is_logout_ticket(ticket, &live.session));
         if !meant {

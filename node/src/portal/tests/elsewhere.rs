@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde_json::Value;
 
-use super::world::{AUTH, Browser, PASSWORD, Page, World};
+use super::world::{AUTH, Browser, PASSWORD, Page, WIKI, World};
 use crate::config::Active;
 use crate::flow::Kind;
 use crate::store::SessionFilter;
@@ -16,12 +16,19 @@ name = "git"
 type = "saas"
 url = "https://git.elsewhere.test/start"
 policies = ["staff"]
-oidc = { redirect_uris = ["https://git.elsewhere.test/cb"] }
+[application.oidc]
+redirect_uris = ["https://git.elsewhere.test/cb"]
+post_logout_redirect_uris = ["https://git.elsewhere.test/bye"]
 [[application]]
 name = "chat"
 type = "saas"
 policies = ["ops"]
 oidc = { redirect_uris = ["https://chat.elsewhere.test/cb"] }
+[[application]]
+name = "desk"
+type = "saas"
+policies = ["staff"]
+saml = { entity_id = "https://desk.elsewhere.test", acs = ["https://desk.elsewhere.test/acs"] }
 "#;
 
 const VERIFIER: &str = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
@@ -202,6 +209,86 @@ async fn parked_requests_belong_to_one_browser_and_are_few() {
     assert_eq!(other.get(&world, done.location()).await.status(), StatusCode::BAD_REQUEST);
     assert!(ann.get(&world, done.location()).await.location().contains("?code="));
     assert_eq!(ann.get(&world, done.location()).await.status(), StatusCode::BAD_REQUEST, "once");
+}
+
+/// Bytes that the cookies of parked requests add to each further request, where they are all sent.
+fn parked_bytes(browser: &Browser) -> usize {
+    let parked = browser.cookies.iter().filter(|((_, name, _), _)| {
+        name.starts_with("__Host-CF_Sso_") || name.starts_with("__Secure-CF_Saml_")
+    });
+    parked.map(|((_, name, _), value)| name.len() + value.len() + 3).sum()
+}
+
+#[tokio::test]
+async fn no_page_can_park_so_much_that_the_browser_is_locked_out() {
+    let world = World::with(MORE).await;
+    let mut ann = Browser::default();
+    let long = authorization("git", &format!("&nonce={0}&login_hint={0}", "n".repeat(256)))
+        .replace("state=xyz", &format!("state={}", "s".repeat(1024)));
+    let now = time::OffsetDateTime::from_unix_timestamp(crate::clock::now().0).unwrap();
+    let now = now.format(&time::format_description::well_known::Rfc3339).unwrap();
+    let request = format!(
+        "<p:AuthnRequest xmlns:p=\"urn:oasis:names:tc:SAML:2.0:protocol\" Version=\"2.0\" ID=\"_{}\" \
+         IssueInstant=\"{now}\"><s:Issuer xmlns:s=\"urn:oasis:names:tc:SAML:2.0:assertion\">\
+         https://desk.elsewhere.test</s:Issuer></p:AuthnRequest>",
+        "a".repeat(200)
+    );
+    let request = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, request);
+    let relay_state = "r".repeat(1024);
+    let desk = format!("https://{AUTH}/cdn-cgi/access/sso/saml/desk");
+    for _ in 0..8 {
+        ann.get(&world, &long).await;
+        let form = [("SAMLRequest", request.as_str()), ("RelayState", &relay_state)];
+        assert_eq!(ann.post(&world, &desk, &form).await.status(), StatusCode::SEE_OTHER);
+    }
+    // Of the 32 KiB that the edge reads of a head.
+    assert!((1000..16 * 1024).contains(&parked_bytes(&ann)), "{}", parked_bytes(&ann));
+}
+
+#[tokio::test]
+async fn a_sign_in_by_saml_is_found_by_whoever_revokes_by_application() {
+    let world = World::with(MORE).await;
+    let mut ann = Browser::default();
+    ann.log_in(&world, &format!("https://{WIKI}/"), "ann", PASSWORD).await;
+    let by_desk = SessionFilter::Application("desk".into());
+    let granted = |found: Vec<crate::flow::Session>| found.len();
+    let now = crate::clock::now();
+    assert_eq!(granted(world.context.sessions.matching(&by_desk, now).await.unwrap()), 0);
+    let answer = ann.get(&world, &format!("https://{AUTH}/cdn-cgi/access/sso/saml/desk")).await;
+    assert!(answer.body().contains("SAMLResponse"), "{}", answer.body());
+    assert_eq!(granted(world.context.sessions.matching(&by_desk, now).await.unwrap()), 1);
+    assert_eq!(world.context.sessions.revoke(&by_desk, now).await.unwrap().len(), 1);
+
+    // A store that cannot remember it lets nobody in that a revocation would miss.
+    ann.log_in(&world, &format!("https://{WIKI}/"), "ann", PASSWORD).await;
+    world.context.store.break_sessions().await;
+    let answer = ann.get(&world, &format!("https://{AUTH}/cdn-cgi/access/sso/saml/desk")).await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(!answer.body().contains("SAMLResponse"));
+}
+
+#[tokio::test]
+async fn another_sites_form_neither_logs_out_nor_takes_the_cookies_away() {
+    let world = World::with(MORE).await;
+    let mut ann = Browser::default();
+    ann.log_in(&world, &format!("https://{WIKI}/"), "ann", PASSWORD).await;
+    let wish = "post_logout_redirect_uri=https%3A%2F%2Fgit.elsewhere.test%2Fbye";
+    let asked = Browser::default().get(&world, &at("git", &format!("end_session?{wish}"))).await;
+    let resume = format!("https://{AUTH}{}", asked.location());
+    // With it the browser sends no cookie: the form seems to be nobody's.
+    let mut bare = Browser::default();
+    bare.set("origin", "https://evil.test").set("sec-fetch-site", "cross-site");
+    for form in [&[][..], &[("ticket", "x")]] {
+        let page = bare.post(&world, &resume, form).await;
+        assert_eq!(page.cookies(), [""; 0], "{}", page.location());
+        let again = page.location().contains("/end_session?resume=");
+        assert!(again && page.status() == StatusCode::SEE_OTHER, "as a visit, with the cookies");
+    }
+    let asks = ann.get(&world, &resume).await;
+    assert!(asks.body().contains("Sign out?") && asks.cookies().is_empty(), "{}", asks.body());
+    let out = ann.post(&world, &resume, &[("ticket", &asks.ticket())]).await;
+    assert_eq!(out.location(), "https://git.elsewhere.test/bye");
+    assert!(!ann.cookies.keys().any(|(host, name, _)| host == AUTH && name == "CF_Authorization"));
 }
 
 #[tokio::test]

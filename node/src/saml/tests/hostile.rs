@@ -311,3 +311,26 @@ fn bombs_are_refused() {
     }
     assert_eq!(xml::parse(b"<a>\xff</a>", MESSAGE), Err(XmlError::NotUtf8));
 }
+
+/// A parser compares each attribute of an element with the others, and each element with all the declarations around it:
+/// what a few kilobytes of a stranger's request can make of that took minutes.
+#[test]
+fn what_would_take_long_to_read_is_refused_first() {
+    let many = |count: usize, one: &dyn Fn(usize) -> String| (0..count).map(one).collect::<String>();
+    let attributes = format!("<a{}/>", many(1200, &|at| format!(" a{at}=\"\"")));
+    let namespaces = format!("<a{}/>", many(200, &|at| format!(" xmlns:a{at}=\"b\"")));
+    // The same in pieces, behind what could hide them from a reader that looks for tags.
+    let around =
+        format!("<a{}>{}</a>", many(80, &|at| format!(" xmlns:a{at}=\"b\"")), "<a xmlns=\"b\"/>".repeat(80));
+    let hidden = format!("<a><![CDATA[<' \"]]>{}</a>", &attributes);
+    for (text, error) in [
+        (&attributes, XmlError::TooManyAttributes),
+        (&hidden, XmlError::TooManyAttributes),
+        (&namespaces, XmlError::TooManyNamespaces),
+        (&around, XmlError::TooManyNamespaces),
+    ] {
+        assert_eq!(xml::parse(text.as_bytes(), MESSAGE), Err(error), "{}", &text[..40]);
+    }
+    let usual = format!("<a{}/>", many(64, &|at| format!(" xmlns:a{at}=\"b\"")));
+    assert!(xml::parse(usual.as_bytes(), MESSAGE).is_ok());
+}

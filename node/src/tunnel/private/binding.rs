@@ -107,8 +107,8 @@ impl Shared {
         };
         let about = self.lock().book.get(pair.session).map(|entry| Arc::clone(&entry.about));
         let Some(about) = about else { return Ok(()) };
-        let from = pair.client.remote().ip();
-        if from != about.address && !self.still_allowed(&about, from) {
+        let (from, decided_by) = (pair.client.remote().ip(), self.active());
+        if !self.still_allowed(&about, from) {
             return Err(EndReason::NotAllowed);
         }
         let path = self.carrier.place(pair).await.map_err(|error| {
@@ -123,9 +123,13 @@ impl Shared {
         if path == RelayPath::Userspace && !self.relay.perform(action) {
             return Err(EndReason::RelayFailed);
         }
-        inner.book.ready(pair.session, path);
+        inner.book.ready(pair.session, path, from);
         drop(inner);
         self.count();
+        // A reload in between has judged the session by where it was.
+        if !Arc::ptr_eq(&self.active(), &decided_by) && !self.still_allowed(&about, from) {
+            return Err(EndReason::NotAllowed);
+        }
         Ok(())
     }
 }

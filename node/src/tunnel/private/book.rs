@@ -98,6 +98,8 @@ pub(super) struct Entry {
     pub(super) connector: Seat,
     /// Where its packets are relayed, once they are.
     pub(super) path: Option<RelayPath>,
+    /// Where the client's leg is, once it is in force.
+    at: Option<IpAddr>,
     /// The connector has an offer to answer.
     answer_by: Option<Duration>,
     /// The legs are not in force yet.
@@ -152,6 +154,7 @@ impl Book {
             client: Seat::Taken(client),
             connector: Seat::Empty { until: now.saturating_add(REATTACH_TIMEOUT) },
             path: None,
+            at: None,
             answer_by: None,
             bind_by: Some(now.saturating_add(BIND_TIMEOUT)),
         };
@@ -193,12 +196,13 @@ impl Book {
         }
     }
 
-    /// Both legs are in force, and packets are relayed on this path.
-    pub(super) fn ready(&mut self, session: SessionRef, path: RelayPath) {
+    /// Both legs are in force, the client's is `at` this address, and packets are relayed on this path.
+    pub(super) fn ready(&mut self, session: SessionRef, path: RelayPath, at: IpAddr) {
         let Some(entry) = self.sessions.get_mut(&session) else { return };
         self.of_path.remove(&entry.path);
         self.of_path.add(Some(path));
         entry.path = Some(path);
+        entry.at = Some(at);
         entry.bind_by = None;
     }
 
@@ -273,6 +277,11 @@ impl Book {
 }
 
 impl Entry {
+    /// Where the client is: by its leg, and before there is one by its request.
+    pub(super) fn address(&self) -> IpAddr {
+        self.at.unwrap_or(self.about.address)
+    }
+
     fn over(&self, now: Duration, grace: Duration) -> Option<EndReason> {
         let passed = |at: Option<Duration>| at.is_some_and(|at| at <= now);
         let left = |seat: Seat| matches!(seat, Seat::Empty { until } if until <= now);

@@ -177,12 +177,16 @@ impl Carrier {
 pub(super) struct Numbers {
     used: BTreeSet<u32>,
     next: u32,
+    /// Of the last one, and what it began with.
     generation: u32,
+    began: u32,
+    /// Those of an earlier process that were taken up here.
+    claimed: BTreeSet<SessionRef>,
 }
 
 impl Numbers {
     const fn new(generation: u32) -> Self {
-        Self { used: BTreeSet::new(), next: 0, generation }
+        Self { used: BTreeSet::new(), next: 0, generation, began: generation, claimed: BTreeSet::new() }
     }
 
     fn next(&mut self) -> Option<SessionRef> {
@@ -198,8 +202,12 @@ impl Numbers {
         Some(SessionRef { index, generation: self.generation })
     }
 
+    /// Once: what has ended is not taken up again, nor is what this process has given itself.
     fn claim(&mut self, session: SessionRef) -> bool {
-        session.index < MAX_SESSIONS && self.used.insert(session.index)
+        let given = 1..=self.generation.wrapping_sub(self.began);
+        let is_earlier = !given.contains(&session.generation.wrapping_sub(self.began));
+        let is_new = is_earlier && session.index < MAX_SESSIONS && !self.claimed.contains(&session);
+        is_new && self.used.insert(session.index) && self.claimed.insert(session)
     }
 
     fn give_back(&mut self, session: SessionRef) {

@@ -224,8 +224,8 @@ impl Visit<'_> {
             return Err((AccessRefusal::OtherDevice, Reason::BadToken));
         }
         let ended = (AccessRefusal::LoginEnded, Reason::SessionEnded);
-        let login = self.shared.sessions.get(claims.identity_nonce, now).ok_or(ended)?;
         let client = claims.client_login.ok_or((AccessRefusal::BadToken, Reason::BadToken))?;
+        let login = self.shared.clients.live(&self.shared.sessions, &claims, now).ok_or(ended)?;
         let known = self.shared.store.live_client(client, now).await.map_err(|error| {
             warn!(%error, "a client's login could not be looked up");
             (AccessRefusal::Internal, Reason::Internal)
@@ -308,7 +308,7 @@ impl Conversation<'_> {
                 Some(frame) = told.recv() => Some(frame),
                 () = login.ended.cancelled() => {
                     // What its sessions are told comes first.
-                    let _ = self.visit.node.private.end_logins(&[login.session.id], login_over(&login)).await;
+                    let _ = self.visit.node.private.end_client(self.seat.client, login_over(&login)).await;
                     while let Ok(frame) = told.try_recv() {
                         control::send(send, &frame).await?;
                     }

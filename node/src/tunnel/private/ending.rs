@@ -51,6 +51,11 @@ impl PrivateSessions {
         self.end_matching(|about| logins.contains(&about.login.id), reason).await
     }
 
+    /// Ends the private sessions of one client, whose login is over.
+    pub(super) async fn end_client(&self, client: ClientId, reason: EndReason) -> Result<(), EndError> {
+        self.end_matching(|about| about.client == client, reason).await
+    }
+
     /// Ends the private sessions that a connector serves, which the store has revoked.
     ///
     /// # Errors
@@ -274,9 +279,12 @@ impl Shared {
                 },
             }
             active.mark_unchanged();
-            let abouts: Vec<_> =
-                self.lock().book.iter().map(|(session, entry)| (session, Arc::clone(&entry.about))).collect();
-            let refused = abouts.into_iter().filter(|(_, about)| !self.still_allowed(about, about.address));
+            let all: Vec<_> = {
+                let inner = self.lock();
+                let facts = |entry: &Entry| (Arc::clone(&entry.about), entry.address());
+                inner.book.iter().map(|(session, entry)| (session, facts(entry))).collect()
+            };
+            let refused = all.into_iter().filter(|(_, (about, at))| !self.still_allowed(about, *at));
             let _ = self.end(refused.map(|(session, _)| (session, EndReason::NotAllowed)).collect()).await;
         }
     }
@@ -353,10 +361,9 @@ impl Shared {
             .for_each(ClientSeat::log_out);
     }
 
-    /// Sees to it that the login's sessions end with it.
-    pub(super) fn watch_login(self: &Arc<Self>, login: &LiveSession) {
-        let id = login.session.id;
-        if !self.lock().watched.insert(id) {
+    /// Sees to it that the sessions of the client's login end with it.
+    pub(super) fn watch_login(self: &Arc<Self>, login: &LiveSession, client: ClientId) {
+        if !self.lock().watched.insert(client) {
             return;
         }
         let (shared, login) = (Arc::downgrade(self), login.clone());
@@ -365,8 +372,8 @@ impl Shared {
             let Some(shared) = shared.upgrade() else { return };
             let over = {
                 let mut inner = shared.lock();
-                inner.watched.remove(&id);
-                inner.book.matching(|entry| entry.about.login.id == id)
+                inner.watched.remove(&client);
+                inner.book.matching(|entry| entry.about.client == client)
             };
             let reason = login_over(&login);
             let over = over.into_iter().map(|session| (session, reason)).collect();

@@ -37,10 +37,11 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clients::Clients;
 use crate::clock;
 use crate::config::Active;
 use crate::event::Events;
-use crate::flow::{ClientId, SessionId};
+use crate::flow::ClientId;
 use crate::gate;
 use crate::metrics::Metrics;
 use crate::session::Sessions;
@@ -75,6 +76,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 pub struct PrivateParts {
     pub store: Store,
     pub sessions: Sessions,
+    pub clients: Clients,
     pub tokens: Tokens,
     pub events: Events,
     pub metrics: Arc<Metrics>,
@@ -92,6 +94,7 @@ pub struct PrivateSessions {
 struct Shared {
     store: Store,
     sessions: Sessions,
+    clients: Clients,
     tokens: Tokens,
     events: Events,
     metrics: Arc<Metrics>,
@@ -124,8 +127,8 @@ struct Inner {
     links: BTreeMap<ControlId, LinkSeat>,
     /// What the gate is being told to end.
     cutting: BTreeMap<SessionRef, Cutting>,
-    /// Logins whose end somebody waits for.
-    watched: BTreeSet<SessionId>,
+    /// Clients whose login's end somebody waits for.
+    watched: BTreeSet<ClientId>,
     next_control: u64,
 }
 
@@ -146,10 +149,11 @@ impl PrivateSessions {
         let key = node_key(&parts.store).await?;
         let (relay, binds) = Relay::new(clock::monotonic);
         let (work, works) = mpsc::channel(WORK_QUEUE);
-        let PrivateParts { store, sessions, tokens, events, metrics, active, gate } = parts;
+        let PrivateParts { store, sessions, clients, tokens, events, metrics, active, gate } = parts;
         let shared = Shared {
             store,
             sessions,
+            clients,
             tokens,
             events,
             metrics,

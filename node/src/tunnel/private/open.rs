@@ -181,7 +181,7 @@ impl Shared {
         }
         drop(inner);
         self.count();
-        self.watch_login(asker.login);
+        self.watch_login(asker.login, asker.seat.client);
         Ok(opened(request, session, ticket, grant, about))
     }
 

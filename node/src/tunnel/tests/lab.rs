@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::clients::Clients;
 use crate::clock;
 use crate::config::{Active, Config};
 use crate::event::{EventSettings, Events, FileTarget};
@@ -202,6 +203,7 @@ impl Lab {
 /// What a test does beside the tunnel: logins, tokens, reloads.
 pub(super) struct Desk {
     pub(super) sessions: Sessions,
+    pub(super) clients: Clients,
     pub(super) tokens: Tokens,
     pub(super) metrics: Arc<Metrics>,
     pub(super) reload: watch::Sender<Arc<Active>>,
@@ -273,11 +275,13 @@ async fn node(directory: &Path, outfit: &Outfit) -> (NodeTunnel, Desk) {
     let devices = Devices::load(store.clone(), None).await.unwrap();
     let now = clock::now();
     let sessions = Sessions::load(store.clone(), Arc::clone(&metrics), now).await.unwrap();
+    let clients = Clients::load(store.clone(), &sessions, Arc::clone(&metrics), now).await.unwrap();
     let tokens = Tokens::load(store.clone(), "access.example.com", now).await.unwrap();
     let (reload, active) = watch::channel(config(directory, &[]));
     let private = PrivateSessions::new(PrivateParts {
         store: store.clone(),
         sessions: sessions.clone(),
+        clients: clients.clone(),
         tokens: tokens.clone(),
         events: events.clone(),
         metrics: Arc::clone(&metrics),
@@ -295,7 +299,7 @@ async fn node(directory: &Path, outfit: &Outfit) -> (NodeTunnel, Desk) {
         devices,
         private,
     };
-    (node, Desk { sessions, tokens, metrics, reload })
+    (node, Desk { sessions, clients, tokens, metrics, reload })
 }
 
 pub(super) fn application(origin: SocketAddr, connector: Option<&str>) -> Application {

@@ -42,6 +42,11 @@ async fn a_device_without_a_browser_waits_for_its_person() {
     for text in ["build server", "192.0.2.7", "ann@example.com", "If somebody sent you the code, cancel"] {
         assert!(confirmation.body().contains(text), "{text} not in {}", confirmation.body());
     }
+    // The address is of use to whoever has typed the code: sent to somebody else, it would be a link that carries it.
+    let mut bob = signed_in(&world, "bob").await;
+    let sent = bob.get(&world, &asks).await;
+    assert_eq!(sent.status(), StatusCode::BAD_REQUEST);
+    assert!(!sent.body().contains("build server"), "{}", sent.body());
     let before = decide(&world, &mut ann, &asks, "x", "allow").await;
     assert!(before.body().contains("Sign this device in?"), "a word without a ticket is none");
     let done = decide(&world, &mut ann, &asks, &confirmation.ticket(), "allow").await;

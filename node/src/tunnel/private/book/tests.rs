@@ -6,6 +6,7 @@ use crate::flow::{Aud, Host, Kind, PersonId, Private, SessionId, Target};
 const CLIENT: ControlId = ControlId(1);
 const LINK: ControlId = ControlId(2);
 const HOUR: Duration = Duration::from_secs(3600);
+const HOME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
 fn at(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -24,7 +25,7 @@ fn about(client: u8, connector: &str) -> Arc<About> {
         display_name: "ann".into(),
         groups: vec![],
         amr: vec![],
-        address: [192, 0, 2, 1].into(),
+        address: HOME,
         created_at: UnixTime(0),
         expires_at: UnixTime(3600),
     };
@@ -53,7 +54,7 @@ fn about(client: u8, connector: &str) -> Arc<About> {
         protocol: Protocol::Tcp,
         destination: None,
         reach: Reach::Host("10.0.0.5:5432".parse().unwrap()),
-        address: [192, 0, 2, 1].into(),
+        address: HOME,
         since: Duration::ZERO,
         expires: HOUR,
         not_after: UnixTime(3600),
@@ -72,7 +73,7 @@ fn offered() -> Book {
 fn live() -> Book {
     let mut book = offered();
     book.taken(session(0), LINK);
-    book.ready(session(0), RelayPath::Kernel);
+    book.ready(session(0), RelayPath::Kernel, HOME);
     book
 }
 
@@ -88,7 +89,7 @@ fn time_ends_what_is_not_answered_not_bound_and_not_renewed() {
     assert_eq!(due(&book, 10), Some(EndReason::ConnectorGone), "another's word counts for nothing");
     book.taken(session(0), LINK);
     assert_eq!((due(&book, 29), due(&book, 30)), (None, Some(EndReason::NotBound)));
-    book.ready(session(0), RelayPath::Kernel);
+    book.ready(session(0), RelayPath::Kernel, HOME);
     assert_eq!((due(&book, 3599), due(&book, 3600)), (None, Some(EndReason::Expired)));
     assert!(book.due(at(3604), at(5)).is_empty(), "with grace");
     assert!(book.remove(session(0)).is_some() && book.remove(session(0)).is_none(), "once");
@@ -189,7 +190,7 @@ proptest! {
                 Step::Open(_) => {}
                 Step::Offered(index, link) => book.offered(session(index), ControlId(link), now),
                 Step::Taken(index, link) => book.taken(session(index), ControlId(link)),
-                Step::Ready(index) => book.ready(session(index), RelayPath::Userspace),
+                Step::Ready(index) => book.ready(session(index), RelayPath::Userspace, HOME),
                 Step::Resumed(index, client) => book.resumed(session(index), ControlId(client)),
                 Step::ClientGone(client) => book.client_gone(ControlId(client), now),
                 Step::LinkGone(link) => {

@@ -63,6 +63,64 @@ async fn a_client_that_is_logged_out_in_the_store_is_cut_within_a_second_or_two(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_whose_logout_the_store_does_not_take_is_cut_all_the_same() {
+    let lab = Lab::start().await;
+    let connector = TestConnector::start(&lab).await;
+    let ann = Login::new(&lab, "ann").await;
+    // The same person on another device: that login goes on.
+    let other = Login::on_device(&lab, &ann.session, super::ends::key()).await;
+    let (mut client, mut goes_on) = (Client::welcome(&lab, &ann).await, Client::welcome(&lab, &other).await);
+    let (opened, _leg, through) = client.session(&ann, "db").await;
+    let (_, _other_leg, over_other) = goes_on.session(&other, "db").await;
+    lab.node.store.break_sessions().await;
+    assert!(lab.desk.clients.log_out(ann.client, clock::now()).await.is_err(), "loudly");
+    assert_eq!(client.ended().await, (opened.session, EndReason::LoginEnded), "and closed");
+    assert_eq!(connector.told_end(opened.session).await, EndReason::LoginEnded);
+    assert_eq!(client.hear().await, AccessFrame::Refused(AccessRefusal::LoginEnded));
+    assert!(!echoes(&through, SILENCE).await);
+    assert!(echoes(&over_other, PATIENCE).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_judges_a_leg_where_it_is() {
+    let lab = Lab::start().await;
+    let _connector = TestConnector::start(&lab).await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    let opened = client.open("db", None).await.unwrap();
+    let elsewhere = client.bind_from("127.0.0.2:0", &opened);
+    client.ready(&elsewhere).await;
+    let (_, _leg, here) = client.session(&ann, "db").await;
+    let office =
+        [("{ group = \"staff\" }]", "{ group = \"staff\" }]\nrequire = [{ ip = \"127.0.0.1/32\" }]")];
+    lab.desk.reload.send_replace(config(lab.directory.path(), &office));
+    assert_eq!(client.ended().await, (opened.session, EndReason::NotAllowed));
+    assert!(echoes(&here, PATIENCE).await);
+    // And not by where it was asked for: that one has moved on.
+    let opened = client.open("db", None).await.unwrap();
+    let away = [("{ group = \"staff\" }]", "{ group = \"staff\" }]\nrequire = [{ ip = \"127.0.0.0/8\" }]")];
+    lab.desk.reload.send_replace(config(lab.directory.path(), &away));
+    let moved = client.bind_from("127.0.0.2:0", &opened);
+    client.ready(&moved).await;
+    let there = [("{ group = \"staff\" }]", "{ group = \"staff\" }]\nrequire = [{ ip = \"127.0.0.2/32\" }]")];
+    lab.desk.reload.send_replace(config(lab.directory.path(), &there));
+    client.ended().await;
+    assert_eq!(lab.node.private.list().len(), 1, "the one that is there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_has_ended_is_not_taken_up_again() {
+    let lab = Lab::start().await;
+    let connector = TestConnector::start(&lab).await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    let (opened, _leg, _through) = client.session(&ann, "db").await;
+    connector.say.send(ConnectorFrame::SessionEnded { session: opened.session }).unwrap();
+    assert_eq!(client.ended().await, (opened.session, EndReason::ConnectorEnded));
+    assert_eq!(client.resume(&opened.grant).await, Err(Denial::Gone));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reload_cuts_what_it_would_refuse() {
     let lab = Lab::start().await;
     let connector = TestConnector::start(&lab).await;

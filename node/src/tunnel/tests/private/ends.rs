@@ -17,7 +17,6 @@ use tokio::time::timeout;
 use super::super::lab::{Lab, PATIENCE, soon, until};
 use crate::clock;
 use crate::flow::{ClientId, PersonId, Session, SessionId};
-use crate::store::NewClient;
 use crate::tunnel::LayeredSocket;
 use crate::tunnel::access_wire::{self, AccessFrame, ClientFrame, Denial, Opened, RequestId};
 use crate::tunnel::control::{self, FrameReader};
@@ -167,17 +166,11 @@ impl Login {
     }
 
     pub(super) async fn on_device(lab: &Lab, session: &Arc<Session>, key: TunnelKey) -> Self {
-        let client = ClientId::from_bytes(clock::random());
-        let new = NewClient {
-            id: client,
-            session: session.id,
-            key: *key.hash().as_bytes(),
-            name: "laptop".into(),
-            refresh_hash: clock::random(),
-        };
-        lab.node.store.insert_client(new, clock::now()).await.unwrap().unwrap();
-        let (token, _) =
-            lab.desk.tokens.mint_client(session, client, key.hash().as_bytes(), clock::now()).unwrap();
+        let (now, hash) = (clock::now(), key.hash());
+        let live = lab.desk.sessions.get(session.id, now).unwrap();
+        let logged_in = lab.desk.clients.log_in(&live, *hash.as_bytes(), "laptop", now).await;
+        let client = logged_in.unwrap().unwrap().0.client.id;
+        let (token, _) = lab.desk.tokens.mint_client(session, client, hash.as_bytes(), now).unwrap();
         Self { session: Arc::clone(session), client, key, token }
     }
 
