@@ -31,17 +31,23 @@ pub struct Machine {
 impl Machine {
     /// A machine called `name` that can reach `realm`.
     pub fn new(realm: &Realm, name: &str) -> Result<Self> {
-        let home = realm.dir.path().join(name);
+        let hosts = format!("127.0.0.1 localhost {AUTH} {WIKI} {SHOP}\n");
+        Self::at(realm.dir.path(), name, realm.url(AUTH, ""), &realm.ca_file, &hosts)
+    }
+
+    /// A machine called `name` with its files in `dir`, whose hosts file leads to the node at `url`.
+    pub fn at(dir: &Path, name: &str, url: String, ca: &Path, hosts_file: &str) -> Result<Self> {
+        let home = dir.join(name);
         fs::create_dir(&home)?;
         let hosts = home.join("hosts");
-        fs::write(&hosts, format!("127.0.0.1 localhost {AUTH} {WIKI} {SHOP}\n"))?;
+        fs::write(&hosts, hosts_file)?;
         let browser = home.join("browser");
         fs::write(
             &browser,
             format!("#!/bin/sh\necho \"$1\" > {}/opened.new\nmv {0}/opened.new {0}/opened\n", home.display()),
         )?;
         fs::set_permissions(&browser, fs::Permissions::from_mode(0o755))?;
-        Ok(Self { home, url: realm.url(AUTH, ""), ca: realm.ca_file.clone(), hosts })
+        Ok(Self { home, url, ca: ca.to_owned(), hosts })
     }
 
     /// The same machine once more, with a copy of all that is on it: what a thief of the disk has.

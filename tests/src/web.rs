@@ -31,9 +31,14 @@ impl Web {
 
     /// The same without a browser's `Accept`.
     pub fn bare(jar: &Path, ca: &Path, port: u16, hosts: &[&str]) -> Self {
+        Self::at(jar, ca, port, hosts, "127.0.0.1")
+    }
+
+    /// As [`Web::bare`], with the names at another address.
+    pub fn at(jar: &Path, ca: &Path, port: u16, hosts: &[&str], address: &str) -> Self {
         let mut args = vec!["--cacert".to_owned(), ca.display().to_string()];
         for host in hosts {
-            args.extend(["--resolve".to_owned(), format!("{host}:{port}:127.0.0.1")]);
+            args.extend(["--resolve".to_owned(), format!("{host}:{port}:{address}")]);
         }
         Self { jar: jar.to_owned(), args }
     }
