@@ -1,11 +1,13 @@
 //! `cargo xtask bench`.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
+use crate::setup;
 use crate::shell::{self, cargo};
 
 /// What can be measured.
@@ -15,6 +17,15 @@ pub enum Subject {
     Gate,
     /// Who is served while strangers flood the node with openings
     Flood,
+    /// Private sessions beside a bare redirect, SSH, WireGuard and rathole
+    Sessions,
+}
+
+/// `PATH`, and behind it where the set-up installed what cargo builds.
+fn peers() -> Result<OsString> {
+    let path = std::env::var_os("PATH").context("there is no PATH")?;
+    let peers = shell::target()?.join(setup::PEERS).join("bin");
+    Ok(std::env::join_paths(std::env::split_paths(&path).chain([peers]))?)
 }
 
 /// Builds in release, then becomes the measurement, as root: its exit status is ours, and signals reach it directly.
@@ -22,14 +33,18 @@ pub fn run(subject: Subject, args: &[String]) -> Result<ExitCode> {
     let program = match subject {
         Subject::Gate => "bench_gate",
         Subject::Flood => "flood",
+        Subject::Sessions => "bench_sessions",
     };
     eprintln!("  · building the bench in release (some minutes the first time)");
-    if let Subject::Flood = subject {
+    if let Subject::Flood | Subject::Sessions = subject {
         shell::run(cargo().args(["build", "--release", "--package", "portcullis", "--bin", "portcullis"]))?;
     }
     shell::run(cargo().args(["build", "--release", "--package", "portcullis-tests", "--bin", program]))?;
     let built = shell::target()?.join(Path::new("release"));
     let mut bench = shell::as_root(built.join(program));
+    if let Subject::Sessions = subject {
+        bench.env("PATH", peers()?);
+    }
     bench.env("PORTCULLIS_BIN", built.join("portcullis"));
     // Files are named from where the command was given.
     bench.current_dir(std::env::current_dir()?).args(args);

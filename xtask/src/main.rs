@@ -47,7 +47,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Measure something beside its peers: `bench gate`, `bench flood`
+    /// Measure something beside its peers: `bench gate`, `bench flood`, `bench sessions`
     Bench {
         what: bench::Subject,
         /// Arguments of the measurement: --check, --runs N, --json FILE, --svg FILE

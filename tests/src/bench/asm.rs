@@ -110,6 +110,13 @@ impl Program {
         self
     }
 
+    /// Goes to the label unless the low 32 bits of `left` are `right`.
+    pub fn leave_unless_word(mut self, left: Reg, right: i32) -> Self {
+        self.jumps.push(self.instructions.len());
+        self.push(0x56, left, R0, 0, right);
+        self
+    }
+
     pub fn exit(mut self) -> Self {
         self.push(0x95, R0, R0, 0, 0);
         self

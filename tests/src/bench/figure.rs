@@ -24,6 +24,7 @@ pub enum Unit {
     Ratio,
     MebiBytes,
     Milliseconds,
+    Microseconds,
     Instructions,
     Packets,
 }
@@ -42,6 +43,7 @@ impl Unit {
             Self::Ratio => "ratio",
             Self::MebiBytes => "MiB",
             Self::Milliseconds => "ms",
+            Self::Microseconds => "µs",
             Self::Instructions => "instructions",
             Self::Packets => "packets",
         }
@@ -95,6 +97,7 @@ impl Figure {
             Unit::Ratio => format!("{value:.2}×"),
             Unit::MebiBytes => format!("{value:.1} MiB"),
             Unit::Milliseconds => format!("{value:.0} ms"),
+            Unit::Microseconds => format!("{value:.1} µs"),
             Unit::Instructions => format!("{value:.0} insns"),
             Unit::Packets => format!("{value:.0}"),
         }
@@ -116,7 +119,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AtLeast(bound) => write!(f, "≥ {bound}"),
-            Self::AtMost(bound) => write!(f, "≤ {bound}"),
+            Self::AtMost(bound) => write!(f, "≤ {}", (bound * 1000.0).round() / 1000.0),
             Self::Below(bound) => write!(f, "< {bound}"),
             Self::Zero => f.write_str("0"),
         }

@@ -10,6 +10,7 @@
 //! | `flooded` | the relay of a node under a flood, for `cargo xtask bench flood` |
 //! | `program`, `asm`, `sys` | the bench's own XDP programs |
 //! | `figure`, `report`, `plot` | a figure against its target; the table, JSON, SVG |
+//! | [`sessions`] | another bench, of private sessions as a whole |
 
 use std::time::Duration;
 
@@ -31,6 +32,7 @@ mod plot;
 mod program;
 mod relay;
 mod report;
+pub mod sessions;
 mod size;
 mod sys;
 mod traffic;
@@ -73,6 +75,27 @@ pub fn pass_everything(netns: &crate::netns::Netns, interface: &'static str) -> 
     use std::os::fd::AsFd as _;
     let index = lab::ifindex(netns, interface)?;
     netns.enter(|| sys::attach_xdp(program::bare_pass()?.as_fd(), index))?
+}
+
+/// Drop does not run after a signal, so a thread takes the namespaces down.
+pub fn clean_up_on_signals() {
+    std::thread::spawn(|| {
+        use tokio::signal::unix::{SignalKind, signal};
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+        runtime.block_on(async {
+            let (Ok(mut interrupt), Ok(mut terminate)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            else {
+                return;
+            };
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            crate::netns::remove_own();
+            std::process::exit(130);
+        });
+    });
 }
 
 /// A CPU that does not carry the packets, for a program in userspace; with only one it is that one.

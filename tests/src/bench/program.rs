@@ -159,6 +159,11 @@ pub fn generator(traffic: &Traffic, ifindex: u32, one_in: u32) -> Result<OwnedFd
     sys::load_xdp(&redirect(program, ifindex)?.finish(XDP_DROP))
 }
 
+/// What reaches the end of `program` leaves by another interface; what leaves the program before is passed to the stack.
+pub fn redirect_or_pass(program: Program, ifindex: u32) -> Result<OwnedFd> {
+    sys::load_xdp(&redirect(program, ifindex)?.finish(XDP_PASS))
+}
+
 fn redirect(program: Program, ifindex: u32) -> Result<Program> {
     Ok(program.alu_imm(Alu::Mov, R1, i32::try_from(ifindex)?).alu_imm(Alu::Mov, R2, 0).call(REDIRECT).exit())
 }

@@ -30,24 +30,9 @@ impl Report {
     }
 
     pub fn table(&self) -> String {
-        let mut rows =
-            vec![["figure", "against", "measured", "target", "", "packets/s (M)"].map(str::to_owned)];
-        for figure in &self.figures {
-            rows.push([
-                figure.what.clone(),
-                figure.against.clone().unwrap_or_default(),
-                figure.value(),
-                figure.target.to_string(),
-                if figure.is_met() { "✔" } else { "✘" }.to_owned(),
-                match (figure.rates, &figure.note) {
-                    (Some((own, peer)), _) => format!("{:.3} : {:.3}", own / 1e6, peer / 1e6),
-                    (None, note) => note.clone().unwrap_or_default(),
-                },
-            ]);
-        }
         let mut text = self.method();
         text.push('\n');
-        text += &align(&rows);
+        text += &table(&self.figures, "packets/s (M)");
         text += "\nnanoseconds of the program alone (BPF_PROG_TEST_RUN, the harness included)\n";
         for (name, ns) in &self.nanoseconds {
             let _ = writeln!(text, "  {name:<20} {ns:>6.0}");
@@ -61,26 +46,14 @@ impl Report {
     }
 
     pub fn json(&self) -> Value {
+        let mut method = machine_json();
+        method["runs"] = self.options.runs.into();
+        method["run_seconds"] = self.options.length.as_secs_f64().into();
+        method["cpu"] = self.options.cpu.into();
         json!({
-            "method": {
-                "runs": self.options.runs,
-                "run_seconds": self.options.length.as_secs_f64(),
-                "cpu": self.options.cpu,
-                "kernel": kernel(),
-                "processor": processor(),
-                "load_average": load_average(),
-            },
+            "method": method,
             "met": self.is_met(),
-            "figures": self.figures.iter().map(|figure| json!({
-                "figure": figure.what,
-                "against": figure.against,
-                "value": figure.value,
-                "unit": figure.unit.name(),
-                "target": figure.target.to_string(),
-                "met": figure.is_met(),
-                "packets_per_second": figure.rates.map(|(own, peer)| json!({ "subject": own, "peer": peer })),
-                "note": figure.note,
-            })).collect::<Vec<_>>(),
+            "figures": figures_json(&self.figures),
             "nanoseconds": self.nanoseconds.iter().map(|(name, ns)| json!({ "program": name, "ns": ns })).collect::<Vec<_>>(),
             "curves": self.curves.iter().map(|curve| json!({
                 "contender": curve.name,
@@ -92,14 +65,55 @@ impl Report {
     fn method(&self) -> String {
         let Options { runs, length, cpu } = &self.options;
         format!(
-            "{} · Linux {} · load {}\n\
-             median of {runs} interleaved runs of {} ms; generator, veth, contender and counter share CPU {cpu}\n",
-            processor(),
-            kernel(),
-            load_average(),
+            "{}\nmedian of {runs} interleaved runs of {} ms; generator, veth, contender and counter share CPU {cpu}\n",
+            machine_line(),
             length.as_millis(),
         )
     }
+}
+
+/// The figures as a table, whose last column has this title.
+pub(super) fn table(figures: &[Figure], last: &str) -> String {
+    let mut rows = vec![["figure", "against", "measured", "target", "", last].map(str::to_owned)];
+    for figure in figures {
+        rows.push([
+            figure.what.clone(),
+            figure.against.clone().unwrap_or_default(),
+            figure.value(),
+            figure.target.to_string(),
+            if figure.is_met() { "✔" } else { "✘" }.to_owned(),
+            match (figure.rates, &figure.note) {
+                (Some((own, peer)), _) => format!("{:.3} : {:.3}", own / 1e6, peer / 1e6),
+                (None, note) => note.clone().unwrap_or_default(),
+            },
+        ]);
+    }
+    align(&rows)
+}
+
+pub(super) fn figures_json(figures: &[Figure]) -> Value {
+    let each = figures.iter().map(|figure| {
+        json!({
+            "figure": figure.what,
+            "against": figure.against,
+            "value": figure.value,
+            "unit": figure.unit.name(),
+            "target": figure.target.to_string(),
+            "met": figure.is_met(),
+            "packets_per_second": figure.rates.map(|(own, peer)| json!({ "subject": own, "peer": peer })),
+            "note": figure.note,
+        })
+    });
+    each.collect()
+}
+
+/// On what this was measured.
+pub(super) fn machine_json() -> Value {
+    json!({ "kernel": kernel(), "processor": processor(), "load_average": load_average() })
+}
+
+pub(super) fn machine_line() -> String {
+    format!("{} · Linux {} · load {}", processor(), kernel(), load_average())
 }
 
 fn align(rows: &[[String; 6]]) -> String {

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -14,8 +14,11 @@ const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_ENABLE_STATS: libc::c_long = 32;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
 const BPF_PROG_TYPE_XDP: u32 = 6;
@@ -136,7 +139,7 @@ pub fn attach_xdp(program: BorrowedFd<'_>, ifindex: u32) -> Result<OwnedFd> {
     owned(bpf(BPF_LINK_CREATE, &mut create).context("attaching a program of the bench")?)
 }
 
-/// A link that is pinned there.
+/// What is pinned at a path of a bpffs.
 pub fn pinned(path: &Path) -> Result<OwnedFd> {
     #[repr(C)]
     struct Get {
@@ -146,7 +149,22 @@ pub fn pinned(path: &Path) -> Result<OwnedFd> {
     }
     let name = CString::new(path.as_os_str().as_bytes())?;
     let mut get = Get { pathname: name.as_ptr().expose_provenance() as u64, bpf_fd: 0, file_flags: 0 };
-    owned(bpf(BPF_OBJ_GET, &mut get).with_context(|| path.display().to_string())?)
+    owned(bpf(BPF_OBJ_GET, &mut get).with_context(|| format!("opening {}", path.display()))?)
+}
+
+/// The program that a link runs now.
+pub fn program_of(link: BorrowedFd<'_>) -> Result<OwnedFd> {
+    // `struct bpf_link_info` begins with type, id and prog_id.
+    let mut found = [0u32; 3];
+    info(link, &mut found)?;
+    #[repr(C)]
+    struct ById {
+        id: u32,
+        next_id: u32,
+        open_flags: u32,
+    }
+    let mut by_id = ById { id: found[2], next_id: 0, open_flags: 0 };
+    owned(bpf(BPF_PROG_GET_FD_BY_ID, &mut by_id).context("opening the program of a link")?)
 }
 
 /// Puts another program on a link, from one packet to the next.
@@ -164,7 +182,74 @@ pub fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<()> {
         flags: 0,
         old_prog_fd: 0,
     };
-    bpf(BPF_LINK_UPDATE, &mut update).context("replacing a program").map(drop)
+    bpf(BPF_LINK_UPDATE, &mut update).context("replacing the program of a link").map(drop)
+}
+
+/// Makes the kernel time every run of a program, until this is closed.
+pub fn count_run_time() -> Result<OwnedFd> {
+    const BPF_STATS_RUN_TIME: u32 = 0;
+    let mut kind = BPF_STATS_RUN_TIME;
+    owned(bpf(BPF_ENABLE_STATS, &mut kind).context("timing programs")?)
+}
+
+/// Nanoseconds that a program has run while they were counted.
+pub fn run_time(program: BorrowedFd<'_>) -> Result<u64> {
+    /// Bytes of `struct bpf_prog_info` up to `run_time_ns`, which lies behind 25 words of which some are halves of pointers.
+    const RUN_TIME_AT: usize = 192;
+    let mut found = [0u8; RUN_TIME_AT + 8];
+    info(program, &mut found)?;
+    let (_, time) = found.split_at(RUN_TIME_AT);
+    Ok(u64::from_ne_bytes(time.try_into()?))
+}
+
+/// The beginning of what the kernel says of a descriptor.
+fn info<T>(fd: BorrowedFd<'_>, into: &mut T) -> Result<()> {
+    #[repr(C)]
+    struct Info {
+        bpf_fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    let mut attr = Info {
+        bpf_fd: fd.as_raw_fd().cast_unsigned(),
+        info_len: u32::try_from(size_of::<T>())?,
+        info: std::ptr::from_mut(into).expose_provenance() as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).context("asking what a descriptor is").map(drop)
+}
+
+/// A socket that hears every frame that comes to an interface of the calling thread's namespace, and sends frames out of it.
+pub fn frames_of(ifindex: u32) -> Result<OwnedFd> {
+    let every = (libc::ETH_P_ALL as u16).to_be();
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error()).context("making a packet socket");
+    }
+    // SAFETY: the kernel has just made this descriptor for the caller.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let (on, size): (libc::c_int, libc::socklen_t) = (1, 4);
+    // What is sent through it is not to come back.
+    // SAFETY: the option's value is an int, of the size given.
+    let ignored = unsafe {
+        libc::setsockopt(fd, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, (&raw const on).cast(), size)
+    };
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: every,
+        sll_ifindex: i32::try_from(ifindex)?,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let length = libc::socklen_t::try_from(size_of_val(&address))?;
+    // SAFETY: the address is a whole `sockaddr_ll`, of the size given.
+    let bound = unsafe { libc::bind(fd, (&raw const address).cast(), length) };
+    if ignored != 0 || bound != 0 {
+        return Err(io::Error::last_os_error()).context("listening to an interface");
+    }
+    Ok(socket)
 }
 
 /// Runs a program on a frame `repeat` times, and says how many nanoseconds a run took. The program's changes to the frame stay in it

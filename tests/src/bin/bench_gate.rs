@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use portcullis_tests::bench::{self, Options};
-use portcullis_tests::netns;
+use portcullis_tests::bench::{self, Options, clean_up_on_signals};
 
 #[derive(Parser)]
 #[command(
@@ -67,25 +66,4 @@ fn run(args: &Args) -> Result<bool> {
         report.write_svg(path)?;
     }
     Ok(!args.check || report.is_met())
-}
-
-/// Drop does not run after a signal, so a thread takes the namespaces down.
-fn clean_up_on_signals() {
-    std::thread::spawn(|| {
-        use tokio::signal::unix::{SignalKind, signal};
-        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-        runtime.block_on(async {
-            let (Ok(mut interrupt), Ok(mut terminate)) =
-                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-            else {
-                return;
-            };
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            netns::remove_own();
-            std::process::exit(130);
-        });
-    });
 }

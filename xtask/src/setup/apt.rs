@@ -47,9 +47,15 @@ const TEST: &[Tool] = &[
     tool(&["/usr/lib/postgresql/15/bin/postgres", "--version"], "postgresql"),
 ];
 
-/// What the gate is measured against. (`xdp-filter` has no command that succeeds without an interface.)
-const BENCH: &[Tool] =
-    &[tool(&["which", "xdp-filter"], "xdp-tools"), tool(&["turnserver", "--version"], "coturn")];
+/// What the gate and private sessions are measured against. (`xdp-filter` and `wireguard-go` have no command that succeeds by itself.)
+const BENCH: &[Tool] = &[
+    tool(&["which", "xdp-filter"], "xdp-tools"),
+    tool(&["turnserver", "--version"], "coturn"),
+    tool(&["ssh", "-V"], "openssh-client"),
+    tool(&["sshd", "-V"], "openssh-server"),
+    tool(&["wg", "--version"], "wireguard-tools"),
+    tool(&["which", "wireguard-go"], "wireguard-go"),
+];
 
 pub fn tools(scope: Scope) -> Vec<&'static Tool> {
     let parts: &[&[Tool]] = match scope {

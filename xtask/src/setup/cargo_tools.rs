@@ -16,6 +16,34 @@ pub fn setup(scope: Scope) -> Result<()> {
     Ok(())
 }
 
+/// Where peers of the benches are installed, below the target folder: not on anybody's PATH.
+pub const PEERS: &str = "bench-peers";
+
+/// Programs that private sessions are measured against, optimised as their authors release them. One that cannot be had is named as
+/// missing by the bench.
+pub fn peers() {
+    for (package, version, features) in
+        [("boringtun-cli", "0.7.1", ""), ("rathole", "0.5.0", "server,client")]
+    {
+        if let Err(error) = peer(package, version, features) {
+            eprintln!("setup: {package} is not there to be measured against: {error:#}");
+        }
+    }
+}
+
+fn peer(package: &str, version: &str, features: &str) -> Result<()> {
+    let root = shell::target()?.join(PEERS);
+    if root.join("bin").join(package).exists() {
+        return Ok(());
+    }
+    let mut install = cargo();
+    install.args(["install", package, "--version", version, "--locked", "--root"]).arg(&root);
+    if !features.is_empty() {
+        install.args(["--no-default-features", "--features", features]);
+    }
+    shell::long(&format!("building {package} (a few minutes)"), &mut install)
+}
+
 fn ensure(subcommand: &str, package: &str, version: &str) -> Result<()> {
     if probe(cargo().args([subcommand, "--version"])).is_some() {
         return Ok(());

@@ -15,6 +15,8 @@ mod bpf;
 mod cargo_tools;
 mod npm;
 
+pub use cargo_tools::PEERS;
+
 /// What the set-up is for: the demo does not wait for tools that only checks need.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
@@ -36,6 +38,9 @@ pub fn run(scope: Scope) -> Result<()> {
     bpf::mount_bpffs()?;
     if !matches!(scope, Scope::Demo | Scope::Bench) {
         cargo_tools::setup(scope)?;
+    }
+    if scope == Scope::Bench {
+        cargo_tools::peers();
     }
     if !matches!(scope, Scope::Check | Scope::Bench) {
         npm::setup().context("npm packages of the tests")?;
