@@ -129,7 +129,7 @@ mod tests {
         for _ in 0..3 {
             std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx)).await.unwrap();
             socket.try_send(&ping).unwrap();
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            sleep(Duration::from_millis(20)).await;
         }
         let peer = UdpSocket::bind(address).unwrap();
         peer.send_to(b"pong", mine).unwrap();
