@@ -160,38 +160,45 @@ impl Shared {
         }
         let shared = Arc::clone(self);
         let cut = async move {
-            let cut = shared.cut(over.iter().map(|over| over.session).collect()).await;
+            let sessions: Vec<SessionRef> = over.iter().map(|over| over.session).collect();
+            let cut = shared.cut(&sessions).await;
             let by_gate: BTreeMap<_, _> = cut.as_deref().unwrap_or_default().iter().copied().collect();
             for over in &over {
                 let usage = by_gate.get(&over.session).copied().or(over.usage).unwrap_or_default();
                 shared.say_goodbye(over, &usage);
             }
+            // Whoever waits for the end may close the connection on which it is told.
+            shared.settle(&sessions, &cut);
             shared.count();
             cut.map(drop)
         };
         tokio::spawn(cut).await.map_err(|_| CarrierError::Stopped)?
     }
 
-    /// Tells the gate, and keeps what it does not take.
-    async fn cut(&self, sessions: Vec<SessionRef>) -> Result<Vec<(SessionRef, [Usage; 2])>, CarrierError> {
-        let cut = self.carrier.cut(sessions.clone()).await;
-        let failed = cut.as_ref().err().map(|error| Arc::<str>::from(error.to_string()));
-        if let Some(error) = &failed {
+    /// Tells the gate.
+    async fn cut(&self, sessions: &[SessionRef]) -> Result<Vec<(SessionRef, [Usage; 2])>, CarrierError> {
+        let cut = self.carrier.cut(sessions.to_vec()).await;
+        if let Err(error) = &cut {
             error!("revoked sessions may still pass in the gate: {error}");
         }
+        cut
+    }
+
+    /// Lets go of what the gate has cut, keeps what it did not take, and wakes those who wait: both ends have been told.
+    fn settle<T>(&self, sessions: &[SessionRef], cut: &Result<T, CarrierError>) {
+        let failed = cut.as_ref().err().map(|error| Arc::<str>::from(error.to_string()));
         let mut inner = self.lock();
         for session in sessions {
-            match (&failed, inner.cutting.get_mut(&session)) {
+            match (&failed, inner.cutting.get_mut(session)) {
                 (Some(_), Some(cutting)) => cutting.failed.clone_from(&failed),
                 (Some(_), None) => {}
                 (None, _) => {
-                    inner.cutting.remove(&session);
+                    inner.cutting.remove(session);
                 }
             }
         }
         drop(inner);
         self.cuts.send_modify(|cuts| *cuts = cuts.wrapping_add(1));
-        cut
     }
 
     /// Tries again what the gate has not taken.
@@ -202,7 +209,7 @@ impl Shared {
             failed.map(|(session, _)| *session).collect()
         };
         if !failed.is_empty() {
-            let _ = self.cut(failed).await;
+            self.settle(&failed, &self.cut(&failed).await);
         }
     }
 
