@@ -13,6 +13,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use aws_lc_rs::hmac;
 use quinn::rustls;
 use rcgen::PublicKeyData as _;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -102,6 +103,11 @@ impl TunnelKey {
 
     pub(super) fn chain(&self) -> Vec<CertificateDer<'static>> {
         vec![self.certificate.clone()]
+    }
+
+    /// A secret for `purpose` that stays the same as long as the key does.
+    pub(super) fn secret(&self, purpose: &[u8]) -> hmac::Tag {
+        hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.pkcs8), purpose)
     }
 
     pub(super) fn private_key(&self) -> PrivateKeyDer<'static> {

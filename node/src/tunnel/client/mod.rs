@@ -190,7 +190,7 @@ impl Client {
     /// Starts a client whose device key is `key`.
     pub(crate) fn start(login: Arc<dyn Login>, key: TunnelKey) -> Result<Self, TransportError> {
         let legs = Legs::default();
-        let endpoint = end_to_end::endpoint(&legs, None)?;
+        let endpoint = end_to_end::endpoint(&legs, &key, None)?;
         let shared = Arc::new(Shared { key, login, legs, endpoint, places: Mutex::default() });
         let (commands, queue) = mpsc::channel(QUEUE);
         tokio::spawn(control::run(Arc::clone(&shared), commands.downgrade(), queue));

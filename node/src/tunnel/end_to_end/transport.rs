@@ -5,18 +5,23 @@
 //!
 //! **Handshake.** TLS 1.3 only, no resumption, no early data; both keys are pinned, and proved anew each time.
 //!
+//! **Restart.** An end that has lost its memory resets what it does not know (RFC 9000 §10.3), so that the other one need
+//! not wait for its idle timeout.
+//!
 //! **Path.** The relay shows each end one fixed peer, so nothing migrates. Both ends ping, since each end's own address
 //! translator must remember it, and only who sends notices that nothing comes back.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::hmac;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::rustls::{self, crypto::CryptoProvider};
 use quinn::{
     ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime,
     TransportConfig, VarInt,
 };
+use quinn_proto::HashedConnectionIdGenerator;
 
 use super::super::identity::{KeyHash, PinnedClient, PinnedNode, TunnelKey};
 use super::super::relay::Legs;
@@ -84,9 +89,17 @@ impl From<SessionCode> for VarInt {
     }
 }
 
-/// An endpoint for all legs; with a `server`, one that can be dialled.
-pub(crate) fn endpoint(legs: &Legs, server: Option<ServerConfig>) -> Result<Endpoint, TransportError> {
-    let mut config = EndpointConfig::default();
+/// An endpoint for all legs of who has `key`; with a `server`, one that can be dialled.
+pub(crate) fn endpoint(
+    legs: &Legs,
+    key: &TunnelKey,
+    server: Option<ServerConfig>,
+) -> Result<Endpoint, TransportError> {
+    let secret = key.secret(b"stateless resets of end-to-end connections");
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, secret.as_ref())));
+    // Its connection IDs are known again, too: others are not worth an answer.
+    let ids = secret.as_ref().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
     config.supported_versions(vec![QUIC_V1]).grease_quic_bit(false);
     let socket = Arc::new(legs.clone());
     Ok(Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime))?)

@@ -94,7 +94,7 @@ impl Sessions {
         let legs = Legs::default();
         // Serves nobody: who may come is known only with the session.
         let nobody = end_to_end::connector_config(&key, KeyHash::from_bytes([0; 32]))?;
-        let endpoint = end_to_end::endpoint(&legs, Some(nobody))?;
+        let endpoint = end_to_end::endpoint(&legs, &key, Some(nobody))?;
         Ok(Arc::new(Self {
             key,
             node_key,
