@@ -1,5 +1,6 @@
 //! A connection to a node: its addresses in turn, from a socket of its own, by its key alone.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::identity::SERVER_NAME;
-use super::socket::{Capped, dial_socket};
+use super::socket::{Capped, dial_socket, local_address, other_address};
 use super::transport::{TransportError, connector_endpoint, is_our_refusal};
 use super::wire::Authority;
 
@@ -87,6 +88,23 @@ async fn reach_address(
         }
         Ok(Err(error)) => Err(error.into()),
         Err(_) => Err(ReachError::Timeout),
+    }
+}
+
+/// Moves the endpoint's one connection, to `node`, to another socket whenever the machine has changed its network: the old
+/// one is bound to an address that is no more (RFC 9000 §9).
+pub(super) async fn follow_address(endpoint: &Endpoint, node: SocketAddr) -> Infallible {
+    let mut known = local_address(node).ok();
+    loop {
+        let now = other_address(node, known).await;
+        let moved = dial_socket(node).and_then(|(socket, _)| endpoint.rebind_abstract(socket));
+        match moved {
+            Ok(()) => {
+                debug!(%node, from = %now, "the connection moves to another address of this machine");
+                known = Some(now);
+            }
+            Err(error) => debug!(%node, %error, "no socket at another address of this machine"),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::flow::UnixTime;
 use super::super::access_wire::{AccessFrame, AccessRefusal, ClientFrame, ClientVersion, Opened, RequestId};
 use super::super::connector::{Backoff, Knocker};
 use super::super::control::{self, ControlError, FrameReader};
-use super::super::reach::reach;
+use super::super::reach::{follow_address, reach};
 use super::super::relay::SessionRef;
 use super::super::session::{ClientAction, ClientInput, ClientSession};
 use super::super::transport::access_config;
@@ -162,11 +162,19 @@ impl Control {
             Err(error) => return (Over::Lost(error.to_string()), never),
         };
         let over = match self.ask_all(&mut link, &connection).await {
-            Ok(()) => loop {
-                if let Err(over) = self.step(&mut link, &connection, lost).await {
-                    break over;
+            Ok(()) => {
+                let served = async {
+                    loop {
+                        if let Err(over) = self.step(&mut link, &connection, lost).await {
+                            break over;
+                        }
+                    }
+                };
+                tokio::select! {
+                    over = served => over,
+                    never = follow_address(&endpoint, connection.remote_address()) => match never {},
                 }
-            },
+            }
             Err(over) => over,
         };
         // What was asked and not answered is asked again.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::sync::{SetOnce, watch};
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::clock;
 use crate::flow::UnixTime;
@@ -18,7 +18,7 @@ use super::super::end_to_end::{self, Carries, Flow, Flows, Reply, Request, Sessi
 use super::super::identity::{KeyHash, SERVER_NAME};
 use super::super::relay::wire::BindKey;
 use super::super::relay::{BoundLeg, End, Leg, LegAddress, LegState, SessionRef};
-use super::super::socket::{dial_socket, local_address};
+use super::super::socket::{dial_socket, local_address, other_address};
 use super::super::transport::is_our_refusal;
 use super::super::wire::{DialFailure, EndReason, RelayPath};
 use super::{Notice, OpenError, SessionStatus, Shared, Wanted};
@@ -26,9 +26,6 @@ use super::{Notice, OpenError, SessionStatus, Shared, Wanted};
 /// The connector gets so long for the handshake, and to answer a stream's request.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 const REPLY_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// The machine's own address is looked at so often; no packet is sent for that.
-const LOOK_AT_ADDRESS: Duration = Duration::from_secs(2);
 
 /// The person is told so long before a session's time is over.
 const ANNOUNCE: Duration = Duration::from_secs(300);
@@ -290,6 +287,7 @@ impl Session {
         let error = flows.run().await;
         match error {
             ConnectionError::LocallyClosed => SessionEnd::Closed,
+            ConnectionError::Reset => SessionEnd::ByConnector("it has restarted".to_owned()),
             ConnectionError::TimedOut => SessionEnd::ByConnector("it is not heard any more".to_owned()),
             ConnectionError::ApplicationClosed(close) if close.error_code == SessionCode::Leaving.into() => {
                 SessionEnd::ByConnector("it stops".to_owned())
@@ -333,17 +331,12 @@ impl Session {
 
     /// A machine that has changed its network sends from another address from now on.
     async fn follow_address(&self, shared: &Shared) {
-        let mut known = local_address(self.leg.node()).ok();
-        let mut look = interval(LOOK_AT_ADDRESS);
+        let node = self.leg.node();
+        let mut known = local_address(node).ok();
         loop {
-            look.tick().await;
-            let now = local_address(self.leg.node()).ok();
-            // Without a network there is nothing to move to.
-            if now.is_none() || now == known {
-                continue;
-            }
-            if let Ok((socket, _)) = dial_socket(self.leg.node()) {
-                known = now;
+            let now = other_address(node, known).await;
+            if let Ok((socket, _)) = dial_socket(node) {
+                known = Some(now);
                 shared.legs.replace(self.address, self.leg.move_to(socket));
             }
         }

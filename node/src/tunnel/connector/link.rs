@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 use super::super::control::{self, ControlError, FrameReader};
 use super::super::dial::dial;
 use super::super::pipe::pipe;
-use super::super::reach::{ReachError, reach};
+use super::super::reach::{ReachError, follow_address, reach};
 use super::super::relay::SessionRef;
 use super::super::session::{ConnectorAction, ConnectorInput, ConnectorSession, Credential};
 use super::super::wire::{
@@ -115,16 +115,22 @@ impl Dialer {
         let since = Instant::now();
         let sessions = self.sessions.clone().map(|sessions| (sessions, node.clone()));
         let mut link = Link::open(&connection, Credential::Key, self.allow.clone(), sessions).await?;
-        let ended = loop {
-            match link.step(&connection, Some(shutdown)).await {
-                Ok(Some(Milestone::Welcome(connector))) => {
-                    info!(%connector, %node, address = %connection.remote_address(), slot, "connected");
+        let served = async {
+            loop {
+                match link.step(&connection, Some(shutdown)).await {
+                    Ok(Some(Milestone::Welcome(connector))) => {
+                        info!(%connector, %node, address = %connection.remote_address(), slot, "connected");
+                    }
+                    Ok(Some(Milestone::Device(device))) => self.knocker.adopt(device),
+                    Ok(Some(Milestone::NodeDrains)) => info!(%node, slot, "the node is about to stop"),
+                    Ok(None) => {}
+                    Err(error) => break error,
                 }
-                Ok(Some(Milestone::Device(device))) => self.knocker.adopt(device),
-                Ok(Some(Milestone::NodeDrains)) => info!(%node, slot, "the node is about to stop"),
-                Ok(None) => {}
-                Err(error) => break error,
             }
+        };
+        let ended = tokio::select! {
+            ended = served => ended,
+            never = follow_address(&endpoint, connection.remote_address()) => match never {},
         };
         let code = match &ended {
             LinkError::Protocol => CloseCode::Protocol,
