@@ -11,7 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::portcullis::binary;
+use crate::netns::Netns;
+use crate::portcullis::{binary, command_in};
 use crate::process::Process;
 use crate::realm::{AUTH, PASSWORD, Realm, SHOP, WIKI};
 use crate::web::{Reply, Web};
@@ -22,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// One machine of a person.
 #[derive(Debug)]
 pub struct Machine {
+    netns: Option<Netns>,
     home: PathBuf,
     url: String,
     ca: PathBuf,
@@ -31,17 +33,31 @@ pub struct Machine {
 impl Machine {
     /// A machine called `name` that can reach `realm`.
     pub fn new(realm: &Realm, name: &str) -> Result<Self> {
-        let home = realm.dir.path().join(name);
+        let hosts = format!("127.0.0.1 localhost {AUTH} {WIKI} {SHOP}\n");
+        Self::at(realm.dir.path(), name, realm.url(AUTH, ""), &realm.ca_file, &hosts)
+    }
+
+    /// A machine called `name` with its files in `dir`, whose hosts file leads to the node at `url`.
+    pub fn at(dir: &Path, name: &str, url: String, ca: &Path, hosts_file: &str) -> Result<Self> {
+        let home = dir.join(name);
         fs::create_dir(&home)?;
         let hosts = home.join("hosts");
-        fs::write(&hosts, format!("127.0.0.1 localhost {AUTH} {WIKI} {SHOP}\n"))?;
+        fs::write(&hosts, hosts_file)?;
+        fs::create_dir(home.join("bin"))?;
+        std::os::unix::fs::symlink(binary()?, home.join("bin/portcullis"))?;
         let browser = home.join("browser");
         fs::write(
             &browser,
             format!("#!/bin/sh\necho \"$1\" > {}/opened.new\nmv {0}/opened.new {0}/opened\n", home.display()),
         )?;
         fs::set_permissions(&browser, fs::Permissions::from_mode(0o755))?;
-        Ok(Self { home, url: realm.url(AUTH, ""), ca: realm.ca_file.clone(), hosts })
+        Ok(Self { netns: None, home, url, ca: ca.to_owned(), hosts })
+    }
+
+    /// The same machine in a network namespace.
+    pub fn inside(mut self, netns: &Netns) -> Self {
+        self.netns = Some(netns.clone());
+        self
     }
 
     /// The same machine once more, with a copy of all that is on it: what a thief of the disk has.
@@ -49,7 +65,8 @@ impl Machine {
         let home = self.home.with_file_name(name);
         let status = Command::new("cp").arg("-a").arg(&self.home).arg(&home).status()?;
         ensure!(status.success(), "cp failed");
-        Ok(Self { home, url: self.url.clone(), ca: self.ca.clone(), hosts: self.hosts.clone() })
+        let (netns, url) = (self.netns.clone(), self.url.clone());
+        Ok(Self { netns, home, url, ca: self.ca.clone(), hosts: self.hosts.clone() })
     }
 
     pub fn home(&self) -> &Path {
@@ -63,16 +80,24 @@ impl Machine {
 
     /// `portcullis access ARGS`, with the hosts file of this machine and nothing of the environment.
     pub fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Result<Command> {
-        let mut command = Command::new("unshare");
+        let mut command = self.program(binary()?)?;
+        command.arg("access").args(args);
+        Ok(command)
+    }
+
+    /// Any program on this machine; `portcullis` is on its PATH.
+    pub fn program(&self, program: impl AsRef<OsStr>) -> Result<Command> {
+        let mut path = self.home.join("bin").into_os_string();
+        path.push(":");
+        path.push(std::env::var_os("PATH").context("PATH")?);
+        let mut command = command_in(self.netns.as_ref(), "unshare");
         command
             .args(["--mount", "--", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""])
             .arg(&self.hosts)
-            .arg(binary()?)
-            .arg("access")
-            .args(args)
+            .arg(program)
             .env_clear()
             .env("HOME", &self.home)
-            .env("PATH", std::env::var_os("PATH").context("PATH")?);
+            .env("PATH", path);
         Ok(command)
     }
 

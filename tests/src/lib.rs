@@ -18,6 +18,8 @@
 //! | [`idp`] | a real OpenID provider that cheats on demand |
 //! | [`access`] | a person's machine with `portcullis access` |
 //! | [`quic`] | a QUIC client of the tunnel that is nobody's connector |
+//! | [`sshd`] | an OpenSSH server with users of its own |
+//! | [`private_lab`] | private applications: a gated node, a connector in an office that lets nothing in, a client |
 //! | [`tunnel_lab`] | a gated node, an office and a stranger, each on a link of its own |
 //! | [`web`] | a browser made of curl |
 //!
@@ -34,10 +36,12 @@ pub mod netns;
 pub mod origin;
 pub mod portcullis;
 pub mod ports;
+pub mod private_lab;
 pub mod process;
 pub mod quic;
 pub mod realm;
 pub mod relay;
+pub mod sshd;
 pub mod third_party;
 pub mod tunnel_lab;
 pub mod web;

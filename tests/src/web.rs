@@ -2,13 +2,16 @@
 //! unless asked.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+
+use crate::netns::Netns;
+use crate::portcullis::command_in;
 
 /// One browser: a cookie jar and what it sends with every request.
 #[derive(Clone, Debug)]
 pub struct Web {
+    netns: Option<Netns>,
     jar: PathBuf,
     args: Vec<String>,
 }
@@ -31,11 +34,22 @@ impl Web {
 
     /// The same without a browser's `Accept`.
     pub fn bare(jar: &Path, ca: &Path, port: u16, hosts: &[&str]) -> Self {
+        Self::at(jar, ca, port, hosts, "127.0.0.1")
+    }
+
+    /// As [`Web::bare`], with the names at another address.
+    pub fn at(jar: &Path, ca: &Path, port: u16, hosts: &[&str], address: &str) -> Self {
         let mut args = vec!["--cacert".to_owned(), ca.display().to_string()];
         for host in hosts {
-            args.extend(["--resolve".to_owned(), format!("{host}:{port}:127.0.0.1")]);
+            args.extend(["--resolve".to_owned(), format!("{host}:{port}:{address}")]);
         }
-        Self { jar: jar.to_owned(), args }
+        Self { netns: None, jar: jar.to_owned(), args }
+    }
+
+    /// The same browser in a network namespace.
+    pub fn inside(mut self, netns: &Netns) -> Self {
+        self.netns = Some(netns.clone());
+        self
     }
 
     /// With a further header in every request.
@@ -49,7 +63,7 @@ impl Web {
         if self.jar.exists() {
             std::fs::copy(&self.jar, jar)?;
         }
-        Ok(Self { jar: jar.to_owned(), args: self.args.clone() })
+        Ok(Self { netns: self.netns.clone(), jar: jar.to_owned(), args: self.args.clone() })
     }
 
     pub fn get(&self, url: &str) -> Result<Reply> {
@@ -83,7 +97,7 @@ impl Web {
 
     /// One request with further arguments for curl.
     pub fn send(&self, url: &str, args: &[String]) -> Result<Reply> {
-        let output = Command::new("curl")
+        let output = command_in(self.netns.as_ref(), "curl")
             .args(["--silent", "--show-error", "--include", "--max-time", "60"])
             .arg("--cookie")
             .arg(&self.jar)

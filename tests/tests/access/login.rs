@@ -55,7 +55,6 @@ fn a_person_logs_in_by_browser_and_curl_reaches_an_application() {
 
     // A curl that notes what it was called with: the token is not among it.
     let bin = laptop.home().join("bin");
-    std::fs::create_dir(&bin).unwrap();
     let script =
         format!("#!/bin/sh\necho \"$@\" >> {}/argv\nexec /usr/bin/curl \"$@\"\n", laptop.home().display());
     std::fs::write(bin.join("curl"), script).unwrap();

@@ -7,65 +7,20 @@ use std::time::Duration;
 
 use portcullis::clock;
 use portcullis_tests::access::Machine;
-use portcullis_tests::portcullis::binary;
-use portcullis_tests::process::{Process, wait_until};
+use portcullis_tests::process::wait_until;
 use portcullis_tests::realm::AUTH;
+use portcullis_tests::sshd::Sshd;
 use portcullis_tests::third_party;
 use portcullis_tests::web::{Reply, Web};
 use serde_json::{Value, json};
 
 use crate::world::{HOSTS, SHELL, SOON, World, run};
 
-/// A server that knows users of its own and trusts nothing but the authorities in a file.
-struct Sshd {
-    _process: Process,
-    authorities: PathBuf,
-    port: u16,
-}
-
-impl Sshd {
-    /// Its accounts are those of this machine and some more, in a mount namespace of its own.
-    fn start(dir: &Path, port: u16, authorities: &str) -> Self {
-        std::fs::create_dir_all(dir).unwrap();
-        std::fs::create_dir_all("/run/sshd").unwrap();
-        let path = |name: &str| dir.join(name).display().to_string();
-        let (key, quiet) = (path("host_key"), ["-q", "-t", "ed25519", "-N", ""]);
-        assert!(run(Command::new("ssh-keygen").args(quiet).args(["-f", &key])).0);
-        std::fs::write(path("authorities"), authorities).unwrap();
-        let (mut passwd, mut shadow) = (read("/etc/passwd"), "root:*:19000:0:99999:7:::\n".to_owned());
-        for (number, user) in ["deploy", "ann", "bob", "other"].into_iter().enumerate() {
-            passwd.push_str(&format!("{user}:x:{}:65534::/:/bin/sh\n", 4200 + number));
-            shadow.push_str(&format!("{user}:*:19000:0:99999:7:::\n"));
-        }
-        shadow.push_str("sshd:*:19000:0:99999:7:::\n");
-        std::fs::write(path("passwd"), passwd).unwrap();
-        std::fs::write(path("shadow"), shadow).unwrap();
-        let config = format!(
-            "Port {port}\nListenAddress 127.0.0.1\nHostKey {key}\nPidFile none\nUsePAM no\nLogLevel VERBOSE\n\
-             PasswordAuthentication no\nKbdInteractiveAuthentication no\nAuthorizedKeysFile none\n\
-             PermitRootLogin prohibit-password\nTrustedUserCAKeys {}\nSubsystem sftp internal-sftp\n",
-            path("authorities")
-        );
-        std::fs::write(path("sshd_config"), config).unwrap();
-        let script = format!(
-            "mount --bind {} /etc/passwd && mount --bind {} /etc/shadow && exec /usr/sbin/sshd -D -e -f {}",
-            path("passwd"),
-            path("shadow"),
-            path("sshd_config")
-        );
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
-        let mut process = Process::spawn("sshd", command).unwrap();
-        process.wait_for_output("Server listening", SOON).unwrap();
-        Self { _process: process, authorities: dir.join("authorities"), port }
-    }
-
-    /// What a person with an identity (a key, its certificate beside it) is told: who they are there.
-    fn login(&self, identity: &Path, user: &str) -> Option<String> {
-        let port = self.port.to_string();
-        let (good, out, _) = run(ssh(identity).args(["-p", &port, &format!("{user}@127.0.0.1"), "id -un"]));
-        good.then(|| out.trim().to_owned())
-    }
+/// What a person with an identity (a key, its certificate beside it) is told: who they are there.
+fn login(sshd: &Sshd, identity: &Path, user: &str) -> Option<String> {
+    let port = sshd.port.to_string();
+    let (good, out, _) = run(ssh(identity).args(["-p", &port, &format!("{user}@127.0.0.1"), "id -un"]));
+    good.then(|| out.trim().to_owned())
 }
 
 fn read(path: &str) -> String {
@@ -144,30 +99,31 @@ const ED25519: [&str; 2] = ["-t", "ed25519"];
 fn a_server_that_trusts_one_application_lets_its_people_in_and_nobody_else() {
     let world = World::start();
     let authority = |name: &str| world.realm.node.admin(&["ssh-ca", "public-key", name]).unwrap();
-    let sshd = Sshd::start(&world.realm.dir.path().join("sshd"), world.ssh_port, &authority("shell"));
+    let sshd =
+        Sshd::start(None, &world.realm.dir.path().join("sshd"), world.ssh_port, &authority("shell")).unwrap();
     let (ann, bob) = (world.session("ann"), world.session("bob"));
 
     let identity = certified(&world, "ann_key", &ED25519, &world.app_token(&ann, "shell"));
     for (user, expected) in
         [("ann", Some("ann")), ("deploy", Some("deploy")), ("bob", None), ("other", None), ("root", None)]
     {
-        assert_eq!(sshd.login(&identity, user).as_deref(), expected, "{user}");
+        assert_eq!(login(&sshd, &identity, user).as_deref(), expected, "{user}");
     }
     let ecdsa = certified(&world, "bob_key", &["-t", "ecdsa", "-b", "384"], &world.app_token(&bob, "shell"));
-    assert_eq!(sshd.login(&ecdsa, "bob").as_deref(), Some("bob"));
-    assert_eq!(sshd.login(&ecdsa, "ann"), None);
+    assert_eq!(login(&sshd, &ecdsa, "bob").as_deref(), Some("bob"));
+    assert_eq!(login(&sshd, &ecdsa, "ann"), None);
     // The certificate is for its key, and the key is nothing without it.
     let (stranger, _) = keygen(&world, "stranger", &ED25519);
     std::fs::copy(format!("{}-cert.pub", identity.display()), format!("{}-cert.pub", stranger.display()))
         .unwrap();
-    assert_eq!(sshd.login(&stranger, "ann"), None);
+    assert_eq!(login(&sshd, &stranger, "ann"), None);
 
     // Another application's authority, for the same person: root, since that one names it.
     let vault = certified(&world, "vault_key", &ED25519, &world.app_token(&ann, "vault"));
-    assert_eq!((sshd.login(&vault, "root"), sshd.login(&vault, "ann")), (None, None));
+    assert_eq!((login(&sshd, &vault, "root"), login(&sshd, &vault, "ann")), (None, None));
     std::fs::write(&sshd.authorities, authority("vault")).unwrap();
-    assert_eq!(sshd.login(&vault, "root").as_deref(), Some("root"), "where it is trusted");
-    assert_eq!(sshd.login(&identity, "ann"), None, "the other one is not any more");
+    assert_eq!(login(&sshd, &vault, "root").as_deref(), Some("root"), "where it is trusted");
+    assert_eq!(login(&sshd, &identity, "ann"), None, "the other one is not any more");
     let both = world.realm.node.admin(&["ssh-ca", "public-key"]).unwrap();
     assert_eq!(both, authority("shell") + &authority("vault"));
     std::fs::write(&sshd.authorities, both).unwrap();
@@ -176,10 +132,10 @@ fn a_server_that_trusts_one_application_lets_its_people_in_and_nobody_else() {
     let almost_a_day_ago = clock::now().before(Duration::from_secs(86_400 - 8));
     let short = world.app_token_of(&ann, "shell", almost_a_day_ago);
     let short = certified(&world, "short_key", &ED25519, &short);
-    assert_eq!(sshd.login(&short, "ann").as_deref(), Some("ann"));
-    wait_until("the certificate to expire", SOON, || Ok(sshd.login(&short, "ann").is_none().then_some(())))
+    assert_eq!(login(&sshd, &short, "ann").as_deref(), Some("ann"));
+    wait_until("the certificate to expire", SOON, || Ok(login(&sshd, &short, "ann").is_none().then_some(())))
         .unwrap();
-    assert_eq!(sshd.login(&identity, "ann").as_deref(), Some("ann"), "the others last");
+    assert_eq!(login(&sshd, &identity, "ann").as_deref(), Some("ann"), "the others last");
 
     // Through the node, by the wire, as ProxyCommand.
     let proxy = proxy(&world, &world.app_token(&ann, "shell"));
@@ -291,7 +247,7 @@ fn a_certificate_says_what_was_decided_and_one_event_tells() {
 fn a_person_logs_in_once_and_ssh_gets_its_certificates() {
     let world = World::start();
     let authority = world.realm.node.admin(&["ssh-ca", "public-key", "shell"]).unwrap();
-    let _sshd = Sshd::start(&world.realm.dir.path().join("sshd"), world.ssh_port, &authority);
+    let _sshd = Sshd::start(None, &world.realm.dir.path().join("sshd"), world.ssh_port, &authority).unwrap();
     let (laptop, ann) = (Machine::new(&world.realm, "laptop").unwrap(), world.realm.web("ann"));
     assert!(laptop.fails(&["ssh-cert", "shell"]).unwrap().contains("nobody is logged in here"));
     laptop.log_in(&ann, "ann").unwrap();
@@ -318,23 +274,15 @@ fn a_person_logs_in_once_and_ssh_gets_its_certificates() {
     assert_eq!(laptop.ok(&["ssh-config", "--write", "shell"]).unwrap(), "nothing to change\n");
     let name = format!("{AUTH}:{}.conf", world.realm.port);
     let config = laptop.home().join(".ssh/portcullis").join(name);
-    let bin = laptop.home().join("bin");
-    std::fs::create_dir(&bin).unwrap();
-    std::os::unix::fs::symlink(binary().unwrap(), bin.join("portcullis")).unwrap();
     let token = laptop.ok(&["token", "shell"]).unwrap();
     let proxy = proxy(&world, token.trim());
     let ssh = |user: &str| {
-        let mut command = Command::new("unshare");
+        let mut command = laptop.program("ssh").unwrap();
         command
-            .args(["--mount", "--", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""])
-            .arg(laptop.home().join("hosts"))
-            .args(["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"])
+            .args(["-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"])
             .args(["-o", "UserKnownHostsFile=/dev/null", "-o", &proxy, "-F"])
             .arg(&config)
-            .args(["-l", user, "shell", "id -un"])
-            .env("HOME", laptop.home())
-            .env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH").unwrap()))
-            .env_remove("SSH_AUTH_SOCK");
+            .args(["-l", user, "shell", "id -un"]);
         run(&mut command)
     };
     std::fs::remove_file(certificate).unwrap();

@@ -42,6 +42,9 @@ const TEST: &[Tool] = &[
     tool(&["ssh", "-V"], "openssh-client"),
     tool(&["sshd", "-V"], "openssh-server"),
     tool(&["iperf3", "--version"], "iperf3"),
+    tool(&["dnsmasq", "--version"], "dnsmasq-base"),
+    tool(&["dig", "-v"], "bind9-dnsutils"),
+    tool(&["/usr/lib/postgresql/15/bin/postgres", "--version"], "postgresql"),
 ];
 
 /// What the gate is measured against. (`xdp-filter` has no command that succeeds without an interface.)

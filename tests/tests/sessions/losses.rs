@@ -1,0 +1,176 @@
+//! What a session survives: the node, the client's address, a network that forgets; and what it does not: its connector.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use portcullis_tests::private_lab::{Forward, Plan, PrivateLab, echo_tcp, path};
+use portcullis_tests::process::wait_until;
+
+use crate::SOON;
+
+/// Numbered lines to an echo and back, one at a time, until it is stopped.
+struct Conversation {
+    count: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<Result<Duration, std::io::Error>>,
+}
+
+impl Conversation {
+    fn start(lab: &PrivateLab, forward: &Forward) -> Self {
+        let stream = lab.client.enter(|| TcpStream::connect(forward.address)).unwrap().unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let (count, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (counted, stopped) = (Arc::clone(&count), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            let mut reading = BufReader::new(stream.try_clone()?);
+            let mut writing = stream;
+            let mut worst = Duration::ZERO;
+            while !stopped.load(Ordering::Relaxed) {
+                let (number, at) = (counted.load(Ordering::Relaxed), Instant::now());
+                writeln!(writing, "{number}")?;
+                let mut line = String::new();
+                if reading.read_line(&mut line)? == 0 {
+                    return Err(std::io::ErrorKind::UnexpectedEof.into());
+                }
+                assert_eq!(line, format!("{number}\n"));
+                worst = worst.max(at.elapsed());
+                counted.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Ok(worst)
+        });
+        let this = Self { count, stop, thread };
+        this.goes_on();
+        this
+    }
+
+    /// Waits for twenty more answers.
+    fn goes_on(&self) {
+        let until = self.count.load(Ordering::Relaxed) + 20;
+        wait_until("the conversation to go on", SOON, || {
+            assert!(!self.thread.is_finished(), "the connection was cut");
+            Ok((self.count.load(Ordering::Relaxed) >= until).then_some(()))
+        })
+        .unwrap();
+    }
+
+    /// The longest wait for an answer.
+    fn end(self) -> Duration {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap().unwrap()
+    }
+
+    fn cut(self) -> std::io::Error {
+        self.thread.join().unwrap().unwrap_err()
+    }
+}
+
+fn start(lab: &PrivateLab) -> (portcullis_tests::access::Machine, Forward) {
+    let ann = lab.machine("ann").unwrap();
+    let forward = Forward::start(&ann, &["tcp", "echo", "--listen", "127.0.0.1:0"]).unwrap();
+    (ann, forward)
+}
+
+#[test]
+fn a_killed_node_is_not_noticed_and_both_ends_come_back_to_the_next() {
+    let mut lab = PrivateLab::start(Plan::KERNEL).unwrap();
+    let (ann, mut forward) = start(&lab);
+    let conversation = Conversation::start(&lab, &forward);
+    lab.node.process().unwrap().kill().unwrap();
+    let dead = Instant::now();
+    while dead.elapsed() < Duration::from_secs(3) {
+        conversation.goes_on();
+    }
+    lab.node.restart().unwrap();
+    let back = Instant::now();
+    forward.process.wait_for_output("connected to the node again", SOON).unwrap();
+    wait_until("the session", SOON, || {
+        let resumed = lab.events_of("connect", "echo", 2)?;
+        Ok((resumed[1]["detail"] == "resumed after a restart").then_some(()))
+    })
+    .unwrap();
+    assert!(back.elapsed() < Duration::from_secs(30), "after {:?}", back.elapsed());
+    // Longer than sessions are kept for ends that do not come back.
+    while back.elapsed() < Duration::from_secs(35) {
+        conversation.goes_on();
+    }
+    let worst = conversation.end();
+    assert!(worst < Duration::from_secs(1), "an answer took {worst:?}");
+    assert_eq!(path(&ann).unwrap(), "kernel");
+    assert_eq!(lab.metric("portcullis_relay_sessions").unwrap(), 1);
+    // What the node before it has carried counts.
+    lab.node.admin(&["session", "revoke", "--user", "ann@example.com"]).unwrap();
+    forward.process.wait_for_output("an administrator revoked it", SOON).unwrap();
+    let ended = &lab.events_of("disconnect", "echo", 1).unwrap()[0];
+    assert!(ended["bytes_up"].as_u64().unwrap() > 0 && ended["bytes_down"].as_u64().unwrap() > 0, "{ended}");
+}
+
+#[test]
+fn a_client_that_changes_its_address_goes_on() {
+    let lab = PrivateLab::start(Plan::KERNEL).unwrap();
+    let (ann, forward) = start(&lab);
+    let conversation = Conversation::start(&lab, &forward);
+    for (from, to) in [("192.0.2.2", "192.0.2.77"), ("192.0.2.77", "192.0.2.78")] {
+        lab.move_client(from, to).unwrap();
+        conversation.goes_on();
+        let flows = lab.node.admin(&["gate", "flows"]).unwrap();
+        assert!(flows.contains(&format!("{to}:")) && !flows.contains(&format!("{from}:")), "{flows}");
+    }
+    let worst = conversation.end();
+    assert!(worst < Duration::from_secs(12), "an answer took {worst:?}");
+    assert_eq!(path(&ann).unwrap(), "kernel");
+    assert!(!forward.process.output().contains("is lost"), "{}", forward.process.output());
+}
+
+#[test]
+fn a_connector_that_is_killed_is_told_of_and_found_again() {
+    let mut lab = PrivateLab::start(Plan::KERNEL).unwrap();
+    let (_ann, mut forward) = start(&lab);
+    let conversation = Conversation::start(&lab, &forward);
+    lab.connector.take().unwrap().process.kill().unwrap();
+    lab.start_connector().unwrap();
+    let _cut = conversation.cut();
+    let told = "portcullis: echo: the connector ended the session: it has restarted\n";
+    forward.process.wait_for_output(told, SOON).unwrap();
+    wait_until("another session", SOON, || echo_tcp(&lab.client, forward.address, b"again").map(Some))
+        .unwrap();
+    assert_eq!(forward.process.output().matches("the session").count(), 1, "{}", forward.process.output());
+
+    // In good order it is told at once.
+    let status = lab.connector.take().unwrap().process.terminate(SOON).unwrap();
+    assert!(status.success());
+    forward.process.wait_for_output("the connector ended the session: it stops", SOON).unwrap();
+    assert!(echo_tcp(&lab.client, forward.address, b"again").is_err());
+    lab.start_connector().unwrap();
+    wait_until("another session", SOON, || echo_tcp(&lab.client, forward.address, b"again").map(Some))
+        .unwrap();
+}
+
+/// UDP to the node leaves from other ports than the client knows, and then from those that it knows again: what an address
+/// translator does that forgets.
+#[test]
+fn a_translator_that_forgets_is_survived() {
+    let lab = PrivateLab::start(Plan::KERNEL).unwrap();
+    let (ann, forward) = start(&lab);
+    let conversation = Conversation::start(&lab, &forward);
+    let translated = "192.0.2.2:61";
+    let flows = || lab.node.admin(&["gate", "flows"]).unwrap();
+    assert!(!flows().contains(translated), "{}", flows());
+    lab.client
+        .nft(
+            "table ip nat {\n chain out {\n type nat hook postrouting priority 100;\n \
+             ip daddr 192.0.2.1 udp dport 443 snat to 192.0.2.2:61000-61999\n }\n}",
+        )
+        .unwrap();
+    conversation.goes_on();
+    assert!(flows().contains(translated), "{}", flows());
+    lab.client.nft("").unwrap();
+    conversation.goes_on();
+    assert!(!flows().contains(translated), "{}", flows());
+    let worst = conversation.end();
+    assert!(worst < Duration::from_secs(15), "an answer took {worst:?}");
+    assert_eq!(path(&ann).unwrap(), "kernel");
+}
