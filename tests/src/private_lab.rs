@@ -27,18 +27,16 @@ use crate::web::Web;
 pub const AUTH: &str = "access.example.com";
 const URL: &str = "https://access.example.com";
 
-/// The applications, by name, and where they are in the office. Sessions of `brief` last a minute, the shortest there is.
-pub const APPLICATIONS: [(&str, &str, u16); 10] = [
+/// The applications, by name, and where they are in the office.
+pub const APPLICATIONS: [(&str, &str, u16); 8] = [
     ("echo", "tcp", 7),
     ("other", "tcp", 7),
-    ("brief", "tcp", 7),
     ("udpecho", "udp", 7),
     ("chargen", "tcp", 19),
     ("shell", "ssh", 22),
     ("db", "tcp", 5432),
     ("dns", "udp", 53),
     ("perf", "tcp", 5201),
-    ("perf-udp", "udp", 5201),
 ];
 
 const FIREWALL: &str = "
@@ -293,9 +291,6 @@ include = [{{ group = "{group}" }}]
             "[[application]]\nname = \"{name}\"\ntype = \"{kind}\"\norigin = \"127.0.0.1:{port}\"\nconnector = \"hq\"\n\
              policies = [\"let-in\"]\n"
         ));
-        if name == "brief" {
-            config.push_str("session = \"1m\"\n");
-        }
         if kind == "ssh" {
             config.push_str("ssh = { users = [\"deploy\"], email_user_domains = [\"example.com\"] }\n");
         }

@@ -224,11 +224,7 @@ fn heavy_iperf3_runs_both_ways() {
     let mut server = Process::spawn("iperf3", command).unwrap();
     server.wait_for_output("Server listening", SOON).unwrap();
     let ann = lab.machine("ann").unwrap();
-    let file = ann.home().join("forwards.toml");
-    let text = "[[forward]]\napplication = \"perf\"\nlisten = \"127.0.0.1:5201\"\n\
-                [[forward]]\napplication = \"perf-udp\"\nlisten = \"127.0.0.1:5201\"\nprotocol = \"udp\"\n";
-    fs::write(&file, text).unwrap();
-    let _connect = Forward::start(&ann, &["connect", file.to_str().unwrap()]).unwrap();
+    let _forward = Forward::start(&ann, &["tcp", "perf", "--listen", "127.0.0.1:5201"]).unwrap();
     let iperf3 = |args: &[&str]| -> Value {
         let mut command = lab.client.command("iperf3");
         command.args(["--client", "127.0.0.1", "--time", "2", "--json"]).args(args);
@@ -239,9 +235,5 @@ fn heavy_iperf3_runs_both_ways() {
         let rate = result["end"]["sum_received"]["bits_per_second"].as_f64().unwrap();
         assert!(rate > 1e6, "{args:?}: {result}");
     }
-    let result = iperf3(&["--udp", "--bitrate", "5M", "--length", "1200"]);
-    let sum = &result["end"]["sum"];
-    assert!(sum["packets"].as_u64().is_some_and(|packets| packets > 500), "{result}");
-    assert!(sum["lost_percent"].as_f64().is_some_and(|lost| lost < 10.0), "{sum}");
-    assert_eq!(lab.metric("portcullis_relay_sessions").unwrap(), 2);
+    assert_eq!(lab.metric("portcullis_relay_sessions").unwrap(), 1);
 }
