@@ -20,11 +20,13 @@
 //! | [`quic`] | a QUIC client of the tunnel that is nobody's connector |
 //! | [`tunnel_lab`] | a gated node, an office and a stranger, each on a link of its own |
 //! | [`web`] | a browser made of curl |
+//! | [`mod@browser`] | headless Chromium, walking a scenario |
 //!
 //! Nothing here skips: a tool or capability that is missing is an error that names it.
 
 pub mod access;
 pub mod bench;
+pub mod browser;
 pub mod ca;
 pub mod demo;
 pub mod flood;

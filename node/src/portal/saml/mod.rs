@@ -1,5 +1,5 @@
 //! The endpoints of the SAML identity provider on the auth domain: `sso/saml/<application>`, its `/resume`, where a
-//! sign-in goes on after the login, and its `/saml-metadata`.
+//! sign-in goes on after the login, its `/logout` (in `logout`) and its `/saml-metadata`.
 //!
 //! ```text
 //! application                         node
@@ -13,6 +13,7 @@
 //! Without a request the launcher begins, at 4. What cannot be trusted is answered here, with a ray id: only to a
 //! consumer service of the configuration does an answer go.
 
+mod logout;
 mod request;
 
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use crate::cookie::{self, SetCookie};
 use crate::event::{Action, Event};
 use crate::flow::{Application, Kind, RayId, Reason, Saas, SaasProtocol, SamlService};
 use crate::policy::PermitKind;
-use crate::saas::saml::{Asked, Endpoint, NotIssued};
+use crate::saas::saml::{Asked, Endpoint, Issued, NotIssued};
 use crate::saml::{self, AuthnRequest, Refusal};
 use crate::session::LiveSession;
 
@@ -61,7 +62,7 @@ struct SignIn<'a> {
 
 impl Call<'_> {
     /// Answers `sso/saml/<rest>` on the auth domain.
-    pub(super) fn saml(&self, rest: &str) -> Response<Bytes> {
+    pub(super) async fn saml(&self, rest: &str) -> Response<Bytes> {
         let (name, endpoint) = match rest.split_once('/') {
             None => (rest, None),
             Some((name, endpoint)) => (name, Some(endpoint)),
@@ -81,13 +82,14 @@ impl Call<'_> {
         let visit = SignIn { application, saas, service, path: &path, sign_in: &sign_in };
         match (endpoint, &self.visit.method) {
             (None, &Method::POST) => self.saml_form(visit),
-            (None, &Method::GET) => self.saml_query(visit),
-            (Some("resume"), &Method::GET) => self.saml_resume(visit),
+            (None, &Method::GET) => self.saml_query(visit).await,
+            (Some("resume"), &Method::GET) => self.saml_resume(visit).await,
+            (Some("logout"), &(Method::GET | Method::POST)) => self.saml_logout(visit).await,
             (Some("saml-metadata"), &(Method::GET | Method::HEAD)) => {
                 let document = self.context.saml.metadata(service, endpoint_of(visit));
                 page::document("application/samlmetadata+xml", document)
             }
-            (None, _) => self.saml_method("GET, POST"),
+            (None | Some("logout"), _) => self.saml_method("GET, POST"),
             (Some("resume"), _) => self.saml_method("GET"),
             (Some("saml-metadata"), _) => self.saml_method("GET, HEAD"),
             (Some(_), _) => self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication),
@@ -118,25 +120,25 @@ impl Call<'_> {
         }
     }
 
-    fn saml_query(&self, visit: SignIn<'_>) -> Response<Bytes> {
+    async fn saml_query(&self, visit: SignIn<'_>) -> Response<Bytes> {
         let raw = self.visit.query.as_deref().unwrap_or_default();
         let query = Parameters::of_query(Some(raw));
         if query.has(saml::Kind::Request.parameter()) {
             let received = saml::of_query(raw, saml::Kind::Request, &visit.service.certificates);
             return match self.saml_check(visit, received) {
-                Ok((ask, None)) => self.saml_answer(visit, ask, None),
+                Ok((ask, None)) => self.saml_answer(visit, ask, None).await,
                 Ok((ask, Some(refusal))) => self.saml_refusal(visit, &ask, refusal, None),
                 Err(why) => self.objection(visit, &why),
             };
         }
         match Ask::unsolicited(visit.service, self.now) {
-            Some(ask) => self.saml_answer(visit, ask, None),
+            Some(ask) => self.saml_answer(visit, ask, None).await,
             None => self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication),
         }
     }
 
     /// Takes up a request that this browser kept.
-    fn saml_resume(&self, visit: SignIn<'_>) -> Response<Bytes> {
+    async fn saml_resume(&self, visit: SignIn<'_>) -> Response<Bytes> {
         let query = Parameters::of_query(self.visit.query.as_deref());
         let id = query.one(REQUEST).filter(|id| is_request(id)).unwrap_or_default();
         let kept = cookie::read_one(&self.visit.headers, &format!("{COOKIE}{id}"))
@@ -148,7 +150,7 @@ impl Call<'_> {
                     && ask.received_at.after(ATTEMPT_LIFE) > self.now
             });
         match kept {
-            Some((_, ask)) => self.saml_answer(visit, ask, Some(id)),
+            Some((_, ask)) => self.saml_answer(visit, ask, Some(id)).await,
             None => self.objection(visit, "the request is too old, or another browser's"),
         }
     }
@@ -165,7 +167,7 @@ impl Call<'_> {
     }
 
     /// With the session there is, or after the login. `kept` names the cookie of a request that was kept already.
-    fn saml_answer(&self, visit: SignIn<'_>, ask: Ask, kept: Option<&str>) -> Response<Bytes> {
+    async fn saml_answer(&self, visit: SignIn<'_>, ask: Ask, kept: Option<&str>) -> Response<Bytes> {
         let fresh = |live: &LiveSession| !ask.force || live.session.created_at >= ask.received_at;
         let allowed = |live: &LiveSession| {
             let providers = &visit.application.providers;
@@ -222,7 +224,15 @@ impl Call<'_> {
                 .policy(permit.policy())
         };
         match issued {
-            Ok(answer) => {
+            Ok(Issued { answer, name_id }) => {
+                // Kept before it is told: whoever is signed in somewhere can be signed out there.
+                let kept_login =
+                    self.context.store.insert_saml_login(live.session.id, &visit.application.name, &name_id);
+                if let Err(error) = kept_login.await {
+                    let event = event(false).reason(Reason::Internal);
+                    self.context.events.emit(event.detail(error.to_string()));
+                    return self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal);
+                }
                 let how = if ask.id.is_some() { "asked by the application" } else { "from the launcher" };
                 self.context.events.emit(event(true).detail(how));
                 self.post(visit, &ask, &answer, kept)
@@ -296,24 +306,32 @@ impl Call<'_> {
         let answer = saml::encode(answer);
         let mut fields = vec![(saml::Kind::Response.parameter(), answer.as_str())];
         fields.extend(ask.relay_state.as_deref().map(|state| ("RelayState", state)));
-        let mut response = page::auto_post(&AutoPost {
-            frame: Frame::new(Some(&self.site.auth), self.visit.ray),
-            application: &visit.application.name,
-            action: &ask.consumer,
-            fields: &fields,
-            nonce: &clock::new_session_id().to_string(),
-        });
+        let mut response = self.saml_post(visit, &ask.consumer, &fields);
         if let Some(id) = kept {
             set_cookies(&mut response, [SetCookie::clear(&format!("{COOKIE}{id}"), visit.path)]);
         }
         response
     }
 
+    /// A page that posts `fields` to an address of the configuration.
+    fn saml_post(&self, visit: SignIn<'_>, action: &str, fields: &[(&str, &str)]) -> Response<Bytes> {
+        page::auto_post(&AutoPost {
+            frame: Frame::new(Some(&self.site.auth), self.visit.ray),
+            application: &visit.application.name,
+            action,
+            fields,
+            nonce: &clock::new_session_id().to_string(),
+        })
+    }
+
     /// The page for a request that cannot be trusted, and its event.
     fn objection(&self, visit: SignIn<'_>, why: &str) -> Response<Bytes> {
+        self.objection_to(Action::SignIn, visit, why)
+    }
+
+    fn objection_to(&self, action: Action, visit: SignIn<'_>, why: &str) -> Response<Bytes> {
         let status = StatusCode::BAD_REQUEST;
-        let event: Event =
-            self.event(Action::SignIn, false).reason(Reason::BadRequest).status(status.as_u16());
+        let event: Event = self.event(action, false).reason(Reason::BadRequest).status(status.as_u16());
         self.context.events.emit(event.application(visit.application).detail(why));
         page::refusal(PageFacts {
             application: Some(&visit.application.name),

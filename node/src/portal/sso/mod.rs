@@ -32,7 +32,7 @@ impl Call<'_> {
     /// Answers `sso/<rest>` on the auth domain.
     pub(super) async fn sso(&self, rest: &str) -> Response<Bytes> {
         if let Some(rest) = rest.strip_prefix("saml/") {
-            return self.saml(rest);
+            return self.saml(rest).await;
         }
         let mut parts = rest.splitn(3, '/');
         let (protocol, name, endpoint) = (parts.next(), parts.next(), parts.next());
