@@ -20,11 +20,19 @@ pub fn monotonic() -> Duration {
 ///
 /// # Panics
 /// When the system has no randomness, which leaves nothing safe to do.
-#[expect(clippy::expect_used, reason = "without randomness no session, token or key can be made safely")]
 pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    aws_lc_rs::rand::fill(&mut bytes).expect("the system's random source answers");
+    fill(&mut bytes);
     bytes
+}
+
+/// Fills `bytes` with random ones from the system.
+///
+/// # Panics
+/// When the system has no randomness, which leaves nothing safe to do.
+#[expect(clippy::expect_used, reason = "without randomness no session, token or key can be made safely")]
+pub fn fill(bytes: &mut [u8]) {
+    aws_lc_rs::rand::fill(bytes).expect("the system's random source answers");
 }
 
 pub fn new_ray() -> RayId {

@@ -22,11 +22,13 @@
 //! | [`private_lab`] | private applications: a gated node, a connector in an office that lets nothing in, a client |
 //! | [`tunnel_lab`] | a gated node, an office and a stranger, each on a link of its own |
 //! | [`web`] | a browser made of curl |
+//! | [`mod@browser`] | headless Chromium, walking a scenario |
 //!
 //! Nothing here skips: a tool or capability that is missing is an error that names it.
 
 pub mod access;
 pub mod bench;
+pub mod browser;
 pub mod ca;
 pub mod demo;
 pub mod flood;

@@ -59,6 +59,13 @@ pub struct SessionRow {
     pub private: Vec<PrivateSession>,
 }
 
+/// A sign-in at an application elsewhere that was made with a session.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ElsewhereRow {
+    pub application: String,
+    pub session: Session,
+}
+
 /// One connector in a listing.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ConnectorRow {
@@ -262,7 +269,16 @@ impl Service {
             let logins: Vec<_> = revoked.iter().map(|session| session.id).collect();
             private.end_logins(&logins, EndReason::Revoked).await?;
         }
-        Ok(json!({ "revoked": revoked.iter().map(|session| session.id).collect::<Vec<_>>() }))
+        let ids: Vec<_> = revoked.iter().map(|session| session.id).collect();
+        let logins = self.store.saas_logins(ids.clone()).await?;
+        let elsewhere: Vec<_> = logins
+            .iter()
+            .filter_map(|(id, application)| {
+                let session = revoked.iter().find(|session| session.id == *id)?;
+                Some(ElsewhereRow { application: application.clone(), session: Session::clone(session) })
+            })
+            .collect();
+        Ok(json!({ "revoked": ids, "elsewhere": elsewhere }))
     }
 
     async fn events(

@@ -8,11 +8,11 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use crate::admin::client::Target;
-use crate::admin::service::{ConnectorRow, Service, SessionRow};
+use crate::admin::service::{ConnectorRow, ElsewhereRow, Service, SessionRow};
 use crate::admin::wire::{Password, Request};
 use crate::config::{Config, ProviderKind, Secret, parse_duration};
 use crate::event::{Action, Event};
-use crate::flow::{Email, Session};
+use crate::flow::{Email, Kind, Session};
 use crate::store::{EventFilter, SessionFilter, Store, User};
 use crate::token::{KeyState, KeySummary};
 use crate::tunnel::wire::Authority;
@@ -234,13 +234,17 @@ fn check(path: &Path) -> anyhow::Result<()> {
     crate::role::check_files(&config)?;
     let local = config.identity_providers.iter().any(|p| matches!(p.kind, ProviderKind::Local));
     let federated = config.identity_providers.len() > usize::from(local);
-    let asks_store = local || !config.service_tokens().is_empty();
-    let (users, service_tokens) = if asks_store && config.node.state.join("store.sqlite").exists() {
+    let asks_store =
+        local || !config.service_tokens().is_empty() || super::saml::services(&config).next().is_some();
+    let (users, service_tokens, saml_keys) = if asks_store && config.node.state.join("store.sqlite").exists()
+    {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let store = Store::open(&config.node.state)?;
-        runtime.block_on(async { anyhow::Ok((store.users().await?.len(), store.service_tokens().await?)) })?
+        runtime.block_on(async {
+            anyhow::Ok((store.users().await?.len(), store.service_tokens().await?, store.saml_keys().await?))
+        })?
     } else {
-        (0, Vec::new())
+        (0, Vec::new(), Vec::new())
     };
     if !federated && (users == 0 || !local) {
         let provider = if local {
@@ -265,6 +269,9 @@ fn check(path: &Path) -> anyhow::Result<()> {
                 path.display()
             ))?;
         }
+    }
+    for note in super::saml::notes(&config, &saml_keys, crate::clock::now()) {
+        output::line(&format!("note: {note}"))?;
     }
     output::line(&format!("{}: good", path.display()))
 }
@@ -415,11 +422,38 @@ async fn session(target: &Target, command: SessionCommand) -> anyhow::Result<()>
             let filter = which.filter().context("say which sessions: --id, --user, --app or --all")?;
             one(target, Request::SessionRevoke { filter }, |value| {
                 let count = value["revoked"].as_array().map_or(0, Vec::len);
-                output::line(&format!("{count} revoked"))
+                output::line(&format!("{count} revoked"))?;
+                // A node that was not restarted since an upgrade does not say.
+                let elsewhere: Option<Vec<ElsewhereRow>> =
+                    serde_json::from_value(value["elsewhere"].clone())?;
+                elsewhere_lines(target.config.as_ref(), &elsewhere.unwrap_or_default())
+                    .iter()
+                    .try_for_each(|text| output::line(text))
             })
             .await
         }
     }
+}
+
+/// What becomes of the sessions that applications elsewhere keep by themselves.
+fn elsewhere_lines(config: Option<&Config>, rows: &[ElsewhereRow]) -> Vec<String> {
+    let is_told = |name: &str| {
+        let mut applications = config.into_iter().flat_map(|config| &config.applications);
+        applications.any(|application| match &application.kind {
+            Kind::Saas(saas) => application.name == name && saas.is_told_of_ends(),
+            Kind::Web(_) | Kind::Private(_) => false,
+        })
+    };
+    rows.iter()
+        .map(|row| {
+            let (application, user) = (&row.application, user_of(&row.session));
+            if is_told(application) {
+                format!("{application} is told that the session of {user} has ended")
+            } else {
+                format!("{application} may go on with its own session of {user}: end it there")
+            }
+        })
+        .collect()
 }
 
 /// The private sessions of all logins.

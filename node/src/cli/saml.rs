@@ -1,16 +1,23 @@
 //! `portcullis admin saml …`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Subcommand;
 
 use crate::admin::client::Target;
 use crate::admin::wire::Request;
+use crate::config::Config;
+use crate::flow::{Application, Kind, SaasProtocol, SamlService, UnixTime};
 use crate::saas::saml::{SamlKeyState, SamlKeySummary};
 use crate::saml::ServiceProvider;
+use crate::store::SamlKey;
 
 use super::output;
+
+/// A certificate is worth a note this long before it expires.
+const SOON: Duration = Duration::from_secs(30 * 86_400);
 
 #[derive(Subcommand)]
 pub(super) enum SamlCommand {
@@ -73,4 +80,103 @@ fn import(file: &Path, name: &str) -> anyhow::Result<()> {
         if provider.encryption.is_some() { "encrypted" } else { "not encrypted" },
         file.display().to_string(),
     ))
+}
+
+/// The service providers of a configuration.
+pub(super) fn services(config: &Config) -> impl Iterator<Item = (&Application, &SamlService)> {
+    config.applications.iter().filter_map(|application| match &application.kind {
+        Kind::Saas(saas) => match &saas.protocol {
+            SaasProtocol::Saml(service) => Some((application, service)),
+            SaasProtocol::Oidc(_) => None,
+        },
+        Kind::Web(_) | Kind::Private(_) => None,
+    })
+}
+
+/// What an administrator should know before an application turns people away.
+pub(super) fn notes(config: &Config, keys: &[SamlKey], now: UnixTime) -> Vec<String> {
+    let mut notes = Vec::new();
+    let mut names = Vec::new();
+    for (application, service) in services(config) {
+        let name = &application.name;
+        names.push(format!("`{name}`"));
+        let requests =
+            service.certificates.iter().map(|certificate| (certificate, "that verifies its requests"));
+        let assertions = service
+            .encrypt_to
+            .iter()
+            .map(|certificate| (certificate, "that its assertions are encrypted to"));
+        for (certificate, use_) in requests.chain(assertions) {
+            let until = certificate.valid_until();
+            if until < now.after(SOON) {
+                let state = if until < now { "expired" } else { "expires" };
+                notes.push(format!(
+                    "application `{name}`: the certificate {use_} {state} at {}; the node goes on using its key, \
+                     the application may not: give the node its new metadata or certificate",
+                    output::time(Some(until.0))
+                ));
+            }
+        }
+    }
+    let next = keys.iter().filter(|key| key.sign_from > now).map(|key| key.sign_from).min();
+    if let Some(next) = next.filter(|_| !names.is_empty()) {
+        notes.push(format!(
+            "the node signs for SAML applications with a new key from {}: give its metadata to {} before that",
+            output::time(Some(next.0)),
+            names.join(", ")
+        ));
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A certificate that expires at the second `until`, as a file.
+    fn certificate(file: &Path, until: i64) {
+        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.not_after = time::OffsetDateTime::from_unix_timestamp(until).unwrap();
+        std::fs::write(file, parameters.self_signed(&pair).unwrap().pem()).unwrap();
+    }
+
+    #[test]
+    fn certificates_that_expire_and_keys_that_change_are_told() {
+        const NOW: UnixTime = UnixTime(1_800_000_000);
+        let month = i64::try_from(SOON.as_secs()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["cert.pem", "key.pem"] {
+            std::fs::write(directory.path().join(name), "x").unwrap();
+        }
+        let path = directory.path().join("node.toml");
+        std::fs::write(
+            &path,
+            "[node]\ndomain = \"access.example.com\"\nlisten = \"[::]:443\"\n[[node.certificate]]\ncert = \"cert.pem\"\nkey = \
+             \"key.pem\"\n[gate]\ninterfaces = [\"eth0\"]\nadmin = [\"192.0.2.0/24:22\"]\n[[identity_provider]]\nname = \
+             \"local\"\ntype = \"local\"\n[[policy]]\nname = \"staff\"\naction = \"allow\"\ninclude = [{ everyone = true }]\n\
+             [[application]]\nname = \"crm\"\ntype = \"saas\"\npolicies = [\"staff\"]\nsaml = { entity_id = \"urn:x\", acs = \
+             [\"https://crm.example/acs\"], certificate = \"sp.pem\" }\n",
+        )
+        .unwrap();
+        let told = |until: i64, keys: &[SamlKey]| {
+            certificate(&directory.path().join("sp.pem"), until);
+            notes(&Config::load(&path).unwrap(), keys, NOW)
+        };
+        assert_eq!(told(NOW.0 + month, &[]), [""; 0]);
+        let soon = told(NOW.0 + month - 1, &[]);
+        assert!(soon.len() == 1 && soon[0].contains("requests expires at 2027-02-14T"), "{soon:?}");
+        assert!(
+            told(NOW.0 - 1, &[])[0].contains("`crm`: the certificate that verifies its requests expired at")
+        );
+        let key = |sign_from| SamlKey {
+            private_pem: String::new().into(),
+            certificate_pem: String::new(),
+            sign_from: UnixTime(sign_from),
+            sign_until: UnixTime(i64::MAX),
+        };
+        let next = told(NOW.0 + month, &[key(NOW.0 - 9), key(NOW.0 + 9)]);
+        assert!(next.len() == 1 && next[0].contains("give its metadata to `crm`"), "{next:?}");
+        assert_eq!(told(NOW.0 + month, &[key(NOW.0 - 9)]), [""; 0]);
+    }
 }

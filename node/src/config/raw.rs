@@ -258,6 +258,7 @@ pub(super) enum Claim {
     Of(String),
     Constant { value: String },
     GroupsWith { groups_with: String },
+    Made { from: String, matches: Option<String>, replace: Option<String>, join: Option<String> },
 }
 
 /// What an application of type `saas` is as a service provider of the node's SAML identity provider.
@@ -275,4 +276,18 @@ pub(super) struct Saml {
     pub(super) name_id: Option<Spanned<Claim>>,
     pub(super) attributes: Option<BTreeMap<Spanned<String>, Claim>>,
     pub(super) relay_state: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) logout: SamlLogout,
+}
+
+/// Where a service provider takes messages of single logout; what its metadata says is the default.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SamlLogout {
+    pub(super) redirect: Option<Spanned<String>>,
+    pub(super) post: Option<Spanned<String>>,
+    pub(super) soap: Option<Spanned<String>>,
+    pub(super) ca: Option<Spanned<PathBuf>>,
+    #[serde(default)]
+    pub(super) local: bool,
 }

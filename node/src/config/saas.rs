@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use jsonwebtoken::jwk::{AlgorithmParameters, JwkSet};
 use toml::Spanned;
 
-use crate::flow::{BackchannelLogout, ClaimSource, ClientAuthentication, OidcClient, Saas, SaasProtocol};
+use crate::flow::{
+    BackchannelLogout, ClaimSource, ClientAuthentication, Made, OidcClient, Pattern, Saas, SaasProtocol,
+};
 use crate::policy::Policy;
 
 use super::applications::span_of;
@@ -17,6 +19,8 @@ use super::values::check_name;
 const SHORTEST_SECRET: usize = 32;
 /// Characters of the longest address of a client; it travels in cookies.
 const LONGEST_URI: usize = 512;
+/// Bytes of what goes between joined values.
+const LONGEST_JOIN: usize = 16;
 /// Keys of a client, and addresses of each kind.
 const MOST: usize = 32;
 
@@ -204,6 +208,7 @@ pub(super) fn claim_source(source: raw::Claim) -> Result<ClaimSource, String> {
     let name = match source {
         raw::Claim::Constant { value } => return Ok(ClaimSource::Constant(value)),
         raw::Claim::GroupsWith { groups_with } => return Ok(ClaimSource::GroupsWith(groups_with)),
+        raw::Claim::Made { from, matches, replace, join } => return made(from, matches, replace, join),
         raw::Claim::Of(name) => name,
     };
     match name.as_str() {
@@ -215,9 +220,29 @@ pub(super) fn claim_source(source: raw::Claim) -> Result<ClaimSource, String> {
         "subject" => Ok(ClaimSource::Subject),
         _ => Err(format!(
             "`{name}` is no source of a claim: use email, email_local_part, name, groups, identity_provider, \
-             subject, {{ value = \"…\" }} or {{ groups_with = \"…\" }}"
+             subject, {{ value = \"…\" }}, {{ groups_with = \"…\" }} or {{ from = \"…\", … }}"
         )),
     }
+}
+
+/// Values of another source, filtered and rewritten, then joined.
+fn made(
+    from: String,
+    matches: Option<String>,
+    replace: Option<String>,
+    join: Option<String>,
+) -> Result<ClaimSource, String> {
+    if matches.is_none() && replace.is_some() {
+        return Err("`replace` says what stands in the place of what `matches`: give both".to_owned());
+    }
+    if matches.is_none() && join.is_none() {
+        return Err(format!("{{ from = \"{from}\" }} changes nothing: add `matches` or `join`"));
+    }
+    if join.as_ref().is_some_and(|between| between.len() > LONGEST_JOIN) {
+        return Err(format!("`join` has at most {LONGEST_JOIN} bytes"));
+    }
+    let pattern = matches.map(|text| Pattern::new(&text, replace)).transpose()?;
+    Ok(ClaimSource::Made(Box::new(Made { from: claim_source(raw::Claim::Of(from))?, pattern, join })))
 }
 
 fn check_https(text: &str) -> Result<String, String> {

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 
 use toml::Spanned;
 
-use crate::flow::{ClaimSource, SamlAttribute, SamlConsumer, SamlNameId, SamlService, SamlSource};
+use crate::flow::{
+    ClaimSource, SamlAttribute, SamlBinding, SamlConsumer, SamlLogout, SamlNameId, SamlService, SamlSource,
+};
 use crate::saml::{
-    Certificate, LONGEST_RELAY_STATE, NAMEID_EMAIL, NAMEID_PERSISTENT, NAMEID_TRANSIENT, ServiceProvider,
-    can_encrypt_to,
+    Certificate, LONGEST_RELAY_STATE, LogoutService, NAMEID_EMAIL, NAMEID_PERSISTENT, NAMEID_TRANSIENT,
+    ServiceProvider, can_encrypt_to,
 };
 
 use super::compile::Compiler;
@@ -46,6 +48,7 @@ impl Compiler<'_> {
             ("acs", saml.acs.first().map(Spanned::span)),
         ] {
             match (place, &metadata) {
+                (Some(_), Some(_)) if key == "acs" => {}
                 (None, None) if key == "entity_id" && shared.is_some() => {}
                 (Some(place), Some(_)) => {
                     self.faults.at(place, format!("`{key}` is in the metadata: give one or the other"));
@@ -74,19 +77,19 @@ impl Compiler<'_> {
                 let place = saml.metadata.as_ref().map_or(span.clone(), Spanned::span);
                 let mut consumers = Vec::new();
                 for (location, index) in &metadata.consumers {
-                    match check_consumer(location) {
+                    match check_service(location) {
                         Ok(location) => consumers.push(SamlConsumer { location, index: *index }),
                         Err(message) => self.faults.at(place.clone(), message),
                     }
                 }
-                consumers
+                self.chosen(&saml.acs, consumers)
             }
             None => saml
                 .acs
                 .iter()
                 .enumerate()
                 .filter_map(|(index, location)| {
-                    let location = self.parse(location, check_consumer)?;
+                    let location = self.parse(location, check_service)?;
                     Some(SamlConsumer { location, index: u16::try_from(index).ok() })
                 })
                 .collect(),
@@ -110,6 +113,8 @@ impl Compiler<'_> {
             self.faults.at(span, format!("at most {MOST} `acs` and `attributes`"));
             return None;
         }
+        let offered = metadata.as_ref().map(|metadata| metadata.logout.clone()).unwrap_or_default();
+        let logout = self.saml_logout(saml.logout, offered, span.clone());
         let (preset_name, preset_attributes) =
             preset.map(|preset| (preset.name_id, preset.attributes)).unzip();
         let name_id = match saml.name_id {
@@ -139,8 +144,64 @@ impl Compiler<'_> {
             name_id,
             attributes,
             relay_state,
+            logout,
             files,
         })
+    }
+
+    /// What the configuration says of single logout, and else the metadata at `span`.
+    fn saml_logout(
+        &mut self,
+        logout: raw::SamlLogout,
+        offered: LogoutService,
+        span: std::ops::Range<usize>,
+    ) -> SamlLogout {
+        let mut place = |said: Option<&Spanned<String>>, offered: Option<String>| match (said, offered) {
+            (Some(said), _) => self.parse(said, check_service),
+            (None, Some(offered)) => match check_service(&offered) {
+                Ok(offered) => Some(offered),
+                Err(message) => {
+                    self.faults.at(span.clone(), message);
+                    None
+                }
+            },
+            (None, None) => None,
+        };
+        let said = logout.redirect.is_some() || logout.post.is_some();
+        let offered_here = |offered: Option<String>| offered.filter(|_| !said);
+        let redirect = place(logout.redirect.as_ref(), offered_here(offered.redirect));
+        let post = place(logout.post.as_ref(), offered_here(offered.post));
+        let soap = place(logout.soap.as_ref(), offered.soap);
+        let answers = match (post, redirect) {
+            (Some(post), _) => Some((SamlBinding::Post, post)),
+            (None, Some(redirect)) => Some((SamlBinding::Redirect, redirect)),
+            (None, None) => None,
+        };
+        let ca = logout.ca.as_ref().map(|file| self.file(file));
+        SamlLogout { answers, soap, ca, local: logout.local }
+    }
+
+    /// Of the metadata's consumer services those that `acs` names, in its order; without `acs` all of them.
+    fn chosen(&mut self, acs: &[Spanned<String>], offered: Vec<SamlConsumer>) -> Vec<SamlConsumer> {
+        if acs.is_empty() {
+            return offered;
+        }
+        let mut chosen = Vec::new();
+        for wanted in acs {
+            match offered.iter().find(|offer| offer.location == *wanted.get_ref()) {
+                Some(offer) => chosen.push(offer.clone()),
+                None => {
+                    let known: Vec<_> = offered.iter().map(|offer| offer.location.as_str()).collect();
+                    let message = format!(
+                        "`{}` is no consumer service of the metadata, which has: {}",
+                        wanted.get_ref(),
+                        known.join(", ")
+                    );
+                    self.faults.at(wanted.span(), message);
+                }
+            }
+        }
+        chosen
     }
 
     fn name_id(&mut self, name_id: Spanned<raw::Claim>) -> Option<SamlNameId> {
@@ -152,7 +213,7 @@ impl Compiler<'_> {
             source => claim_source(source),
         };
         match source {
-            Ok(source @ (ClaimSource::Groups | ClaimSource::GroupsWith(_) | ClaimSource::Constant(_))) => {
+            Ok(source) if !source.is_personal() => {
                 self.faults.at(span, format!("`name_id` cannot be {source:?}: it has to tell people apart"));
                 None
             }
@@ -222,13 +283,13 @@ fn recipient(pem: &[u8]) -> Result<Certificate, String> {
     }
 }
 
-fn check_consumer(text: &str) -> Result<String, String> {
+fn check_service(text: &str) -> Result<String, String> {
     let text = check_return(text)?;
     if text.starts_with("https://") || text.starts_with("http://") {
         Ok(text)
     } else {
         Err(format!(
-            "`{text}`: an assertion consumer service is at https://…, or http:// with a loopback address"
+            "`{text}`: a service of the application is at https://…, or http:// with a loopback address"
         ))
     }
 }

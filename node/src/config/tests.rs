@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::flow::{
     ClaimSource, ClientAuthentication, Kind, Private, Protocol, Saas, SaasProtocol, SamlAttribute,
-    SamlNameId, SamlService, SamlSource, Target,
+    SamlBinding, SamlNameId, SamlService, SamlSource, Target,
 };
 use crate::policy::Action;
 
@@ -272,7 +272,10 @@ fn service_providers_are_understood() {
         ("acs = [\"https://a.b/acs\"]".to_owned(), "has no `entity_id`"),
         ("entity_id = \"a b\", acs = [\"https://a.b/acs\"]".to_owned(), "an entity ID has"),
         ("entity_id = \"x\", acs = [\"http://a.b/acs\"]".to_owned(), "write https"),
-        ("entity_id = \"x\", acs = [\"com.example.app:/acs\"]".to_owned(), "consumer service is at"),
+        (
+            "entity_id = \"x\", acs = [\"com.example.app:/acs\"]".to_owned(),
+            "service of the application is at",
+        ),
         ("entity_id = \"x\", acs = [\"https://a.b/*\"]".to_owned(), "no wildcards"),
         ("metadata = \"nowhere.xml\"".to_owned(), "cannot be read"),
         ("metadata = \"/dev/null\"".to_owned(), "not well-formed"),
@@ -283,10 +286,64 @@ fn service_providers_are_understood() {
         (format!("{BASE}, attributes = {{ a = \"mail\" }}"), "no source of a claim"),
         (format!("{BASE}, relay_state = \"{}\"", "x".repeat(1025)), "at most 1024"),
         (format!("{BASE}, slo = \"x\""), "unknown field `slo`"),
+        (format!("{BASE}, logout = {{ soap = \"http://sp.example.org/x\" }}"), "write https"),
+        (format!("{BASE}, logout = {{ soap = \"https://a.b/x\", ca = \"nowhere.pem\" }}"), "cannot be read"),
+        (format!("{BASE}, attributes = {{ a = {{ from = \"groups\" }} }}"), "changes nothing"),
+        (format!("{BASE}, attributes = {{ a = {{ from = \"groups\", matches = \"(\" }} }}"), "is no pattern"),
+        (
+            format!("{BASE}, attributes = {{ a = {{ from = \"mail\", join = \",\" }} }}"),
+            "no source of a claim",
+        ),
+        (format!("{BASE}, attributes = {{ a = {{ from = \"name\", replace = \",\" }} }}"), "give both"),
+        (
+            format!("{BASE}, attributes = {{ a = {{ from = \"name\", join = \"{}\" }} }}", "x".repeat(17)),
+            "at most 16",
+        ),
+        (format!("{BASE}, name_id = {{ from = \"groups\", join = \",\" }}"), "tell people apart"),
     ] {
         let found = saml(&more).expect_err(&more).to_string();
         assert!(found.contains(message), "{more}: expected {message}, found\n{found}");
     }
+}
+
+#[test]
+fn the_configuration_may_choose_among_the_services_of_metadata() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("sp.xml");
+    let service = |local: &str, binding: &str, path: &str| {
+        format!(
+            "<{local} index='1' Binding='urn:oasis:names:tc:SAML:2.0:bindings:{binding}' Location='https://a.b/{path}'/>"
+        )
+    };
+    std::fs::write(
+        &file,
+        format!(
+            "<EntityDescriptor xmlns='urn:oasis:names:tc:SAML:2.0:metadata' entityID='urn:x'><SPSSODescriptor \
+             protocolSupportEnumeration='urn:oasis:names:tc:SAML:2.0:protocol'>{}{}{}{}</SPSSODescriptor></EntityDescriptor>",
+            service("SingleLogoutService", "HTTP-Redirect", "out"),
+            service("SingleLogoutService", "SOAP", "soap"),
+            service("AssertionConsumerService", "HTTP-POST", "1"),
+            service("AssertionConsumerService", "HTTP-POST", "2"),
+        ),
+    )
+    .unwrap();
+    let base = format!("metadata = \"{}\"", file.display());
+    let locations = |found: &SamlService| {
+        found.consumers.iter().map(|acs| acs.location.clone()).collect::<Vec<_>>().join(" ")
+    };
+    let all = saml(&base).unwrap();
+    assert_eq!(locations(&all), "https://a.b/1 https://a.b/2");
+    assert_eq!(all.logout.answers, Some((SamlBinding::Redirect, "https://a.b/out".into())));
+    assert_eq!(all.logout.soap.as_deref(), Some("https://a.b/soap"));
+    let one = saml(&format!("{base}, acs = [\"https://a.b/2\"], logout = {{ post = \"https://a.b/post\" }}"))
+        .unwrap();
+    assert_eq!(locations(&one), "https://a.b/2");
+    assert_eq!(one.logout.answers, Some((SamlBinding::Post, "https://a.b/post".into())));
+    let wrong = saml(&format!("{base}, acs = [\"https://a.b/2/\"]")).unwrap_err().to_string();
+    assert!(
+        wrong.contains("`https://a.b/2/` is no consumer service of the metadata, which has: https://a.b/1, "),
+        "{wrong}"
+    );
 }
 
 const KEY: &str = "{ kty = \"EC\", crv = \"P-256\", x = \"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU\", \

@@ -14,6 +14,7 @@
 //! Nothing in this module reads a clock, the environment or a socket: time and randomness are arguments.
 
 mod application;
+mod claim;
 mod facts;
 mod host;
 mod ids;
@@ -25,12 +26,13 @@ mod saml;
 mod service;
 
 pub use application::{Application, Aud, EncodedSlash, HostPattern, Kind, Origin, OriginScheme, Web};
+pub use claim::{ClaimSource, Made, Pattern};
 pub use facts::{Facts, Reason};
 pub use host::{Host, HostError};
 pub use ids::{ClientId, RayId, SessionId, UnixTime};
 pub use path::{Path, PathError};
 pub use person::{Email, EmailError, PersonId, Session};
 pub use private::{Ports, PortsError, Private, Protocol, SshSettings, Target};
-pub use saas::{BackchannelLogout, ClaimSource, ClientAuthentication, OidcClient, Saas, SaasProtocol};
-pub use saml::{SamlAttribute, SamlConsumer, SamlNameId, SamlService, SamlSource};
+pub use saas::{BackchannelLogout, ClientAuthentication, OidcClient, Saas, SaasProtocol};
+pub use saml::{SamlAttribute, SamlBinding, SamlConsumer, SamlLogout, SamlNameId, SamlService, SamlSource};
 pub use service::{Service, ServiceId, ServiceIdError};

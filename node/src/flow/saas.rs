@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jsonwebtoken::jwk::JwkSet;
 
-use super::SamlService;
+use super::{ClaimSource, SamlService};
 
 /// What a SaaS application is beside what every application is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +44,15 @@ impl Saas {
     pub fn ca(&self) -> Option<&std::path::Path> {
         match &self.protocol {
             SaasProtocol::Oidc(client) => client.backchannel_logout.as_ref()?.ca.as_deref(),
-            SaasProtocol::Saml(_) => None,
+            SaasProtocol::Saml(service) => service.logout.ca.as_deref(),
+        }
+    }
+
+    /// Whether the application offers to be told that a login has ended.
+    pub fn is_told_of_ends(&self) -> bool {
+        match &self.protocol {
+            SaasProtocol::Oidc(client) => client.backchannel_logout.is_some(),
+            SaasProtocol::Saml(service) => service.logout.soap.is_some(),
         }
     }
 }
@@ -89,22 +97,4 @@ pub struct BackchannelLogout {
     pub ca: Option<std::path::PathBuf>,
     /// Whether the address may be one of this host or of the link.
     pub local: bool,
-}
-
-/// Where the value of a further claim comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ClaimSource {
-    Email,
-    /// What is before the `@`.
-    EmailLocalPart,
-    Name,
-    /// Every group, as a list.
-    Groups,
-    /// The groups that begin with a text.
-    GroupsWith(String),
-    /// Name of the identity provider.
-    IdentityProvider,
-    /// The identity provider's own identifier of the person.
-    Subject,
-    Constant(String),
 }

@@ -25,8 +25,29 @@ pub struct SamlService {
     pub attributes: Vec<SamlAttribute>,
     /// Goes along with an answer that nobody asked for.
     pub relay_state: Option<String>,
+    pub logout: SamlLogout,
     /// Files that this was read from.
     pub files: Vec<PathBuf>,
+}
+
+/// Where a service provider takes messages of single logout.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SamlLogout {
+    /// Answers to its own requests go here, through the browser.
+    pub answers: Option<(SamlBinding, String)>,
+    /// Takes the node's requests, by SOAP.
+    pub soap: Option<String>,
+    /// PEM file of an authority to trust besides the system's.
+    pub ca: Option<PathBuf>,
+    /// Whether `soap` may be an address of this host or of the link.
+    pub local: bool,
+}
+
+/// How a message goes through a browser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SamlBinding {
+    Redirect,
+    Post,
 }
 
 /// An assertion consumer service with the HTTP-POST binding.

@@ -1,9 +1,10 @@
-//! Tells applications that a login has ended (OpenID Connect Back-Channel Logout 1.0): by an administrator's revocation, by
-//! a logout, or by another login in its place.
+//! Tells applications that a login has ended (OpenID Connect Back-Channel Logout 1.0, SAML profiles §4.4 by SOAP): by an
+//! administrator's revocation, by a logout, or by another login in its place.
 //!
 //! Who has to be told is in the store, so that a restart forgets nobody. Each application is told at its configured address
 //! and nowhere else, a few times, with growing pauses; what it answers is never shown to anybody.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +16,12 @@ use crate::clock;
 use crate::context::Context;
 use crate::event::{Action, Event};
 use crate::fetch::HttpClient;
-use crate::flow::{Application, BackchannelLogout, Kind, OidcClient, Reason, SaasProtocol};
+use crate::flow::{Application, BackchannelLogout, Kind, OidcClient, Reason, SaasProtocol, SamlService};
+use crate::saml::{NameId, has_ended};
 use crate::store::{EndedLogin, StoreError};
 
 use super::oidc::{claims, issuer};
+use super::saml::{self, Endpoint};
 
 /// Pauses before each further try; after the last, nobody tries again.
 const PAUSES: [Duration; 4] =
@@ -65,14 +68,27 @@ async fn tell(context: &Context, login: &EndedLogin) -> Result<(), StoreError> {
     let done = || store.saas_login_told(session.id, &login.application, clock::now());
     let Some(application) = active.policies.application(&login.application) else { return done().await };
     let Kind::Saas(saas) = &application.kind else { return done().await };
-    let SaasProtocol::Oidc(client) = &saas.protocol else { return done().await };
-    let Some(to) = &client.backchannel_logout else { return done().await };
     let event = |told| {
         let event = Event::new(Action::Logout, told).session(session).application(application);
         context.events.emit(event.detail("back-channel logout"));
     };
-    let issuer = issuer(&active.config.node, client);
-    match post(context, application, client, to, &issuer, login).await {
+    let result = match &saas.protocol {
+        SaasProtocol::Oidc(client) => match &client.backchannel_logout {
+            Some(to) => {
+                let issuer = issuer(&active.config.node, client);
+                tell_client(context, application, client, to, &issuer, login).await
+            }
+            None => return done().await,
+        },
+        SaasProtocol::Saml(service) => match (&service.logout.soap, &login.name_id) {
+            (Some(to), Some(name_id)) => {
+                let sign_in = saml::sign_in(&active.config.node, service);
+                tell_service(context, service, to, &sign_in, login, name_id).await
+            }
+            (None, _) | (_, None) => return done().await,
+        },
+    };
+    match result {
         Ok(()) => {
             event(true);
             done().await
@@ -96,7 +112,8 @@ async fn tell(context: &Context, login: &EndedLogin) -> Result<(), StoreError> {
     }
 }
 
-async fn post(
+/// Sends a logout token.
+async fn tell_client(
     context: &Context,
     application: &Application,
     client: &OidcClient,
@@ -110,13 +127,48 @@ async fn post(
     let token = context.tokens.mint_logout(&claims, now).map_err(|error| error.to_string())?;
     let form =
         url::form_urlencoded::Serializer::new(String::new()).append_pair("logout_token", &token).finish();
-    let http = HttpClient::new(to.ca.as_deref()).map_err(|error| error.to_string())?;
-    let http = if to.local { http } else { http.remote_only() };
-    let request = http::Request::post(&to.uri)
-        .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
-        .header(header::CONTENT_LENGTH, form.len())
-        .body(form.into_bytes())
+    let request =
+        http::Request::post(&to.uri).header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
+    send(request, form, to.ca.as_deref(), to.local).await.map(drop)
+}
+
+/// Sends a logout request (SAML bindings §3.2), and reads the answer.
+async fn tell_service(
+    context: &Context,
+    service: &SamlService,
+    to: &str,
+    sign_in: &str,
+    login: &EndedLogin,
+    name_id: &NameId,
+) -> Result<(), String> {
+    let endpoint = Endpoint { sign_in };
+    let (id, request) = context
+        .saml
+        .end_session(service, endpoint, to, login.session.id, name_id, clock::now())
+        .ok_or("signing failed")?;
+    let post = http::Request::post(to)
+        .header(header::CONTENT_TYPE, "text/xml")
+        .header("SOAPAction", "http://www.oasis-open.org/committees/security");
+    let answer = send(post, request, service.logout.ca.as_deref(), service.logout.local).await?;
+    has_ended(&answer, &id)
+}
+
+async fn send(
+    request: http::request::Builder,
+    body: String,
+    ca: Option<&Path>,
+    local: bool,
+) -> Result<Vec<u8>, String> {
+    let http = HttpClient::new(ca).map_err(|error| error.to_string())?;
+    let http = if local { http } else { http.remote_only() };
+    let request = request
+        .header(header::CONTENT_LENGTH, body.len())
+        .body(body.into_bytes())
         .map_err(|error| error.to_string())?;
     let answer = http.send(request).await.map_err(|error| error.to_string())?;
-    if answer.status().is_success() { Ok(()) } else { Err(format!("it answered {}", answer.status())) }
+    if answer.status().is_success() {
+        Ok(answer.into_body())
+    } else {
+        Err(format!("it answered {}", answer.status()))
+    }
 }

@@ -1,11 +1,13 @@
-//! How messages travel through a browser (SAML bindings §3.4, §3.5).
+//! How messages travel through a browser (SAML bindings §3.4, §3.5), and beside it (§3.2).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use miniz_oxide::deflate::compress_to_vec;
 use miniz_oxide::inflate::decompress_to_vec_with_limit;
-use percent_encoding::percent_decode_str;
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use super::keys::{Certificate, Method};
+use super::keys::{Certificate, Method, Signer};
+use super::names::{self, SOAP};
 use super::signature::{self, SignatureError};
 use super::xml::{self, Element, XmlError};
 
@@ -112,6 +114,31 @@ pub fn of_form(
 /// A message as a form carries it (HTTP-POST).
 pub fn encode(message: &str) -> String {
     STANDARD.encode(message)
+}
+
+/// The address that carries a message to `location` (HTTP-Redirect), signed.
+pub fn redirect(
+    location: &str,
+    kind: Kind,
+    message: &str,
+    relay_state: Option<&str>,
+    key: &dyn Signer,
+) -> Option<String> {
+    let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+    let message = STANDARD.encode(compress_to_vec(message.as_bytes(), 6));
+    let mut octets = format!("{}={}", kind.parameter(), encoded(&message));
+    if let Some(state) = relay_state {
+        octets.push_str(&format!("&RelayState={}", encoded(state)));
+    }
+    octets.push_str(&format!("&SigAlg={}", encoded(names::RSA_SHA256)));
+    let signature = STANDARD.encode(key.sign(octets.as_bytes())?);
+    let glue = if location.contains('?') { '&' } else { '?' };
+    Some(format!("{location}{glue}{octets}&Signature={}", encoded(&signature)))
+}
+
+/// A message as SOAP 1.1 carries it.
+pub(super) fn soap(message: Element) -> Element {
+    Element::new(SOAP, "Envelope").child(Element::new(SOAP, "Body").child(message))
 }
 
 /// The value of the one parameter `name`, as it came.

@@ -4,7 +4,6 @@
 //! hash's resistance to collisions.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use aws_lc_rs::rand::SecureRandom;
 use aws_lc_rs::rsa::{OAEP_SHA1_MGF1SHA1, OaepPublicEncryptingKey, PublicEncryptingKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -25,12 +24,12 @@ pub fn can_encrypt_to(certificate: &Certificate) -> bool {
 pub(super) fn encrypt(
     assertion: &Element,
     recipient: &Certificate,
-    random: &dyn SecureRandom,
+    random: &dyn Fn(&mut [u8]),
 ) -> Option<Element> {
     let mut key = Zeroizing::new([0; 32]);
     let mut nonce = [0; 12];
-    random.fill(key.as_mut()).ok()?;
-    random.fill(&mut nonce).ok()?;
+    random(key.as_mut());
+    random(&mut nonce);
     let cipher = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key.as_ref()).ok()?);
     let mut sealed = canonical(assertion).into_bytes();
     cipher.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut sealed).ok()?;

@@ -1,13 +1,14 @@
 //! Keys, which come from the configuration and the store only: what a message says of its key is never read.
 
-use aws_lc_rs::rand::SecureRandom;
-use aws_lc_rs::rsa::KeyPair;
 use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use webpki::EndEntityCert;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::flow::UnixTime;
 
 use super::names;
 
@@ -30,6 +31,7 @@ pub struct Certificate {
     der: Vec<u8>,
     /// SubjectPublicKeyInfo.
     key: Vec<u8>,
+    valid_until: UnixTime,
 }
 
 impl Certificate {
@@ -63,7 +65,18 @@ impl Certificate {
             .into_iter()
             .chain([&signature::ECDSA_P256_SHA256_FIXED as _, &signature::ECDSA_P384_SHA384_FIXED as _])
             .any(|algorithm| signature::ParsedPublicKey::new(algorithm, &key).is_ok());
-        usable.then(|| Self { der: der.to_vec(), key }).ok_or(KeyError::Unsupported)
+        if !usable {
+            return Err(KeyError::Unsupported);
+        }
+        let (_, whole) = X509Certificate::from_der(der).map_err(|e| KeyError::Certificate(e.to_string()))?;
+        let valid_until = UnixTime(whole.validity().not_after.timestamp());
+        Ok(Self { der: der.to_vec(), key, valid_until })
+    }
+
+    /// When it expires, by its own word. The configuration trusts its key, so that nothing fails then: many service
+    /// providers never look at it either, and some do.
+    pub const fn valid_until(&self) -> UnixTime {
+        self.valid_until
     }
 
     /// The certificate as XML carries it.
@@ -115,36 +128,11 @@ impl Method {
     }
 }
 
-/// Our own key and the certificate that carries its public half to others.
-pub struct SigningKey {
-    pair: KeyPair,
-    certificate: Certificate,
-}
+/// Signs for the node. The private key, and the randomness that its library asks for, stay with whoever holds it.
+pub trait Signer {
+    /// Carries the public half to others.
+    fn certificate(&self) -> &Certificate;
 
-impl std::fmt::Debug for SigningKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SigningKey").finish_non_exhaustive()
-    }
-}
-
-impl SigningKey {
-    /// From a PKCS#8 key and its certificate, both PEM.
-    pub fn from_pem(private: &[u8], certificate: &[u8]) -> Result<Self, KeyError> {
-        let der =
-            PrivatePkcs8KeyDer::from_pem_slice(private).map_err(|e| KeyError::PrivateKey(e.to_string()))?;
-        let pair =
-            KeyPair::from_pkcs8(der.secret_pkcs8_der()).map_err(|e| KeyError::PrivateKey(e.to_string()))?;
-        Ok(Self { pair, certificate: Certificate::from_pem(certificate)? })
-    }
-
-    pub fn certificate(&self) -> &Certificate {
-        &self.certificate
-    }
-
-    /// RSA-SHA256 (PKCS#1 v1.5), in base64.
-    pub(super) fn sign(&self, message: &[u8], random: &dyn SecureRandom) -> Option<String> {
-        let mut signature = vec![0; self.pair.public_modulus_len()];
-        self.pair.sign(&signature::RSA_PKCS1_SHA256, random, message, &mut signature).ok()?;
-        Some(STANDARD.encode(signature))
-    }
+    /// RSA-SHA256 (PKCS#1 v1.5) over `message`.
+    fn sign(&self, message: &[u8]) -> Option<Vec<u8>>;
 }

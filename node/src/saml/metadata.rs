@@ -39,6 +39,38 @@ pub struct ServiceProvider {
     pub signs_requests: bool,
     /// The first NameID format it wants.
     pub name_id_format: Option<String>,
+    pub logout: LogoutService,
+}
+
+/// Where a service provider takes messages of single logout; the first of each binding counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LogoutService {
+    /// Takes answers through the browser by HTTP-Redirect.
+    pub redirect: Option<String>,
+    /// The same by HTTP-POST.
+    pub post: Option<String>,
+    /// Takes requests of the node's by SOAP.
+    pub soap: Option<String>,
+}
+
+impl LogoutService {
+    fn read(role: &Element) -> Self {
+        let of = |binding: &str| {
+            role.all(METADATA, "SingleLogoutService")
+                .find(|service| service.attribute("Binding") == Some(binding))
+        };
+        let answers = |binding| {
+            let service = of(binding)?;
+            service.attribute("ResponseLocation").or_else(|| service.attribute("Location")).map(str::to_owned)
+        };
+        Self {
+            redirect: answers(names::BINDING_REDIRECT),
+            post: answers(names::BINDING_POST),
+            soap: of(names::BINDING_SOAP)
+                .and_then(|service| service.attribute("Location"))
+                .map(str::to_owned),
+        }
+    }
 }
 
 impl ServiceProvider {
@@ -72,6 +104,7 @@ impl ServiceProvider {
             encryption: keys("encryption")?.into_iter().next(),
             signs_requests: matches!(role.attribute("AuthnRequestsSigned"), Some("true" | "1")),
             name_id_format,
+            logout: LogoutService::read(role),
         })
     }
 }
@@ -100,6 +133,8 @@ pub struct IdentityProvider<'a> {
     pub entity_id: &'a str,
     /// Takes requests, by either binding.
     pub sign_in: &'a str,
+    /// Takes logout requests, by either binding.
+    pub logout: &'a str,
     /// The certificates of all keys that sign now or soon or did until lately.
     pub certificates: &'a [Certificate],
     pub name_id_format: &'a str,
@@ -108,11 +143,11 @@ pub struct IdentityProvider<'a> {
 
 impl IdentityProvider<'_> {
     pub fn document(&self) -> String {
-        let service = |binding: &str| {
-            Element::new(METADATA, "SingleSignOnService")
-                .with("Binding", binding)
-                .with("Location", self.sign_in)
+        let service = |local: &str, location: &str, binding: &str| {
+            Element::new(METADATA, local).with("Binding", binding).with("Location", location)
         };
+        let logout = |binding| service("SingleLogoutService", self.logout, binding);
+        let sign_in = |binding| service("SingleSignOnService", self.sign_in, binding);
         let keys = self.certificates.iter().map(|certificate| {
             Element::new(METADATA, "KeyDescriptor").with("use", "signing").child(key_info(certificate))
         });
@@ -120,9 +155,11 @@ impl IdentityProvider<'_> {
             .with("WantAuthnRequestsSigned", if self.wants_signed_requests { "true" } else { "false" })
             .with("protocolSupportEnumeration", PROTOCOL.uri)
             .children(keys)
+            .child(logout(names::BINDING_REDIRECT))
+            .child(logout(names::BINDING_POST))
             .child(Element::new(METADATA, "NameIDFormat").text(self.name_id_format))
-            .child(service(names::BINDING_REDIRECT))
-            .child(service(names::BINDING_POST));
+            .child(sign_in(names::BINDING_REDIRECT))
+            .child(sign_in(names::BINDING_POST));
         let entity = Element::new(METADATA, "EntityDescriptor").with("entityID", self.entity_id).child(role);
         canonical(&entity)
     }

@@ -4,6 +4,7 @@
 //! binding    query or form ──▶ base64, inflate ──▶ xml (strict) ──▶ signature ──▶ Received
 //! request    Received ──▶ AuthnRequest
 //! response   who, for whom ──▶ Assertion ──sign──▶ (encrypt) ──▶ Response ──sign──▶ text
+//! logout     Received ──▶ LogoutRequest ──▶ LogoutResponse; the node's own LogoutRequest, by SOAP
 //! metadata   a service provider's file ──▶ ServiceProvider; the node's own document
 //! ```
 //!
@@ -21,6 +22,7 @@ mod binding;
 mod c14n;
 mod encryption;
 mod keys;
+mod logout;
 mod metadata;
 mod names;
 mod request;
@@ -30,15 +32,16 @@ mod signature;
 mod tests;
 mod xml;
 
-pub use binding::{BindingError, Kind, LONGEST_RELAY_STATE, Received, encode, of_form, of_query};
+pub use binding::{BindingError, Kind, LONGEST_RELAY_STATE, Received, encode, of_form, of_query, redirect};
 pub use c14n::canonical;
 pub use encryption::can_encrypt_to;
-pub use keys::{Certificate, KeyError, SigningKey};
-pub use metadata::{IdentityProvider, MetadataError, ServiceProvider};
+pub use keys::{Certificate, KeyError, Signer};
+pub use logout::{LogoutRequest, end_session, has_ended, logged_out};
+pub use metadata::{IdentityProvider, LogoutService, MetadataError, ServiceProvider};
 pub use names::{
     AC_MFA, AC_PASSWORD, AC_PASSWORD_TRANSPORT, AC_UNSPECIFIED, ATTRNAME_BASIC, ATTRNAME_URI, BINDING_POST,
     NAMEID_EMAIL, NAMEID_PERSISTENT, NAMEID_TRANSIENT, NAMEID_UNSPECIFIED,
 };
-pub use request::{AuthnRequest, Comparison, Consumer, RequestError};
+pub use request::{AuthnRequest, Comparison, Consumer, Head, RequestError};
 pub use response::{Envelope, NameId, Refusal, Statement, Subject, failure, identifier, success};
 pub use xml::{MESSAGE as MESSAGE_LIMITS, METADATA as METADATA_LIMITS, XmlError, parse};

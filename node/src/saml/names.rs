@@ -8,6 +8,8 @@ pub(super) const ASSERTION: Namespace =
     Namespace { prefix: "saml", uri: "urn:oasis:names:tc:SAML:2.0:assertion" };
 pub(super) const METADATA: Namespace =
     Namespace { prefix: "md", uri: "urn:oasis:names:tc:SAML:2.0:metadata" };
+pub(super) const SOAP: Namespace =
+    Namespace { prefix: "soap", uri: "http://schemas.xmlsoap.org/soap/envelope/" };
 pub(super) const DSIG: Namespace = Namespace { prefix: "ds", uri: "http://www.w3.org/2000/09/xmldsig#" };
 pub(super) const XENC: Namespace = Namespace { prefix: "xenc", uri: "http://www.w3.org/2001/04/xmlenc#" };
 
@@ -30,6 +32,7 @@ pub(super) const RSA_OAEP_MGF1P: &str = "http://www.w3.org/2001/04/xmlenc#rsa-oa
 pub(super) const ENCRYPTED_ELEMENT: &str = "http://www.w3.org/2001/04/xmlenc#Element";
 
 pub(super) const BINDING_REDIRECT: &str = "urn:oasis:names:tc:SAML:2.0:bindings:HTTP-Redirect";
+pub(super) const BINDING_SOAP: &str = "urn:oasis:names:tc:SAML:2.0:bindings:SOAP";
 pub const BINDING_POST: &str = "urn:oasis:names:tc:SAML:2.0:bindings:HTTP-POST";
 
 pub const NAMEID_EMAIL: &str = "urn:oasis:names:tc:SAML:1.1:nameid-format:emailAddress";

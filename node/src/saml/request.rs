@@ -35,7 +35,7 @@ pub struct Head {
 }
 
 impl Head {
-    fn read(message: &Element) -> Result<Self, RequestError> {
+    pub(super) fn read(message: &Element) -> Result<Self, RequestError> {
         if message.attribute("Version") != Some("2.0") {
             return Err(RequestError::Version);
         }
@@ -150,6 +150,6 @@ fn is_id(id: &str) -> bool {
 }
 
 /// `xs:dateTime` with a time zone.
-fn instant(text: &str) -> Option<UnixTime> {
+pub(super) fn instant(text: &str) -> Option<UnixTime> {
     OffsetDateTime::parse(text, &Rfc3339).ok().map(|time| UnixTime(time.unix_timestamp()))
 }

@@ -1,7 +1,7 @@
 //! What the node answers (SAML core §3.3.3, profiles §4.1.4.2): signed responses with signed assertions, or a status
 //! that says why there is none.
 
-use aws_lc_rs::rand::SecureRandom;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::FormatItem;
 use time::macros::format_description;
@@ -10,7 +10,7 @@ use crate::flow::UnixTime;
 
 use super::c14n::canonical;
 use super::encryption::encrypt;
-use super::keys::{Certificate, SigningKey};
+use super::keys::{Certificate, Signer};
 use super::names::{self, ASSERTION, PROTOCOL};
 use super::signature::sign;
 use super::xml::Element;
@@ -34,7 +34,7 @@ pub struct Envelope<'a> {
     pub now: UnixTime,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NameId {
     pub format: String,
     pub value: String,
@@ -87,39 +87,45 @@ impl Refusal {
 pub fn success(
     envelope: &Envelope<'_>,
     subject: &Subject<'_>,
-    key: &SigningKey,
+    key: &dyn Signer,
     recipient: Option<&Certificate>,
-    random: &dyn SecureRandom,
+    random: &dyn Fn(&mut [u8]),
 ) -> Option<String> {
-    let assertion = sign(assertion(envelope, subject, random)?, key, random)?;
+    let assertion = sign(assertion(envelope, subject, random)?, key)?;
     let assertion = match recipient {
         Some(recipient) => encrypt(&assertion, recipient, random)?,
         None => assertion,
     };
     let status = code("urn:oasis:names:tc:SAML:2.0:status:Success");
-    let response = response(envelope, status, random)?.child(assertion);
-    Some(canonical(&sign(response, key, random)?))
+    let response = response("Response", envelope, status, random)?.child(assertion);
+    Some(canonical(&sign(response, key)?))
 }
 
 /// A signed response that says why there is no assertion.
 pub fn failure(
     envelope: &Envelope<'_>,
     refusal: Refusal,
-    key: &SigningKey,
-    random: &dyn SecureRandom,
+    key: &dyn Signer,
+    random: &dyn Fn(&mut [u8]),
 ) -> Option<String> {
     let (level, reason) = refusal.codes();
-    let response = response(envelope, code(level).child(code(reason)), random)?;
-    Some(canonical(&sign(response, key, random)?))
+    let response = response("Response", envelope, code(level).child(code(reason)), random)?;
+    Some(canonical(&sign(response, key)?))
 }
 
-fn code(value: &str) -> Element {
+pub(super) fn code(value: &str) -> Element {
     Element::new(PROTOCOL, "StatusCode").with("Value", value)
 }
 
-fn response(envelope: &Envelope<'_>, status: Element, random: &dyn SecureRandom) -> Option<Element> {
-    let mut response = Element::new(PROTOCOL, "Response")
-        .with("ID", identifier(random)?)
+/// A response called `local`, as every kind of response begins (core §3.2.2).
+pub(super) fn response(
+    local: &str,
+    envelope: &Envelope<'_>,
+    status: Element,
+    random: &dyn Fn(&mut [u8]),
+) -> Option<Element> {
+    let mut response = Element::new(PROTOCOL, local)
+        .with("ID", identifier(random))
         .with("Version", "2.0")
         .with("IssueInstant", instant(envelope.now)?)
         .with("Destination", envelope.destination);
@@ -129,11 +135,11 @@ fn response(envelope: &Envelope<'_>, status: Element, random: &dyn SecureRandom)
     Some(response.child(issuer(envelope)).child(Element::new(PROTOCOL, "Status").child(status)))
 }
 
-fn issuer(envelope: &Envelope<'_>) -> Element {
+pub(super) fn issuer(envelope: &Envelope<'_>) -> Element {
     Element::new(ASSERTION, "Issuer").text(envelope.issuer)
 }
 
-fn assertion(envelope: &Envelope<'_>, subject: &Subject<'_>, random: &dyn SecureRandom) -> Option<Element> {
+fn assertion(envelope: &Envelope<'_>, subject: &Subject<'_>, random: &dyn Fn(&mut [u8])) -> Option<Element> {
     let now = envelope.now;
     let until = instant(UnixTime(now.0.saturating_add(LIFE)))?;
     let mut confirmation = Element::new(ASSERTION, "SubjectConfirmationData")
@@ -167,7 +173,7 @@ fn assertion(envelope: &Envelope<'_>, subject: &Subject<'_>, random: &dyn Secure
                 .child(Element::new(ASSERTION, "AuthnContextClassRef").text(subject.context)),
         );
     let assertion = Element::new(ASSERTION, "Assertion")
-        .with("ID", identifier(random)?)
+        .with("ID", identifier(random))
         .with("Version", "2.0")
         .with("IssueInstant", instant(now)?)
         .child(issuer(envelope))
@@ -192,15 +198,15 @@ fn assertion(envelope: &Envelope<'_>, subject: &Subject<'_>, random: &dyn Secure
 }
 
 /// A fresh identifier of 160 random bits (SAML core §1.3.4).
-pub fn identifier(random: &dyn SecureRandom) -> Option<String> {
+pub fn identifier(random: &dyn Fn(&mut [u8])) -> String {
     let mut bytes = [0; 20];
-    random.fill(&mut bytes).ok()?;
-    Some(bytes.iter().fold("_".to_owned(), |mut id, byte| {
+    random(&mut bytes);
+    bytes.iter().fold("_".to_owned(), |mut id, byte| {
         id.push_str(&format!("{byte:02x}"));
         id
-    }))
+    })
 }
 
-fn instant(time: UnixTime) -> Option<String> {
+pub(super) fn instant(time: UnixTime) -> Option<String> {
     OffsetDateTime::from_unix_timestamp(time.0).ok()?.format(INSTANT).ok()
 }

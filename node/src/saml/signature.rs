@@ -11,12 +11,11 @@
 //! reject is a sign-in that fails with a page that says so.
 
 use aws_lc_rs::digest;
-use aws_lc_rs::rand::SecureRandom;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::c14n::canonical;
-use super::keys::{Certificate, Method, SigningKey};
+use super::keys::{Certificate, Method, Signer};
 use super::names::{self, ASSERTION, DSIG};
 use super::xml::{Element, Node};
 
@@ -43,7 +42,7 @@ pub enum SignatureError {
 
 /// Signs `element`, which has an ID and an Issuer for its first child: the signature comes after the Issuer, where
 /// the schemas want it.
-pub(super) fn sign(mut element: Element, key: &SigningKey, random: &dyn SecureRandom) -> Option<Element> {
+pub(super) fn sign(mut element: Element, key: &dyn Signer) -> Option<Element> {
     let digest = digest::digest(&digest::SHA256, canonical(&element).as_bytes());
     let reference = Element::new(DSIG, "Reference")
         .with("URI", format!("#{}", element.attribute("ID")?))
@@ -58,7 +57,7 @@ pub(super) fn sign(mut element: Element, key: &SigningKey, random: &dyn SecureRa
         .child(algorithm("CanonicalizationMethod", names::EXCLUSIVE_C14N))
         .child(algorithm("SignatureMethod", names::RSA_SHA256))
         .child(reference);
-    let value = key.sign(canonical(&info).as_bytes(), random)?;
+    let value = STANDARD.encode(key.sign(canonical(&info).as_bytes())?);
     let signature = Element::new(DSIG, "Signature")
         .child(info)
         .child(Element::new(DSIG, "SignatureValue").text(value))

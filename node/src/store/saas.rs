@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::flow::{Session, SessionId, UnixTime};
+use crate::saml::NameId;
 
 use super::{Store, StoreError};
 
@@ -52,6 +53,8 @@ pub(crate) struct EndedLogin {
     pub(crate) application: String,
     /// How often telling it has failed.
     pub(crate) tries: u32,
+    /// What the application calls the person, where it speaks SAML.
+    pub(crate) name_id: Option<NameId>,
 }
 
 /// Grants of one session that are kept; beyond that the oldest ends.
@@ -189,23 +192,68 @@ impl Store {
             .run(move |connection| {
                 connection
                     .prepare_cached(
-                        "SELECT session.body, saas_login.application, saas_login.tries
+                        "SELECT session.body, saas_login.application, saas_login.tries, saas_login.name_id
                          FROM saas_login JOIN session ON session.id = saas_login.session
                          WHERE saas_login.told_at IS NULL AND saas_login.next_try <= ?1
                          AND session.revoked_at IS NOT NULL ORDER BY saas_login.next_try LIMIT ?2",
                     )?
-                    .query_map(params![now.0, most], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
-                    .collect::<Result<Vec<(String, String, u32)>, _>>()
+                    .query_map(params![now.0, most], |row| {
+                        Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+                    })?
+                    .collect::<Result<Vec<(String, String, u32, Option<String>)>, _>>()
                     .map_err(StoreError::from)
             })
             .await?;
         rows.into_iter()
-            .map(|(body, application, tries)| {
-                let session = serde_json::from_str(&body)
-                    .map_err(|e| StoreError::Malformed(format!("session: {e}")))?;
-                Ok(EndedLogin { session, application, tries })
+            .map(|(body, application, tries, name_id)| {
+                let malformed = |e: serde_json::Error| StoreError::Malformed(format!("session: {e}"));
+                let session = serde_json::from_str(&body).map_err(malformed)?;
+                let name_id =
+                    name_id.map(|text| serde_json::from_str(&text)).transpose().map_err(malformed)?;
+                Ok(EndedLogin { session, application, tries, name_id })
             })
             .collect()
+    }
+
+    /// Notes that an application that speaks SAML was told who somebody is, so that it can be told when that ends.
+    pub(crate) async fn insert_saml_login(
+        &self,
+        session: SessionId,
+        application: &str,
+        name_id: &NameId,
+    ) -> Result<(), StoreError> {
+        let name_id = serde_json::to_string(name_id).map_err(|e| StoreError::Malformed(e.to_string()))?;
+        let application = application.to_owned();
+        self.run(move |connection| {
+            connection.execute(
+                "INSERT INTO saas_login (session, application, tries, next_try, name_id) VALUES (?1, ?2, 0, 0, ?3)
+                 ON CONFLICT DO UPDATE SET name_id = excluded.name_id",
+                params![session.as_bytes(), application, name_id],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// The applications elsewhere that sessions have signed in at, by name.
+    pub(crate) async fn saas_logins(
+        &self,
+        sessions: Vec<SessionId>,
+    ) -> Result<Vec<(SessionId, String)>, StoreError> {
+        self.run(move |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT application FROM saas_login WHERE session = ?1 ORDER BY application",
+            )?;
+            let mut logins = Vec::new();
+            for session in sessions {
+                let names = statement.query_map([session.as_bytes()], |row| row.get(0))?;
+                for name in names {
+                    logins.push((session, name?));
+                }
+            }
+            Ok(logins)
+        })
+        .await
     }
 
     /// Notes that an application was told of the end of a session, or that nobody will tell it again.
@@ -357,6 +405,21 @@ mod tests {
         assert_eq!(untold(130).await.unwrap()[0].tries, 1);
         store.saas_login_told(SESSION, "git", UnixTime(131)).await.unwrap();
         assert_eq!(untold(999).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn an_application_is_told_by_the_name_that_it_heard_last() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(directory.path()).await;
+        let name = |value: &str| NameId { format: "f".into(), value: value.into() };
+        store.insert_saml_login(SESSION, "crm", &name("one")).await.unwrap();
+        store.insert_saml_login(SESSION, "crm", &name("two")).await.unwrap();
+        assert!(store.insert_saml_login(SessionId::from_bytes([9; 16]), "crm", &name("x")).await.is_err());
+        let other = SessionId::from_bytes([9; 16]);
+        assert_eq!(store.saas_logins(vec![other, SESSION]).await.unwrap(), [(SESSION, "crm".into())]);
+        store.revoke_sessions(&SessionFilter::Id(SESSION), NOW).await.unwrap();
+        let ended = store.ended_saas_logins(10, NOW).await.unwrap();
+        assert_eq!((ended.len(), ended[0].name_id.clone()), (1, Some(name("two"))));
     }
 
     #[tokio::test]

@@ -170,6 +170,8 @@ CREATE TABLE saml_key (
     sign_until INTEGER NOT NULL
 ) STRICT;
 ",
+    // What an application that speaks SAML calls the person of a login.
+    "ALTER TABLE saas_login ADD COLUMN name_id TEXT;",
 ];
 
 /// Opens the file, sets it up for durable concurrent use and migrates it.

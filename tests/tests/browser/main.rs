@@ -1,15 +1,11 @@
 //! Login, hand-over, logout, deny and expiry in headless Chromium, with applications on a sibling name of the auth
 //! domain and on another registrable domain. The scenarios are in `third-party/npm/browser.mjs`.
 
-use std::io::Write as _;
-use std::path::PathBuf;
-use std::process::Stdio;
-
 use portcullis_tests::access::{Machine, finish};
+use portcullis_tests::browser::walk;
 use portcullis_tests::idp::{ClaimsIn, Idp};
-use portcullis_tests::realm::{AUTH, PASSWORD, Plan, Provider, Realm};
-use portcullis_tests::third_party::script;
-use serde_json::{Value, json};
+use portcullis_tests::realm::{AUTH, Plan, Provider, Realm};
+use serde_json::json;
 
 /// Applications beyond the usual: one whose tokens last a minute, one whose origin is not there.
 const MORE: &str = r#"
@@ -43,36 +39,7 @@ fn realm(oidc: bool) -> (Realm, Option<Idp>) {
 }
 
 fn run(realm: &Realm, idp: Option<&Idp>, scenario: &str) {
-    run_with(realm, idp, scenario, &json!(null));
-}
-
-/// As [`run`], with what a device waits for.
-fn run_with(realm: &Realm, idp: Option<&Idp>, scenario: &str, device: &Value) {
-    let input = json!({
-        "scenario": scenario,
-        "port": realm.port,
-        "password": PASSWORD,
-        "pictures": pictures(),
-        "idp": idp.map(Idp::issuer),
-        "device": device,
-    });
-    let mut child = script(None, "browser.mjs")
-        .unwrap()
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(input.to_string().as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && out.trim_end().ends_with("ok"), "{scenario}:\n{out}{err}");
-}
-
-/// Where screenshots go: `target/screenshots`, to be looked at.
-fn pictures() -> PathBuf {
-    let exe = std::env::current_exe().unwrap();
-    exe.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists()).unwrap().join("screenshots")
+    walk(realm, idp, scenario, &json!(null)).unwrap();
 }
 
 #[test]
@@ -121,7 +88,7 @@ fn a_person_logs_in_at_a_provider() {
 fn a_browser_goes_from_the_confirmation_to_the_client_without_scripts() {
     let (realm, _) = realm(false);
     let (mut login, url) = Machine::new(&realm, "laptop").unwrap().start_login().unwrap();
-    run_with(&realm, None, "loopback", &json!({ "url": url }));
+    walk(&realm, None, "loopback", &json!({ "url": url })).unwrap();
     finish(&mut login).unwrap();
 }
 
@@ -129,7 +96,7 @@ fn a_browser_goes_from_the_confirmation_to_the_client_without_scripts() {
 fn a_person_types_a_code_without_scripts() {
     let (realm, _) = realm(false);
     let (mut login, url, code) = Machine::new(&realm, "laptop").unwrap().start_login_by_code().unwrap();
-    run_with(&realm, None, "device", &json!({ "url": url, "code": code }));
+    walk(&realm, None, "device", &json!({ "url": url, "code": code })).unwrap();
     finish(&mut login).unwrap();
 }
 
@@ -137,7 +104,7 @@ fn a_person_types_a_code_without_scripts() {
 fn axe_finds_nothing_on_any_page() {
     let (realm, idp) = realm(true);
     let (mut login, url, code) = Machine::new(&realm, "laptop").unwrap().start_login_by_code().unwrap();
-    run_with(&realm, idp.as_ref(), "pages", &json!({ "url": url, "code": code }));
+    walk(&realm, idp.as_ref(), "pages", &json!({ "url": url, "code": code })).unwrap();
     let status = login.wait(std::time::Duration::from_secs(30)).unwrap();
     assert!(!status.success() && login.output().contains("it was not confirmed"), "{}", login.output());
 }

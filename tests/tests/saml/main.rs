@@ -1,6 +1,9 @@
 //! The node as SAML identity provider, with python3-saml in strict mode as service provider and curl as the browser.
 
+mod admin;
 mod fuzz;
 mod honest;
 mod hostile;
+mod logout;
 mod service;
+mod simplesamlphp;

@@ -68,6 +68,16 @@ impl Lab {
         self.step("response", &[id], &page.field("SAMLResponse")?)
     }
 
+    /// A logout request of the service provider, about `index` or whatever session there is.
+    pub fn logout(&self, name: &str, index: Option<&str>) -> Result<Value> {
+        self.step("logout", &[name, index.unwrap_or("-")], "")
+    }
+
+    /// What the service provider makes of the address that answers its logout request `id`.
+    pub fn logged_out(&self, url: &str, id: &str) -> Result<Value> {
+        self.step("logged-out", &[id], url)
+    }
+
     fn step(&self, step: &str, args: &[&str], input: &str) -> Result<Value> {
         let settings = self.dir().join("settings.json");
         std::fs::write(&settings, self.settings.to_string())?;
@@ -102,7 +112,7 @@ impl Lab {
 }
 
 /// A key and a certificate of the service provider's own: `sp.key`, `sp.pem`.
-fn certificate(dir: &Path) -> Result<()> {
+pub fn certificate(dir: &Path) -> Result<()> {
     let pair = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)?;
     std::fs::write(dir.join("sp.pem"), rcgen::CertificateParams::default().self_signed(&pair)?.pem())?;
     Ok(std::fs::write(dir.join("sp.key"), pair.serialize_pem())?)

@@ -192,6 +192,45 @@ const scenarios = {
     assert.equal(header(await seen(page), 'cf-access-authenticated-user-email'), 'ann@example.com');
   },
 
+  // From an application elsewhere to the provider behind the node and back, and out again; a picture of each step. The
+  // phone runs no scripts.
+  async saml() {
+    mkdirSync(options.pictures, { recursive: true });
+    const { origin } = options.device;
+    const browsers = {
+      phone: { viewport: { width: 360, height: 740 }, javaScriptEnabled: false },
+      desktop: { viewport: { width: 1280, height: 800 } },
+    };
+    for (const [size, settings] of Object.entries(browsers)) {
+      const page = await open(settings);
+      const look = (name) => page.screenshot({ path: `${options.pictures}/saml-${name}-${size}.png` });
+      await page.goto(`${origin}/app`);
+      await heading(page, 'Sign in');
+      await look('1-node');
+      await page.getByRole('link', { name: 'Continue with Okta' }).click();
+      await page.waitForURL((url) => url.href.startsWith(options.idp));
+      await look('2-provider');
+      await page.locator('input[name=login]').fill('ann');
+      await page.locator('input[name=password]').fill('any');
+      await page.locator('button[type=submit]').click();
+      if (size === 'phone') {
+        await heading(page, 'One moment');
+        await look('3-onward');
+        await page.getByRole('button', { name: 'Continue' }).click();
+      }
+      await arrives(page, `${origin}/app`);
+      assert.deepEqual((await seen(page)).attributes.email, ['ann@example.com']);
+      await look('4-application');
+      await page.goto(`${origin}/logout`);
+      await arrives(page, `${origin}/bye`);
+      await look('5-out');
+      assert.equal(JSON.parse(await (await page.goto(`${origin}/who`)).text()).authenticated, false);
+      await page.goto(at(AUTH));
+      await heading(page, 'Sign in');
+      await page.context().close();
+    }
+  },
+
   // `portcullis access login` has opened this page; its answer leads from the form to the client's own address.
   async loopback() {
     const page = await open({ javaScriptEnabled: false });

@@ -2,6 +2,8 @@
 
 saml_sp.py request SETTINGS redirect|post [force|passive]   the request, as JSON: id, and url or message
 saml_sp.py response SETTINGS ID < MESSAGE                    what it makes of an answer to the request ID (- for none)
+saml_sp.py logout SETTINGS NAME INDEX                        a logout request, as JSON: id and url (- for no index)
+saml_sp.py logged-out SETTINGS ID < URL                      what it makes of the address that answers a logout request
 
 SETTINGS is a JSON file: acs, entity_id, metadata (the identity provider's, a file), and optionally certificate and key
 of the service provider (files; requests are then signed), encrypted (whether assertions must be).
@@ -9,7 +11,7 @@ of the service provider (files; requests are then signed), encrypted (whether as
 
 import json
 import sys
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from onelogin.saml2.auth import OneLogin_Saml2_Auth
 from onelogin.saml2.authn_request import OneLogin_Saml2_Authn_Request
@@ -32,6 +34,8 @@ def settings(path):
         "assertionConsumerService": {"url": given["acs"], "binding": Names.BINDING_HTTP_POST},
         "NameIDFormat": given.get("name_id_format", Names.NAMEID_UNSPECIFIED),
     }
+    if "sls" in given:
+        sp["singleLogoutService"] = {"url": given["sls"], "binding": Names.BINDING_HTTP_REDIRECT}
     if signs:
         sp["x509cert"] = read(given["certificate"])
         sp["privateKey"] = read(given["key"])
@@ -40,6 +44,7 @@ def settings(path):
         "sp": sp,
         "security": {
             "authnRequestsSigned": signs,
+            "logoutRequestSigned": signs,
             "wantMessagesSigned": True,
             "wantAssertionsSigned": True,
             "wantAssertionsEncrypted": given.get("encrypted", False),
@@ -93,10 +98,30 @@ def response(config, acs, asked):
     }
 
 
+def logout(config, acs, name, index):
+    auth = OneLogin_Saml2_Auth(at(acs), config)
+    url = auth.logout(
+        return_to="https://sp.example.org/bye",
+        name_id=name,
+        session_index=None if index == "-" else index,
+    )
+    return {"id": auth.get_last_request_id(), "url": url}
+
+
+def logged_out(config, acs, asked):
+    url = urlsplit(sys.stdin.read())
+    data = at(f"{url.scheme}://{url.netloc}{url.path}")
+    data.update(get_data=dict(parse_qsl(url.query)), query_string=url.query, validate_signature_from_qs=True)
+    auth = OneLogin_Saml2_Auth(data, config)
+    auth.process_slo(request_id=asked, keep_local_session=True)
+    return {"errors": auth.get_errors(), "reason": auth.get_last_error_reason()}
+
+
 def main():
     step, path, *rest = sys.argv[1:]
     config, acs = settings(path)
-    print(json.dumps({"request": request, "response": response}[step](config, acs, *rest)))
+    steps = {"request": request, "response": response, "logout": logout, "logged-out": logged_out}
+    print(json.dumps(steps[step](config, acs, *rest)))
 
 
 main()

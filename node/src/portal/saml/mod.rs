@@ -1,5 +1,5 @@
 //! The endpoints of the SAML identity provider on the auth domain: `sso/saml/<application>`, its `/resume`, where a
-//! sign-in goes on after the login, and its `/saml-metadata`.
+//! sign-in goes on after the login, its `/logout` (in `logout`) and its `/saml-metadata`.
 //!
 //! ```text
 //! application                         node
@@ -13,6 +13,7 @@
 //! Without a request the launcher begins, at 4. What cannot be trusted is answered here, with a ray id: only to a
 //! consumer service of the configuration does an answer go.
 
+mod logout;
 mod request;
 
 use std::sync::Arc;
@@ -25,9 +26,10 @@ use crate::clock;
 use crate::event::{Action, Event};
 use crate::flow::{Application, Kind, Reason, Saas, SaasProtocol, SamlService};
 use crate::policy::PermitKind;
-use crate::saas::saml::{Asked, Endpoint, NotIssued};
+use crate::saas::saml::{Asked, Endpoint, Issued, NotIssued};
 use crate::saml::{self, AuthnRequest, Refusal};
 use crate::session::LiveSession;
+use crate::store::StoreError;
 
 use super::browser::set_cookies;
 use super::form::Parameters;
@@ -77,11 +79,12 @@ impl Call<'_> {
             (None, &Method::POST) => self.saml_form(visit),
             (None, &Method::GET) => self.saml_query(visit).await,
             (Some("resume"), &Method::GET) => self.saml_resume(visit).await,
+            (Some("logout"), &(Method::GET | Method::POST)) => self.saml_logout(visit).await,
             (Some("saml-metadata"), &(Method::GET | Method::HEAD)) => {
                 let document = self.context.saml.metadata(service, endpoint_of(visit));
                 page::document("application/samlmetadata+xml", document)
             }
-            (None, _) => self.saml_method("GET, POST"),
+            (None | Some("logout"), _) => self.saml_method("GET, POST"),
             (Some("resume"), _) => self.saml_method("GET"),
             (Some("saml-metadata"), _) => self.saml_method("GET, HEAD"),
             (Some(_), _) => self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication),
@@ -212,10 +215,8 @@ impl Call<'_> {
                 .policy(permit.policy())
         };
         match issued {
-            Ok(answer) => {
-                // First the store: who revokes by application has to find it.
-                let granted = self.context.sessions.granted(live.session.id, &visit.application.name).await;
-                if let Err(error) = granted {
+            Ok(Issued { answer, name_id }) => {
+                if let Err(error) = self.remember_sign_in(visit, live, &name_id).await {
                     self.context.events.emit(event(false).reason(Reason::Internal).detail(error.to_string()));
                     return self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal);
                 }
@@ -238,6 +239,19 @@ impl Call<'_> {
                 self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal)
             }
         }
+    }
+
+    /// First the store: who revokes by application has to find it, and whoever is signed in somewhere can be signed out
+    /// there.
+    async fn remember_sign_in(
+        &self,
+        visit: SignIn<'_>,
+        live: &LiveSession,
+        name_id: &saml::NameId,
+    ) -> Result<(), StoreError> {
+        let application = &visit.application.name;
+        self.context.sessions.granted(live.session.id, application).await?;
+        self.context.store.insert_saml_login(live.session.id, application, name_id).await
     }
 
     /// Keeps a request in the browser and goes on to where it is taken up again.
@@ -283,24 +297,32 @@ impl Call<'_> {
         let answer = saml::encode(answer);
         let mut fields = vec![(saml::Kind::Response.parameter(), answer.as_str())];
         fields.extend(ask.relay_state.as_deref().map(|state| ("RelayState", state)));
-        let mut response = page::auto_post(&AutoPost {
-            frame: Frame::new(Some(&self.site.auth), self.visit.ray),
-            application: &visit.application.name,
-            action: &ask.consumer,
-            fields: &fields,
-            nonce: &clock::new_session_id().to_string(),
-        });
+        let mut response = self.saml_post(visit, &ask.consumer, &fields);
         if let Some(id) = kept {
             set_cookies(&mut response, [PARK.clear(id, visit.path)]);
         }
         response
     }
 
+    /// A page that posts `fields` to an address of the configuration.
+    fn saml_post(&self, visit: SignIn<'_>, action: &str, fields: &[(&str, &str)]) -> Response<Bytes> {
+        page::auto_post(&AutoPost {
+            frame: Frame::new(Some(&self.site.auth), self.visit.ray),
+            application: &visit.application.name,
+            action,
+            fields,
+            nonce: &clock::new_session_id().to_string(),
+        })
+    }
+
     /// The page for a request that cannot be trusted, and its event.
     fn objection(&self, visit: SignIn<'_>, why: &str) -> Response<Bytes> {
+        self.objection_to(Action::SignIn, visit, why)
+    }
+
+    fn objection_to(&self, action: Action, visit: SignIn<'_>, why: &str) -> Response<Bytes> {
         let status = StatusCode::BAD_REQUEST;
-        let event: Event =
-            self.event(Action::SignIn, false).reason(Reason::BadRequest).status(status.as_u16());
+        let event: Event = self.event(action, false).reason(Reason::BadRequest).status(status.as_u16());
         self.context.events.emit(event.application(visit.application).detail(why));
         page::refusal(PageFacts {
             application: Some(&visit.application.name),

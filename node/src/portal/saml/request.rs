@@ -77,8 +77,7 @@ pub(super) fn check(
         None if !signed => {}
         Some(_) | None => return Err(Objection::Destination),
     }
-    let age = now.0.saturating_sub(request.head.issued_at.0);
-    if !(-SKEW..=OLDEST).contains(&age) {
+    if !is_in_time(request.head.issued_at, now) {
         return Err(Objection::Time);
     }
     let consumer = consumer(&request.consumer, service).ok_or(Objection::Consumer)?.location.clone();
@@ -97,6 +96,11 @@ pub(super) fn check(
         received_at: now,
     };
     Ok((ask, refusal))
+}
+
+/// Whether a request of `issued_at` is neither too old nor from the future.
+pub(super) fn is_in_time(issued_at: UnixTime, now: UnixTime) -> bool {
+    (-SKEW..=OLDEST).contains(&now.0.saturating_sub(issued_at.0))
 }
 
 fn consumer<'a>(wanted: &Consumer, service: &'a SamlService) -> Option<&'a SamlConsumer> {
@@ -128,6 +132,7 @@ mod tests {
             name_id: None,
             attributes: vec![],
             relay_state: None,
+            logout: crate::flow::SamlLogout::default(),
             files: vec![],
         }
     }

@@ -112,19 +112,6 @@ pub(crate) fn logout_token(
 }
 
 fn from(source: &ClaimSource, session: &Session) -> Option<Value> {
-    Some(match source {
-        ClaimSource::Email => json!(session.email.as_ref()?),
-        ClaimSource::EmailLocalPart => {
-            let email = session.email.as_ref()?.as_str();
-            json!(email.split('@').next().unwrap_or(email))
-        }
-        ClaimSource::Name => json!(session.display_name),
-        ClaimSource::Groups => json!(session.groups),
-        ClaimSource::GroupsWith(start) => {
-            json!(session.groups.iter().filter(|group| group.starts_with(start)).collect::<Vec<_>>())
-        }
-        ClaimSource::IdentityProvider => json!(session.person.provider),
-        ClaimSource::Subject => json!(session.person.subject),
-        ClaimSource::Constant(value) => json!(value),
-    })
+    let values = source.values(session);
+    if source.is_list() { Some(json!(values)) } else { values.into_iter().next().map(Value::from) }
 }

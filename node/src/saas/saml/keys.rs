@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::flow::UnixTime;
-use crate::saml::{Certificate, SigningKey};
+use crate::saml::{Certificate, Signer as _};
 use crate::store::{SamlKey, Store};
 
 use super::KeysError;
+use super::signing_key::SigningKey;
 
 const DAY: Duration = Duration::from_secs(86_400);
 const SIGN_FOR: Duration = Duration::from_secs(3 * 365 * 86_400);

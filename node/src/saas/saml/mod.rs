@@ -7,19 +7,23 @@
 //! A false accept is somebody else's account at the application; a false reject is a page that says why.
 
 mod keys;
+mod signing_key;
 mod subject;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use aws_lc_rs::rand::SystemRandom;
 use zeroize::Zeroizing;
 
-use crate::flow::{Saas, SamlService, UnixTime};
+use crate::clock::fill;
+use crate::config::NodeConfig;
+use crate::flow::{Saas, SamlBinding, SamlService, SessionId, UnixTime};
 use crate::policy::PermitOf;
-use crate::saml::{self, Certificate, Envelope, IdentityProvider, Refusal};
+use crate::saml::{self, Certificate, Envelope, IdentityProvider, NameId, Refusal};
 use crate::store::{Store, StoreError};
 
 pub use keys::{SamlKeyState, SamlKeySummary};
+#[cfg(test)]
+pub(crate) use signing_key::SigningKey;
 pub use subject::{Asked, Context, NotIssued};
 
 use keys::Keys;
@@ -49,6 +53,34 @@ pub struct Endpoint<'a> {
     pub sign_in: &'a str,
 }
 
+impl Endpoint<'_> {
+    /// Takes logout requests.
+    pub fn logout(&self) -> String {
+        format!("{}/logout", self.sign_in)
+    }
+}
+
+/// The address of the node towards `service`.
+pub(crate) fn sign_in(node: &NodeConfig, service: &SamlService) -> String {
+    format!("https://{}/cdn-cgi/access/sso/saml/{}", node.authority(), service.name)
+}
+
+/// An answer with an assertion, and what it calls its person.
+#[derive(Debug)]
+pub struct Issued {
+    pub answer: String,
+    pub name_id: NameId,
+}
+
+/// An answer on its way through the browser.
+#[derive(Debug)]
+pub enum Onward {
+    /// To be opened.
+    Open(String),
+    /// To be posted, by a form with this `SAMLResponse`.
+    Post { to: String, message: String },
+}
+
 impl SamlProvider {
     /// Reads the keys, making the first one where there is none.
     pub async fn load(store: Store, now: UnixTime) -> Result<Self, KeysError> {
@@ -65,16 +97,14 @@ impl SamlProvider {
         endpoint: Endpoint<'_>,
         asked: &Asked<'_>,
         now: UnixTime,
-    ) -> Result<String, NotIssued> {
+    ) -> Result<Issued, NotIssued> {
         let session = permit.permit().session().ok_or(NotIssued::Nobody)?;
         let context = Context::of(session)
             .meeting(asked.contexts)
             .ok_or(NotIssued::Refused(Refusal::NoAuthnContext))?;
-        let random = SystemRandom::new();
-        let name_id = subject::name_id(service, session, asked.name_id_format, &self.pairwise, &random)?;
+        let name_id = subject::name_id(service, session, asked.name_id_format, &self.pairwise, &fill)?;
         let attributes = subject::attributes(service, session, &self.pairwise);
-        // The session's own identifier is half of a cookie: not for others.
-        let session_index = subject::pairwise(&self.pairwise, &service.entity_id, &session.id.to_string());
+        let session_index = self.session_index(service, session.id);
         let subject = saml::Subject {
             audience: &service.entity_id,
             name_id: &name_id,
@@ -86,8 +116,14 @@ impl SamlProvider {
         };
         let envelope = envelope(endpoint, asked, now);
         let keys = self.keys();
-        saml::success(&envelope, &subject, keys.signer(now), service.encrypt_to.as_ref(), &random)
+        saml::success(&envelope, &subject, keys.signer(now), service.encrypt_to.as_ref(), &fill)
+            .map(|answer| Issued { answer, name_id })
             .ok_or(NotIssued::Internal)
+    }
+
+    /// What a service provider calls a session. The session's own identifier is half of a cookie: not for others.
+    pub fn session_index(&self, service: &SamlService, session: SessionId) -> String {
+        subject::pairwise(&self.pairwise, &service.entity_id, &session.to_string())
     }
 
     /// The signed answer that tells why there is no assertion. It says nothing about anybody.
@@ -98,7 +134,46 @@ impl SamlProvider {
         refusal: Refusal,
         now: UnixTime,
     ) -> Option<String> {
-        saml::failure(&envelope(endpoint, asked, now), refusal, self.keys().signer(now), &SystemRandom::new())
+        saml::failure(&envelope(endpoint, asked, now), refusal, self.keys().signer(now), &fill)
+    }
+
+    /// The signed answer to the logout request `id`, if the service provider takes any.
+    pub fn logged_out(
+        &self,
+        service: &SamlService,
+        endpoint: Endpoint<'_>,
+        id: &str,
+        relay_state: Option<&str>,
+        now: UnixTime,
+    ) -> Option<Onward> {
+        let (binding, to) = service.logout.answers.as_ref()?;
+        let envelope = Envelope { issuer: endpoint.sign_in, destination: to, in_response_to: Some(id), now };
+        let keys = self.keys();
+        let key = keys.signer(now);
+        Some(match binding {
+            SamlBinding::Post => {
+                Onward::Post { to: to.clone(), message: saml::logged_out(&envelope, Some(key), &fill)? }
+            }
+            SamlBinding::Redirect => {
+                let message = saml::logged_out(&envelope, None, &fill)?;
+                Onward::Open(saml::redirect(to, saml::Kind::Response, &message, relay_state, key)?)
+            }
+        })
+    }
+
+    /// A request that ends a session at a service provider, and its ID.
+    pub(super) fn end_session(
+        &self,
+        service: &SamlService,
+        endpoint: Endpoint<'_>,
+        to: &str,
+        session: SessionId,
+        name_id: &NameId,
+        now: UnixTime,
+    ) -> Option<(String, String)> {
+        let envelope = Envelope { issuer: endpoint.sign_in, destination: to, in_response_to: None, now };
+        let index = self.session_index(service, session);
+        saml::end_session(&envelope, name_id, &index, self.keys().signer(now), &fill)
     }
 
     /// The node's metadata for one service provider (SAML metadata §2.4.3).
@@ -108,6 +183,7 @@ impl SamlProvider {
         IdentityProvider {
             entity_id: endpoint.sign_in,
             sign_in: endpoint.sign_in,
+            logout: &endpoint.logout(),
             certificates: &certificates,
             name_id_format: subject::format(service),
             wants_signed_requests: service.require_signed,

@@ -1,7 +1,6 @@
 //! What a service provider is told of a person.
 
 use aws_lc_rs::hmac;
-use aws_lc_rs::rand::SecureRandom;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
@@ -97,7 +96,7 @@ pub(super) fn name_id(
     session: &Session,
     asked: Option<&str>,
     secret: &[u8],
-    random: &dyn SecureRandom,
+    random: &dyn Fn(&mut [u8]),
 ) -> Result<NameId, NotIssued> {
     let refused = NotIssued::Refused(Refusal::InvalidNameIdPolicy);
     let asked = asked.filter(|format| *format != NAMEID_UNSPECIFIED);
@@ -113,7 +112,7 @@ pub(super) fn name_id(
     let (format, value) = match kind {
         SamlNameId::Email => (NAMEID_EMAIL, first(&ClaimSource::Email, session)),
         SamlNameId::Persistent => (NAMEID_PERSISTENT, Some(persistent(service, session, secret))),
-        SamlNameId::Transient => (NAMEID_TRANSIENT, identifier(random)),
+        SamlNameId::Transient => (NAMEID_TRANSIENT, Some(identifier(random))),
         SamlNameId::Of(source) => (NAMEID_UNSPECIFIED, first(&source, session)),
     };
     let value = value.filter(|value| !value.is_empty()).ok_or(NotIssued::NoName)?;
@@ -127,7 +126,7 @@ pub(super) fn attributes(service: &SamlService, session: &Session, secret: &[u8]
         .map(|attribute| {
             let values = match &attribute.source {
                 SamlSource::Id => vec![persistent(service, session, secret)],
-                SamlSource::Of(source) => values(source, session),
+                SamlSource::Of(source) => source.values(session),
             };
             let format = if attribute.name.contains(':') { ATTRNAME_URI } else { ATTRNAME_BASIC };
             Statement { name: attribute.name.clone(), format: format.to_owned(), values }
@@ -151,33 +150,11 @@ pub(super) fn pairwise(secret: &[u8], entity_id: &str, of: &str) -> String {
 }
 
 fn first(source: &ClaimSource, session: &Session) -> Option<String> {
-    values(source, session).into_iter().next()
-}
-
-fn values(source: &ClaimSource, session: &Session) -> Vec<String> {
-    let email = session.email.as_ref().map(|email| email.as_str().to_owned());
-    match source {
-        ClaimSource::Email => email.into_iter().collect(),
-        ClaimSource::EmailLocalPart => email
-            .iter()
-            .filter_map(|email| email.rsplit_once('@'))
-            .map(|(local, _)| local.to_owned())
-            .collect(),
-        ClaimSource::Name => vec![session.display_name.clone()],
-        ClaimSource::Groups => session.groups.clone(),
-        ClaimSource::GroupsWith(start) => {
-            session.groups.iter().filter(|group| group.starts_with(start)).cloned().collect()
-        }
-        ClaimSource::IdentityProvider => vec![session.person.provider.clone()],
-        ClaimSource::Subject => vec![session.person.subject.clone()],
-        ClaimSource::Constant(text) => vec![text.clone()],
-    }
+    source.values(session).into_iter().next()
 }
 
 #[cfg(test)]
 mod tests {
-    use aws_lc_rs::rand::SystemRandom;
-
     use super::*;
     use crate::flow::{PersonId, SamlAttribute, SessionId, UnixTime};
 
@@ -206,6 +183,7 @@ mod tests {
             name_id,
             attributes,
             relay_state: None,
+            logout: crate::flow::SamlLogout::default(),
             files: vec![],
         }
     }
@@ -239,9 +217,8 @@ mod tests {
 
     #[test]
     fn names_are_those_of_the_configuration_or_as_asked() {
-        let random = SystemRandom::new();
         let name = |configured: Option<SamlNameId>, asked, person: &Session, entity: &str| {
-            name_id(&service(entity, configured, vec![]), person, asked, &[7; 32], &random)
+            name_id(&service(entity, configured, vec![]), person, asked, &[7; 32], &crate::clock::fill)
         };
         let ann = session(&[]);
         let email = |asked| name(None, asked, &ann, "a").map(|id| id.value);

@@ -226,7 +226,7 @@ fn the_public_key_is_no_secret_to_sign_with() {
     use aws_lc_rs::hmac;
     let pem = Pem::rsa();
     let hmac_sha256 = "http://www.w3.org/2001/04/xmldsig-more#hmac-sha256";
-    let mut message = sign(request(), &pem.key(), &SystemRandom::new()).unwrap();
+    let mut message = sign(request(), &pem.key()).unwrap();
     let text = canonical(&message).replace(names::RSA_SHA256, hmac_sha256);
     message = xml::parse(text.as_bytes(), MESSAGE).unwrap();
     let info = message.one(names::DSIG, "Signature").unwrap().one(names::DSIG, "SignedInfo").unwrap();
@@ -250,7 +250,7 @@ fn queries_with_two_readings_are_refused() {
     let keys = [pem.certificate()];
     let message = deflated(&canonical(&request()));
     let octets = format!("SAMLRequest={message}&SigAlg={}", encoded(names::RSA_SHA256));
-    let signature = encoded(&pem.key().sign(octets.as_bytes(), &SystemRandom::new()).unwrap());
+    let signature = encoded(&STANDARD.encode(pem.key().sign(octets.as_bytes()).unwrap()));
     let good = format!("{octets}&Signature={signature}");
     assert!(binding::of_query(&good, Kind::Request, &keys).unwrap().signed);
     let inner = deflated(&signed(request(), &pem));

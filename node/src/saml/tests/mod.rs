@@ -1,15 +1,19 @@
 mod hostile;
+mod logout;
 mod third_parties;
 
-use aws_lc_rs::rand::SystemRandom;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256};
 
+use crate::clock::fill;
 use crate::flow::UnixTime;
+use crate::saas::saml::SigningKey;
 
 use super::binding::{self, Kind};
 use super::c14n::canonical;
-use super::keys::{Certificate, SigningKey};
+use super::keys::{Certificate, Signer as _};
 use super::metadata::{IdentityProvider, MetadataError, ServiceProvider};
 use super::names::{self, ASSERTION, PROTOCOL};
 use super::request::{AuthnRequest, Comparison, Consumer, RequestError};
@@ -61,7 +65,7 @@ fn request() -> Element {
 }
 
 fn signed(element: Element, pem: &Pem) -> String {
-    canonical(&sign(element, &pem.key(), &SystemRandom::new()).unwrap())
+    canonical(&sign(element, &pem.key()).unwrap())
 }
 
 /// The answer for a person with an awkward name.
@@ -90,7 +94,7 @@ fn answer(pem: &Pem, recipient: Option<&Certificate>) -> String {
         session_ends_at: UnixTime(1_795_930_000),
         context: names::AC_PASSWORD,
     };
-    response::success(&envelope, &subject, &pem.key(), recipient, &SystemRandom::new()).unwrap()
+    response::success(&envelope, &subject, &pem.key(), recipient, &fill).unwrap()
 }
 
 #[test]
@@ -169,7 +173,7 @@ fn a_query_is_verified_over_the_octets_that_came() {
     let message = hostile::deflated(&canonical(&request()));
     for state in ["", "&RelayState=a%2fb+c"] {
         let octets = format!("SAMLRequest={message}{state}&SigAlg={}", hostile::encoded(names::RSA_SHA256));
-        let signature = ours.key().sign(octets.as_bytes(), &SystemRandom::new()).unwrap();
+        let signature = STANDARD.encode(ours.key().sign(octets.as_bytes()).unwrap());
         let query = format!("{octets}&Signature={}", hostile::encoded(&signature));
         let read = binding::of_query(&query, Kind::Request, &[ours.certificate()]).unwrap();
         assert_eq!((canonical(&read.message), read.signed), (canonical(&request()), true));
@@ -200,7 +204,7 @@ fn refusals_are_signed_and_say_why() {
         Refusal::InvalidNameIdPolicy,
         Refusal::RequestUnsupported,
     ] {
-        let text = response::failure(&envelope, refusal, &pem.key(), &SystemRandom::new()).unwrap();
+        let text = response::failure(&envelope, refusal, &pem.key(), &fill).unwrap();
         let message = verify(xml::parse(text.as_bytes(), MESSAGE).unwrap(), &[pem.certificate()]).unwrap();
         assert_eq!(message.count(ASSERTION, "Assertion"), 0);
         let code = message.one(PROTOCOL, "Status").and_then(|status| status.one(PROTOCOL, "StatusCode"));
@@ -249,6 +253,7 @@ fn metadata_is_read_and_written() {
     let ours = IdentityProvider {
         entity_id: "https://idp.example",
         sign_in: "https://idp.example/sso",
+        logout: "https://idp.example/sso/logout",
         certificates: &[one.certificate(), two.certificate()],
         name_id_format: names::NAMEID_EMAIL,
         wants_signed_requests: true,
@@ -256,6 +261,7 @@ fn metadata_is_read_and_written() {
     let document = ours.document();
     assert_eq!(ServiceProvider::read(document.as_bytes()), Err(MetadataError::NoServiceProvider));
     assert_eq!(document.matches("<ds:X509Certificate>").count(), 2);
+    assert_eq!(document.matches("Location=\"https://idp.example/sso/logout\"").count(), 2);
 }
 
 #[test]

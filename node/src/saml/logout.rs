@@ -1,0 +1,115 @@
+//! Single logout (SAML core §3.7, profiles §4.4): what a service provider asks, what the node answers, and what the node
+//! asks of service providers when it ends a login itself.
+
+use super::binding::soap;
+use super::c14n::canonical;
+use super::keys::Signer;
+use super::names::{ASSERTION, PROTOCOL, SOAP};
+use super::request::{self, Head, RequestError};
+use super::response::{Envelope, NameId, code, identifier, instant, issuer, response};
+use super::signature::sign;
+use super::xml::{self, Element};
+use crate::flow::UnixTime;
+
+/// Sessions that one request may name.
+const MOST_SESSIONS: usize = 4;
+/// Characters of the longest name of a session; ours have 44.
+const LONGEST_INDEX: usize = 64;
+/// Seconds that a request of ours is good for.
+const LIFE: i64 = 300;
+
+const SUCCESS: &str = "urn:oasis:names:tc:SAML:2.0:status:Success";
+
+/// A `LogoutRequest`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogoutRequest {
+    pub head: Head,
+    /// The sessions to end, by the names that assertions gave them; none means every session of the person.
+    pub sessions: Vec<String>,
+    pub not_on_or_after: Option<UnixTime>,
+}
+
+impl LogoutRequest {
+    pub fn read(message: &Element) -> Result<Self, RequestError> {
+        if !message.is(PROTOCOL, "LogoutRequest") {
+            return Err(RequestError::Kind);
+        }
+        let head = Head::read(message)?;
+        let not_on_or_after = match message.attribute("NotOnOrAfter") {
+            None => None,
+            Some(text) => Some(request::instant(text).ok_or(RequestError::Value)?),
+        };
+        let sessions = message
+            .all(PROTOCOL, "SessionIndex")
+            .map(|index| {
+                index.content().filter(|index| index.len() <= LONGEST_INDEX).ok_or(RequestError::Value)
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        if sessions.len() > MOST_SESSIONS {
+            return Err(RequestError::Value);
+        }
+        Ok(Self { head, sessions, not_on_or_after })
+    }
+}
+
+/// The answer to a `LogoutRequest`: signed itself, or not where the binding signs.
+pub fn logged_out(
+    envelope: &Envelope<'_>,
+    key: Option<&dyn Signer>,
+    random: &dyn Fn(&mut [u8]),
+) -> Option<String> {
+    let answer = response("LogoutResponse", envelope, code(SUCCESS), random)?;
+    let answer = match key {
+        Some(key) => sign(answer, key)?,
+        None => answer,
+    };
+    Some(canonical(&answer))
+}
+
+/// A signed request that ends a session at a service provider, in SOAP. `envelope` has no `in_response_to`.
+pub fn end_session(
+    envelope: &Envelope<'_>,
+    name_id: &NameId,
+    session: &str,
+    key: &dyn Signer,
+    random: &dyn Fn(&mut [u8]),
+) -> Option<(String, String)> {
+    let id = identifier(random);
+    let request = Element::new(PROTOCOL, "LogoutRequest")
+        .with("ID", id.as_str())
+        .with("Version", "2.0")
+        .with("IssueInstant", instant(envelope.now)?)
+        .with("Destination", envelope.destination)
+        .with("NotOnOrAfter", instant(UnixTime(envelope.now.0.saturating_add(LIFE)))?)
+        .child(issuer(envelope))
+        .child(
+            Element::new(ASSERTION, "NameID")
+                .with("Format", name_id.format.as_str())
+                .text(name_id.value.as_str()),
+        )
+        .child(Element::new(PROTOCOL, "SessionIndex").text(session));
+    Some((id, canonical(&soap(sign(request, key)?))))
+}
+
+/// Whether a SOAP answer says that the session of the request `id` has ended. It comes over the connection that the
+/// request went to, which TLS vouches for.
+pub fn has_ended(answer: &[u8], id: &str) -> Result<(), String> {
+    let envelope = xml::parse(answer, xml::MESSAGE).map_err(|error| error.to_string())?;
+    let response = envelope
+        .one(SOAP, "Body")
+        .filter(|_| envelope.is(SOAP, "Envelope"))
+        .and_then(|body| body.one(PROTOCOL, "LogoutResponse"))
+        .ok_or("it answered no LogoutResponse")?;
+    if response.attribute("InResponseTo") != Some(id) {
+        return Err("it answered another request".to_owned());
+    }
+    let status = response
+        .one(PROTOCOL, "Status")
+        .and_then(|status| status.one(PROTOCOL, "StatusCode"))
+        .and_then(|code| code.attribute("Value"));
+    if status == Some(SUCCESS) {
+        Ok(())
+    } else {
+        Err("it answered that it did not end the session".to_owned())
+    }
+}

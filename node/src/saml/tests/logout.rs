@@ -1,0 +1,139 @@
+//! Single logout, both ways.
+
+use super::super::logout::{LogoutRequest, end_session, has_ended, logged_out};
+use super::super::metadata::LogoutService;
+use super::*;
+
+const SOAP: &str = "http://schemas.xmlsoap.org/soap/envelope/";
+
+fn logout_request(attributes: &[(&str, &str)], sessions: &[&str]) -> Element {
+    let request = Element::new(PROTOCOL, "LogoutRequest")
+        .with("ID", "_l1")
+        .with("Version", "2.0")
+        .with("IssueInstant", "2026-11-29T04:00:00Z");
+    attributes
+        .iter()
+        .fold(request, |request, (name, value)| request.with(name, *value))
+        .child(Element::new(ASSERTION, "Issuer").text("https://sp.example.org"))
+        .child(Element::new(ASSERTION, "NameID").text("ann@example.org"))
+        .children(sessions.iter().map(|index| Element::new(PROTOCOL, "SessionIndex").text(*index)))
+}
+
+fn envelope<'a>(destination: &'a str, in_response_to: Option<&'a str>) -> Envelope<'a> {
+    Envelope { issuer: "https://idp.example", destination, in_response_to, now: UnixTime(1_795_924_800) }
+}
+
+#[test]
+fn a_request_is_read_whole() {
+    let read =
+        LogoutRequest::read(&logout_request(&[("NotOnOrAfter", "2026-11-29T04:00:01Z")], &["_a", "_b"]));
+    let read = read.unwrap();
+    assert_eq!((read.head.id.as_str(), read.sessions), ("_l1", vec!["_a".to_owned(), "_b".to_owned()]));
+    assert_eq!(read.not_on_or_after, Some(UnixTime(1_795_924_801)));
+    let long = "x".repeat(65);
+    for (what, message, error) in [
+        ("a sign-in", request(), RequestError::Kind),
+        ("an end that is none", logout_request(&[("NotOnOrAfter", "soon")], &[]), RequestError::Value),
+        ("a long name", logout_request(&[], &[&long]), RequestError::Value),
+        ("many sessions", logout_request(&[], &["a", "b", "c", "d", "e"]), RequestError::Value),
+    ] {
+        assert_eq!(LogoutRequest::read(&message), Err(error), "{what}");
+    }
+}
+
+#[test]
+fn answers_are_signed_by_message_or_by_query() {
+    let pem = Pem::rsa();
+    let key = pem.key();
+    let to = envelope("https://sp.example.org/sls?a=1", Some("_l1"));
+    let posted = logged_out(&to, Some(&key), &fill).unwrap();
+    let read = verify(xml::parse(posted.as_bytes(), MESSAGE).unwrap(), &[pem.certificate()]).unwrap();
+    assert!(read.is(PROTOCOL, "LogoutResponse") && read.attribute("InResponseTo") == Some("_l1"));
+
+    let bare = logged_out(&to, None, &fill).unwrap();
+    let address = binding::redirect(to.destination, Kind::Response, &bare, Some("a b&c"), &key).unwrap();
+    let query = address.strip_prefix("https://sp.example.org/sls?a=1&").unwrap();
+    let received = binding::of_query(query, Kind::Response, &[pem.certificate()]).unwrap();
+    assert!(received.signed && received.relay_state.as_deref() == Some("a b&c"));
+    assert_eq!(canonical(&received.message), bare);
+    let other = Pem::rsa().certificate();
+    assert!(binding::of_query(query, Kind::Response, &[other]).is_err());
+    let address = binding::redirect("https://sp.example.org/sls", Kind::Response, &bare, None, &key).unwrap();
+    assert!(
+        address.starts_with("https://sp.example.org/sls?SAMLResponse=") && !address.contains("RelayState")
+    );
+}
+
+#[test]
+fn a_request_by_soap_is_signed_and_only_its_own_success_counts() {
+    let pem = Pem::rsa();
+    let name_id = NameId { format: names::NAMEID_EMAIL.into(), value: "ann@example.org".into() };
+    let to = envelope("https://sp.example.org/soap", None);
+    let (id, text) = end_session(&to, &name_id, "_s", &pem.key(), &fill).unwrap();
+    let soap = xml::parse(text.as_bytes(), MESSAGE).unwrap();
+    let body = soap.elements().next().unwrap();
+    assert!(soap.name.namespace == SOAP && soap.name.local == "Envelope" && body.name.local == "Body");
+    let message = verify(body.elements().next().unwrap().clone(), &[pem.certificate()]).unwrap();
+    let read = LogoutRequest::read(&message).unwrap();
+    assert_eq!((&read.head.id, read.sessions), (&id, vec!["_s".to_owned()]));
+    assert_eq!(read.not_on_or_after, Some(UnixTime(to.now.0 + 300)));
+    assert_eq!(
+        message.one(ASSERTION, "NameID").and_then(Element::content).as_deref(),
+        Some("ann@example.org")
+    );
+
+    let answer = |id: &str| {
+        let bare = logged_out(&envelope("x", Some(id)), None, &fill).unwrap();
+        format!("<s:Envelope xmlns:s='{SOAP}'><s:Body>{bare}</s:Body></s:Envelope>")
+    };
+    let good = answer(&id);
+    assert_eq!(has_ended(good.as_bytes(), &id), Ok(()));
+    for (what, text) in [
+        ("another request's", answer("_other")),
+        ("a failure", good.replace(":status:Success", ":status:Responder")),
+        ("a fault", format!("<s:Envelope xmlns:s='{SOAP}'><s:Body><s:Fault/></s:Body></s:Envelope>")),
+        ("no envelope", good.replace("Envelope", "Letter")),
+        ("a page", "<html><body>hello</body></html>".into()),
+        ("nothing", String::new()),
+    ] {
+        assert!(has_ended(text.as_bytes(), &id).is_err(), "{what}");
+    }
+}
+
+#[test]
+fn metadata_says_where_logouts_go() {
+    let service = |binding: &str, more: &str| {
+        format!("<md:SingleLogoutService Binding='urn:oasis:names:tc:SAML:2.0:bindings:{binding}' {more}/>")
+    };
+    let document = |services: &str| {
+        format!(
+            "<md:EntityDescriptor entityID='x' xmlns:md='urn:oasis:names:tc:SAML:2.0:metadata'><md:SPSSODescriptor \
+             protocolSupportEnumeration='urn:oasis:names:tc:SAML:2.0:protocol'>{services}<md:AssertionConsumerService \
+             index='1' Binding='{}' Location='https://sp.example.org/1'/></md:SPSSODescriptor></md:EntityDescriptor>",
+            names::BINDING_POST
+        )
+    };
+    let read = |services: &str| ServiceProvider::read(document(services).as_bytes()).unwrap().logout;
+    assert_eq!(read(""), LogoutService::default());
+    let all = service("SOAP", "Location='https://a/soap' ResponseLocation='https://a/no'")
+        + &service("HTTP-Redirect", "Location='https://a/in' ResponseLocation='https://a/out'")
+        + &service("HTTP-POST", "Location='https://a/post'")
+        + &service("HTTP-POST", "Location='https://a/second'");
+    assert_eq!(
+        read(&all),
+        LogoutService {
+            redirect: Some("https://a/out".into()),
+            post: Some("https://a/post".into()),
+            soap: Some("https://a/soap".into()),
+        }
+    );
+}
+
+#[test]
+fn a_certificate_says_when_it_expires() {
+    let mut parameters = CertificateParams::default();
+    parameters.not_after = time::OffsetDateTime::from_unix_timestamp(1_900_000_000).unwrap();
+    let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let certificate = Certificate::from_pem(parameters.self_signed(&pair).unwrap().pem().as_bytes()).unwrap();
+    assert_eq!(certificate.valid_until(), UnixTime(1_900_000_000));
+}
