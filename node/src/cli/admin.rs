@@ -234,8 +234,7 @@ fn check(path: &Path) -> anyhow::Result<()> {
     crate::role::check_files(&config)?;
     let local = config.identity_providers.iter().any(|p| matches!(p.kind, ProviderKind::Local));
     let federated = config.identity_providers.len() > usize::from(local);
-    let asks_store =
-        local || !config.service_tokens().is_empty() || super::saml::services(&config).next().is_some();
+    let asks_store = local || !config.service_tokens().is_empty() || saml::services(&config).next().is_some();
     let (users, service_tokens, saml_keys) = if asks_store && config.node.state.join("store.sqlite").exists()
     {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -270,7 +269,7 @@ fn check(path: &Path) -> anyhow::Result<()> {
             ))?;
         }
     }
-    for note in super::saml::notes(&config, &saml_keys, crate::clock::now()) {
+    for note in saml::notes(&config, &saml_keys, crate::clock::now()) {
         output::line(&format!("note: {note}"))?;
     }
     output::line(&format!("{}: good", path.display()))

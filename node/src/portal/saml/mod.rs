@@ -216,7 +216,7 @@ impl Call<'_> {
         };
         match issued {
             Ok(Issued { answer, name_id }) => {
-                if let Err(error) = self.remember_sign_in(visit, live, &name_id).await {
+                if let Err(error) = self.remember_sign_in(visit, &live, &name_id).await {
                     self.context.events.emit(event(false).reason(Reason::Internal).detail(error.to_string()));
                     return self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal);
                 }
