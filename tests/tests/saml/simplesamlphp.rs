@@ -15,6 +15,9 @@ use serde_json::{Value, json};
 
 use crate::service::certificate;
 
+/// What the application asks to be told as the name; without asking it would get one for each session.
+const EMAIL: &str = "urn:oasis:names:tc:SAML:1.1:nameid-format:emailAddress";
+
 /// A node and an application behind SimpleSAMLphp, which know each other by their metadata.
 struct Site {
     realm: Realm,
@@ -66,7 +69,8 @@ impl Site {
         std::fs::write(
             dir.join("config/authsources.php"),
             format!(
-                "<?php $config = ['default-sp' => ['saml:SP', 'entityID' => '{origin}/sp', 'idp' => '{endpoint}', {own}]];"
+                "<?php $config = ['default-sp' => ['saml:SP', 'entityID' => '{origin}/sp', 'idp' => '{endpoint}', \
+                 'NameIDPolicy' => ['Format' => '{EMAIL}', 'AllowCreate' => true], {own}]];"
             ),
         )?;
         std::fs::write(
