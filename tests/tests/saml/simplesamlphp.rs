@@ -179,14 +179,13 @@ fn signed_and_encrypted_in_and_out_from_either_side() {
         site.sign_in(&web, &site.realm.url(AUTH, "/cdn-cgi/access/sso/saml/crm"), "ann").unwrap();
     assert_is_ann(&page);
     assert!(is_encrypted(&answer));
+    assert!(site.is_signed_in(&web).unwrap());
     let told = site.realm.node.admin(&["session", "revoke", "--user", "ann@example.com"]).unwrap();
     assert!(told.contains("crm is told that the session of ann@example.com has ended"), "{told}");
     wait_until("the application to hear of it", Duration::from_secs(20), || {
         Ok((!site.is_signed_in(&web)?).then_some(()))
     })
     .unwrap();
-    let logouts = site.realm.events("logout", 2).unwrap();
-    assert!(logouts.iter().any(|event| event["detail"] == json!("back-channel logout")), "{logouts:?}");
 }
 
 #[test]

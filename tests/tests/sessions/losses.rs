@@ -159,10 +159,14 @@ fn a_translator_that_forgets_is_survived() {
     let translated = "192.0.2.2:61";
     let flows = || lab.node.admin(&["gate", "flows"]).unwrap();
     assert!(!flows().contains(translated), "{}", flows());
+    // Like any translator, it lets in only what answers: an answer that came first would be taken for a beginning, and
+    // what follows it would pass untranslated.
     lab.client
         .nft(
             "table ip nat {\n chain out {\n type nat hook postrouting priority 100;\n \
-             ip daddr 192.0.2.1 udp dport 443 snat to 192.0.2.2:61000-61999\n }\n}",
+             ip daddr 192.0.2.1 udp dport 443 snat to 192.0.2.2:61000-61999\n }\n \
+             chain in {\n type filter hook prerouting priority -100;\n \
+             ip saddr 192.0.2.1 udp sport 443 ct state new drop\n }\n}",
         )
         .unwrap();
     conversation.goes_on();
