@@ -35,6 +35,7 @@ use crate::session::Sessions;
 use crate::store::{SessionFilter, Store};
 use crate::token::Tokens;
 use crate::tunnel;
+use crate::tunnel::carrier::Carried;
 use crate::tunnel::wire::Authority;
 
 use super::{feed, reload};
@@ -226,6 +227,7 @@ async fn serve(
         tokens,
         seal,
         events,
+        carried: Carried::new(gate.as_ref().map(Gate::streams), &metrics),
         metrics,
         tunnels,
         recent,
@@ -278,6 +280,7 @@ async fn serve(
         gate: control,
         recent: context.recent.clone(),
         devices,
+        carried: context.carried.clone(),
     };
     // Later than the edge: what it still serves may need a stream to its origin.
     let tunnel_shutdown = CancellationToken::new();

@@ -13,6 +13,7 @@
 
 pub mod access_wire;
 mod admission;
+pub mod carrier;
 pub mod connector;
 mod control;
 mod devices;

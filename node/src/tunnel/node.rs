@@ -27,6 +27,7 @@ use crate::recent::Recent;
 use crate::store::{Store, StoreError};
 
 use super::admission::{Admission, Places};
+use super::carrier::{Carried, is_stream};
 use super::devices::Devices;
 use super::enrolment::{EnrolmentError, node_key};
 use super::ids::{Mint, MintError};
@@ -59,6 +60,8 @@ pub struct NodeTunnel {
     pub recent: Recent,
     /// What connectors knock with.
     pub devices: Devices,
+    /// What comes by TCP.
+    pub carried: Carried,
 }
 
 /// Why the node cannot serve tunnels.
@@ -90,7 +93,7 @@ pub async fn serve(
         if let Some(capped) = size_buffers(&socket)? {
             warn!("{capped}");
         }
-        endpoints.push(node_endpoint(socket, node.datagrams.as_ref(), &key, &keys)?);
+        endpoints.push(node_endpoint(socket, node.datagrams.as_ref(), &node.carried, &key, &keys)?);
     }
     info!(key = %key.hash(), "tunnels are served");
 
@@ -154,9 +157,11 @@ async fn accept(
             () = shutdown.cancelled() => return,
         };
         let Some(incoming) = incoming else { return };
-        let address = incoming.remote_address().ip();
+        let (remote, address) = (incoming.remote_address(), node.carried.real(incoming.remote_address()));
         let known = node.recent.contains(address, clock::now());
-        match places.admit(address, incoming.remote_address_validated(), known) {
+        // TCP has proved the address of a stream.
+        let proved = incoming.remote_address_validated() || is_stream(remote);
+        match places.admit(address, proved, known) {
             Admission::Accept(place) => {
                 peers.spawn(serve_peer(node.clone(), incoming, local, place, shutdown.clone()));
             }

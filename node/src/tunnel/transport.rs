@@ -22,6 +22,7 @@ use quinn::{
 
 use crate::gate::DatagramGate;
 
+use super::carrier::Carried;
 use super::gated::Gated;
 use super::identity::{AnyKey, KeyHash, PinnedNode, TunnelKey};
 use super::ids::Mint;
@@ -74,10 +75,11 @@ pub(super) struct EndpointKeys {
     pub(super) mint: Mint,
 }
 
-/// An endpoint that accepts connectors on `socket`.
+/// An endpoint that accepts connectors on `socket`, and what `carried` brings.
 pub(super) fn node_endpoint(
     socket: UdpSocket,
     gate: Option<&DatagramGate>,
+    carried: &Carried,
     key: &TunnelKey,
     keys: &EndpointKeys,
 ) -> Result<Endpoint, TransportError> {
@@ -110,6 +112,7 @@ pub(super) fn node_endpoint(
         let gated = Gated::new(gate.clone(), socket.local_addr()?);
         socket = Arc::new(LayeredSocket::new(socket, gated));
     }
+    let socket = Arc::new(carried.share(socket)?);
     Ok(Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)?)
 }
 

@@ -23,6 +23,7 @@ use portcullis::session::{LiveSession, Sessions};
 use portcullis::store::{EventFilter, SessionFilter, Store};
 use portcullis::token::Tokens;
 use portcullis::tunnel::Registry;
+use portcullis::tunnel::carrier::Carried;
 use portcullis_tests::ca::Ca;
 use portcullis_tests::origin::Origin;
 use rustls::pki_types::pem::PemObject as _;
@@ -117,6 +118,7 @@ impl Node {
             tokens,
             seal,
             events,
+            carried: Carried::new(None, &metrics),
             metrics,
             tunnels,
             recent,

@@ -12,13 +12,16 @@ use anyhow::{Context, Result, ensure};
 use crate::shell;
 
 /// Files or folders below the workspace, by the start of their path; each must exist.
-const PURE: [&str; 6] = [
+const PURE: [&str; 9] = [
     "common/src/",
     "node/src/flow",
     "node/src/policy",
     "node/src/tunnel/wire",
     "node/src/tunnel/session",
     "node/src/tunnel/access_wire",
+    "node/src/tunnel/carrier/capsule",
+    "node/src/tunnel/carrier/choice",
+    "node/src/tunnel/carrier/silence",
 ];
 
 /// What must not appear, and what it would be.

@@ -4,31 +4,25 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream, VarInt};
+use quinn::{ClientConfig, Connection, ConnectionError, RecvStream, SendStream, VarInt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use super::super::carrier::{Connected, DialError, Routes, Web};
 use super::super::control::{self, ControlError, FrameReader};
 use super::super::dial::dial;
-use super::super::identity::SERVER_NAME;
 use super::super::pipe::pipe;
 use super::super::session::{ConnectorAction, ConnectorInput, ConnectorSession, Credential};
-use super::super::socket::dial_socket;
-use super::super::transport::{TransportError, connector_endpoint};
 use super::super::wire::{
     Authority, CloseCode, ConnectorName, DeviceSecret, NodeFrame, OpenReply, OpenRequest, Refusal, StreamCode,
 };
 use super::knocker::Knocker;
 use super::origins::{Origins, permits};
-
-/// One address gets so long for a handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Addresses of one node that are tried in one attempt.
 const MAX_ADDRESSES: usize = 8;
@@ -65,7 +59,7 @@ pub(super) enum LinkError {
     #[error(transparent)]
     Connection(#[from] ConnectionError),
     #[error(transparent)]
-    Transport(#[from] TransportError),
+    Dial(DialError),
     #[error("the connector stops")]
     Shutdown,
 }
@@ -76,14 +70,39 @@ impl LinkError {
     }
 }
 
+impl From<DialError> for LinkError {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::Timeout => Self::Timeout,
+            DialError::Connection(ConnectionError::TransportError(error)) if is_our_refusal(&error) => {
+                Self::WrongNode
+            }
+            DialError::Connection(error) => error.into(),
+            other => Self::Dial(other),
+        }
+    }
+}
+
 /// Dials nodes.
 pub(super) struct Dialer {
-    pub(super) client: ClientConfig,
-    pub(super) allow: Option<BTreeSet<Authority>>,
-    pub(super) knocker: Knocker,
+    allow: Option<BTreeSet<Authority>>,
+    knocker: Arc<Knocker>,
+    routes: Routes,
 }
 
 impl Dialer {
+    /// Dials with `client`, and over TCP at `web` where UDP brings nothing.
+    pub(super) fn new(
+        client: ClientConfig,
+        web: Option<Web>,
+        allow: Option<BTreeSet<Authority>>,
+        knocker: Knocker,
+    ) -> Self {
+        let knocker = Arc::new(knocker);
+        let knocking = Arc::clone(&knocker);
+        Self { allow, knocker, routes: Routes::new(web, Arc::new(move || knocking.knocking(&client))) }
+    }
+
     /// Says who this connector is, and comes back with the name that the node knows it by and what to knock with
     /// from now on.
     pub(super) async fn introduce(
@@ -91,12 +110,13 @@ impl Dialer {
         node: &Authority,
         credential: Credential,
     ) -> Result<(ConnectorName, DeviceSecret), LinkError> {
-        let (endpoint, connection) = self.connect(node, 0).await?;
+        let connected = self.connect(node, 0).await?;
+        let Connected { endpoint, connection, .. } = &connected;
         let introduced = timeout(INTRODUCTION_TIMEOUT, async {
-            let mut link = Link::open(&connection, credential, self.allow.clone()).await?;
+            let mut link = Link::open(connection, credential, self.allow.clone()).await?;
             let mut welcomed = None;
             loop {
-                match (link.step(&connection, None).await?, &welcomed) {
+                match (link.step(connection, None).await?, &welcomed) {
                     (Some(Milestone::Welcome(name)), _) => welcomed = Some(name),
                     (Some(Milestone::Device(device)), Some(name)) => {
                         return Ok::<_, LinkError>((name.clone(), device));
@@ -118,14 +138,15 @@ impl Dialer {
         slot: usize,
         shutdown: &CancellationToken,
     ) -> Result<Duration, LinkError> {
-        let (endpoint, connection) = tokio::select! {
+        let connected = tokio::select! {
             connected = self.connect(node, slot) => connected?,
             () = shutdown.cancelled() => return Err(LinkError::Shutdown),
         };
+        let Connected { endpoint, connection, .. } = &connected;
         let since = Instant::now();
-        let mut link = Link::open(&connection, Credential::Key, self.allow.clone()).await?;
+        let mut link = Link::open(connection, Credential::Key, self.allow.clone()).await?;
         let ended = loop {
-            match link.step(&connection, Some(shutdown)).await {
+            match link.step(connection, Some(shutdown)).await {
                 Ok(Some(Milestone::Welcome(connector))) => {
                     info!(%connector, %node, address = %connection.remote_address(), slot, "connected");
                 }
@@ -152,7 +173,7 @@ impl Dialer {
     }
 
     /// Tries the addresses of `node`, beginning with another one for each slot.
-    async fn connect(&self, node: &Authority, slot: usize) -> Result<(Endpoint, Connection), LinkError> {
+    async fn connect(&self, node: &Authority, slot: usize) -> Result<Connected, LinkError> {
         let mut addresses: Vec<SocketAddr> = tokio::net::lookup_host((node.host(), node.port()))
             .await
             .map_err(LinkError::Resolve)?
@@ -165,7 +186,7 @@ impl Dialer {
         addresses.rotate_left(first);
         let mut last = LinkError::NoAddress;
         for address in addresses {
-            match self.connect_to(address).await {
+            match self.routes.to(address).connect().await.map_err(LinkError::from) {
                 Ok(connected) => return Ok(connected),
                 Err(error) => {
                     debug!(%node, %address, %error, "no connection");
@@ -175,28 +196,6 @@ impl Dialer {
         }
         Err(last)
     }
-
-    async fn connect_to(&self, address: SocketAddr) -> Result<(Endpoint, Connection), LinkError> {
-        let (socket, capped) = dial_socket(address).map_err(TransportError::Socket)?;
-        if let Some(capped) = capped {
-            warn_once(capped);
-        }
-        let endpoint = connector_endpoint(socket)?;
-        let connecting = endpoint
-            .connect_with(self.knocker.knocking(&self.client), address, SERVER_NAME)
-            .map_err(|error| {
-                debug!(%address, %error, "an address that cannot be dialled");
-                LinkError::NoAddress
-            })?;
-        match timeout(HANDSHAKE_TIMEOUT, connecting).await {
-            Ok(Ok(connection)) => Ok((endpoint, connection)),
-            Ok(Err(ConnectionError::TransportError(error))) if is_our_refusal(&error) => {
-                Err(LinkError::WrongNode)
-            }
-            Ok(Err(error)) => Err(error.into()),
-            Err(_) => Err(LinkError::Timeout),
-        }
-    }
 }
 
 /// Whether the handshake failed because we did not accept the node's certificate: the error is ours (it has no frame
@@ -204,14 +203,6 @@ impl Dialer {
 fn is_our_refusal(error: &quinn_proto::TransportError) -> bool {
     const ACCESS_DENIED: u8 = 49;
     error.code == quinn_proto::TransportErrorCode::crypto(ACCESS_DENIED)
-}
-
-/// One line for all the sockets of this process: the cap is the same for each.
-fn warn_once(capped: super::super::socket::Capped) {
-    static WARNED: AtomicBool = AtomicBool::new(false);
-    if !WARNED.swap(true, Ordering::Relaxed) {
-        warn!("{capped}");
-    }
 }
 
 enum Milestone {

@@ -24,6 +24,7 @@ use tracing::{info, warn};
 
 use crate::clock;
 
+use super::carrier::Web;
 use super::enrolment::EnrolmentToken;
 use super::identity::TunnelKeyError;
 use super::session::Credential;
@@ -94,7 +95,8 @@ pub async fn run(config: ConnectorConfig, shutdown: CancellationToken) -> Result
 
     let client = connector_config(&credentials.key()?, credentials.node_key)?;
     let nodes = credentials.nodes.clone();
-    let dialer = Arc::new(Dialer { client, allow: config.allow, knocker: Knocker::kept(state, credentials) });
+    let web = web(&credentials);
+    let dialer = Arc::new(Dialer::new(client, web, config.allow, Knocker::kept(state, credentials)));
     let mut links = JoinSet::new();
     for node in &nodes {
         for slot in 0..config.connections.max(1) {
@@ -114,7 +116,7 @@ async fn enrol(
 ) -> Result<Option<Credentials>, ConnectorError> {
     let pending = state.prepare(&token)?;
     let client = connector_config(&pending.key()?, pending.node_key)?;
-    let dialer = Dialer { client, allow: None, knocker: Knocker::of(pending.device.clone()) };
+    let dialer = Dialer::new(client, web(&pending), None, Knocker::of(pending.device.clone()));
     let mut backoff = Backoff::default();
     loop {
         let mut wrong = Vec::new();
@@ -155,6 +157,15 @@ async fn enrol(
             () = shutdown.cancelled() => return Ok(None),
         }
     }
+}
+
+/// Where to go over TCP, if anywhere: a connector that enrolled with an older version has not been told.
+fn web(credentials: &Credentials) -> Option<Web> {
+    let Some(at) = credentials.web.clone() else {
+        info!("this connector was not told where its node serves HTTPS: it enrols anew for a way over TCP");
+        return None;
+    };
+    Web::new(at).inspect_err(|error| warn!(%error, "there is no way over TCP")).ok()
 }
 
 /// Keeps one connection to `node`.

@@ -26,6 +26,7 @@ use crate::policy::{
 };
 use crate::recent::Recent;
 use crate::store::Store;
+use crate::tunnel::carrier::Carried;
 use crate::tunnel::connector::{self, ConnectorConfig, ConnectorError};
 use crate::tunnel::enrolment::{self, EnrolmentToken};
 use crate::tunnel::node::{NodeTunnel, ServeError, serve};
@@ -130,6 +131,7 @@ impl Lab {
             &self.node.store,
             connector.parse().unwrap(),
             nodes.iter().map(|node| node.parse().unwrap()).collect(),
+            self.address.to_string().parse().unwrap(),
             lifetime,
             EnrolmentSecret::from_bytes(clock::random()),
             clock::now(),
@@ -193,7 +195,8 @@ async fn node(directory: &Path) -> NodeTunnel {
         retention: Duration::from_secs(3600),
         max_size: 1 << 20,
     };
-    let events = Events::start(settings, store.clone(), Arc::new(Metrics::new().unwrap())).unwrap();
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let events = Events::start(settings, store.clone(), Arc::clone(&metrics)).unwrap();
     let devices = Devices::load(store.clone(), None).await.unwrap();
     NodeTunnel {
         store,
@@ -203,6 +206,7 @@ async fn node(directory: &Path) -> NodeTunnel {
         gate: None,
         recent: Recent::default(),
         devices,
+        carried: Carried::new(None, &metrics),
     }
 }
 
