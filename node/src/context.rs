@@ -4,15 +4,18 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::clients::Clients;
 use crate::config::Active;
 use crate::event::Events;
+use crate::flow::UnixTime;
 use crate::identity::service::Services;
 use crate::metrics::Metrics;
 use crate::recent::Recent;
+use crate::saas::saml::SamlProvider;
 use crate::seal::Seal;
-use crate::session::Sessions;
+use crate::session::{LiveSession, Sessions};
 use crate::store::Store;
-use crate::token::Tokens;
+use crate::token::{Claims, Tokens};
 use crate::tunnel::Registry;
 use crate::tunnel::carrier::Carried;
 
@@ -22,8 +25,11 @@ pub struct Context {
     pub active: watch::Receiver<Arc<Active>>,
     pub store: Store,
     pub sessions: Sessions,
+    pub clients: Clients,
     pub services: Services,
     pub tokens: Tokens,
+    /// Signs for applications elsewhere.
+    pub saml: SamlProvider,
     pub seal: Seal,
     pub events: Events,
     pub metrics: Arc<Metrics>,
@@ -35,6 +41,17 @@ pub struct Context {
 }
 
 impl Context {
+    /// The live session that a verified token names, and with it the login of the client that the token was minted for:
+    /// whichever of the two ends first ends what runs on it.
+    pub fn live(&self, claims: &Claims, now: UnixTime) -> Option<LiveSession> {
+        let mut live = self.sessions.get(claims.identity_nonce, now)?;
+        if let Some(id) = claims.client_login {
+            let client = self.clients.get(id, now)?;
+            live.ended = (client.session.id == live.session.id).then_some(client.ended)?;
+        }
+        Some(live)
+    }
+
     /// The configuration in force now.
     pub fn active(&self) -> Arc<Active> {
         Arc::clone(&self.active.borrow())

@@ -1,6 +1,7 @@
 //! The HTTP client towards identity providers and, in the access client, towards a node: HTTPS (or plain HTTP on
 //! loopback, for a provider beside the node), no redirects, bounded in time and size.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ const BODY_LIMIT: usize = 1 << 20;
 pub(crate) enum FetchError {
     #[error("not an https address")]
     Address,
+    #[error("an address of this host or of the link")]
+    Local,
     #[error("no answer within {} s", TIMEOUT.as_secs())]
     Timeout,
     #[error("no connection: {0}")]
@@ -49,6 +52,8 @@ pub(crate) enum RootsError {
 /// A client that trusts the system's roots and, optionally, those of one PEM file.
 pub(crate) struct HttpClient {
     tls: TlsConnector,
+    /// Whether addresses of this host and of the link are refused.
+    remote_only: bool,
 }
 
 impl HttpClient {
@@ -69,7 +74,24 @@ impl HttpClient {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)) })
+        Ok(Self { tls: TlsConnector::from(Arc::new(config)), remote_only: false })
+    }
+
+    /// The same client, which goes to no address of this host or of the link, whatever a name resolves to.
+    pub(crate) fn remote_only(self) -> Self {
+        Self { remote_only: true, ..self }
+    }
+
+    async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, FetchError> {
+        if !self.remote_only {
+            return Ok(TcpStream::connect((host, port)).await?);
+        }
+        // What was looked at is what is connected to: the name is resolved once.
+        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+        if addresses.is_empty() || !addresses.iter().all(|address| is_remote(address.ip())) {
+            return Err(FetchError::Local);
+        }
+        Ok(TcpStream::connect(addresses.as_slice()).await?)
     }
 
     /// Sends one request on a connection of its own. A redirect is an answer like any other.
@@ -89,7 +111,7 @@ impl HttpClient {
         let authority = parts.uri.authority().cloned().ok_or(FetchError::Address)?;
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = address.port_or_known_default().ok_or(FetchError::Address)?;
-        let stream = TcpStream::connect((host.as_str(), port)).await?;
+        let stream = self.connect(&host, port).await?;
 
         parts.uri = parts.uri.path_and_query().cloned().map(http::Uri::from).unwrap_or_default();
         if let Ok(host) = http::HeaderValue::from_str(authority.as_str()) {
@@ -115,6 +137,23 @@ impl<'c> AsyncHttpClient<'c> for HttpClient {
 
     fn call(&'c self, request: HttpRequest) -> Self::Future {
         Box::pin(self.send(request))
+    }
+}
+
+/// Whether an address is beyond this host and its links.
+fn is_remote(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            let this_network = v4.octets()[0] == 0;
+            !(v4.is_loopback()
+                || v4.is_link_local()
+                || v4.is_multicast()
+                || v4.is_broadcast()
+                || this_network)
+        }
+        IpAddr::V6(v6) => {
+            !(v6.is_loopback() || v6.is_unicast_link_local() || v6.is_multicast() || v6.is_unspecified())
+        }
     }
 }
 
@@ -157,6 +196,41 @@ async fn exchange(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn this_host_and_its_links_are_not_remote() {
+        for (address, remote) in [
+            ("198.51.100.7", true),
+            ("10.0.0.1", true),
+            ("2001:db8::1", true),
+            ("127.0.0.1", false),
+            ("127.9.9.9", false),
+            ("0.0.0.0", false),
+            ("0.1.2.3", false),
+            ("169.254.169.254", false),
+            ("224.0.0.1", false),
+            ("255.255.255.255", false),
+            ("::1", false),
+            ("::", false),
+            ("fe80::1", false),
+            ("ff02::1", false),
+            ("::ffff:127.0.0.1", false),
+            ("::ffff:169.254.169.254", false),
+        ] {
+            assert_eq!(is_remote(address.parse().unwrap()), remote, "{address}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_for_the_outside_does_not_go_home() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for host in ["127.0.0.1", "localhost"] {
+            let request = || http::Request::post(format!("http://{host}:{port}/")).body(vec![]).unwrap();
+            let refused = HttpClient::new(None).unwrap().remote_only().send(request()).await;
+            assert!(matches!(refused, Err(FetchError::Local)), "{host}");
+        }
+    }
 
     #[test]
     fn secrets_leave_the_machine_only_over_tls() {

@@ -11,6 +11,7 @@ pub struct Metrics {
     registry: Registry,
     decisions: IntCounterVec,
     logins: IntCounterVec,
+    ssh_certificates: IntCounterVec,
     events: IntCounterVec,
     /// Events that found no room in the queue.
     pub events_lost: IntCounter,
@@ -30,6 +31,16 @@ pub struct Metrics {
     pub carried_dropped: IntCounterVec,
     /// Sessions that are live.
     pub sessions: IntGauge,
+    /// Connections of access clients.
+    pub access_connections: IntGauge,
+    /// Private sessions, by where they are relayed (`kernel`, `userspace`, or `none` yet).
+    pub private_sessions: IntGaugeVec,
+    /// Private sessions asked for, by verdict and reason.
+    pub private_opens: IntCounterVec,
+    /// Private sessions that are over, by reason.
+    pub private_ended: IntCounterVec,
+    /// Access clients that are logged in.
+    pub clients: IntGauge,
     /// Packets at the gate, by verdict (`pass`, `drop`) and reason. Set from the kernel's counters.
     pub gate_packets: IntCounterVec,
     /// Sampled events of the gate that found no room.
@@ -77,6 +88,11 @@ impl Metrics {
             "Login attempts, by identity provider, verdict and reason",
             &["identity_provider", "verdict", "reason"],
         )?;
+        let ssh_certificates = counters(
+            "portcullis_ssh_certificates_total",
+            "SSH certificates asked for, by application, verdict and reason",
+            &["application", "verdict", "reason"],
+        )?;
         let events = counters("portcullis_events_total", "Events, by action", &["action"])?;
         let events_lost = counter("portcullis_events_lost_total", "Events that found no room in the queue")?;
         let events_unwritten =
@@ -110,6 +126,27 @@ impl Metrics {
             &["cause"],
         )?;
         let sessions = gauge("portcullis_sessions", "Live global sessions")?;
+        let access_connections =
+            gauge("portcullis_access_connections", "Live connections of access clients")?;
+        let private_sessions = IntGaugeVec::new(
+            Opts::new(
+                "portcullis_private_sessions",
+                "Private sessions, by where they are relayed (kernel, userspace, none yet)",
+            ),
+            &["path"],
+        )?;
+        registry.register(Box::new(private_sessions.clone()))?;
+        let private_opens = counters(
+            "portcullis_private_opens_total",
+            "Private sessions asked for, by verdict (allow, deny) and reason",
+            &["verdict", "reason"],
+        )?;
+        let private_ended = counters(
+            "portcullis_private_ended_total",
+            "Private sessions that are over, by reason",
+            &["reason"],
+        )?;
+        let clients = gauge("portcullis_clients", "Access clients that are logged in")?;
         let gate_packets = counters(
             "portcullis_gate_packets_total",
             "Packets at the gate, by verdict (pass, drop) and reason",
@@ -143,6 +180,7 @@ impl Metrics {
             registry,
             decisions,
             logins,
+            ssh_certificates,
             events,
             events_lost,
             events_unwritten,
@@ -153,6 +191,11 @@ impl Metrics {
             carried_streams,
             carried_dropped,
             sessions,
+            access_connections,
+            private_sessions,
+            private_opens,
+            private_ended,
+            clients,
             gate_packets,
             gate_events_lost,
             gate_host_flows_lost,
@@ -198,13 +241,17 @@ impl Metrics {
         let verdict = if event.is_allowed() { "allow" } else { "deny" };
         let reason = event.refusal().map_or("", crate::flow::Reason::as_str);
         match event.action() {
-            Action::Request => self
+            Action::Request | Action::SignIn => self
                 .decisions
                 .with_label_values(&[event.application_name().unwrap_or(""), verdict, reason])
                 .inc(),
             Action::Login => {
                 self.logins.with_label_values(&[event.provider_name().unwrap_or(""), verdict, reason]).inc()
             }
+            Action::Certificate => self
+                .ssh_certificates
+                .with_label_values(&[event.application_name().unwrap_or(""), verdict, reason])
+                .inc(),
             Action::Logout
             | Action::Disconnect
             | Action::Connect

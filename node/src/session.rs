@@ -5,8 +5,10 @@
 //! session is ended in memory all the same: revocation fails loudly and closed.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::flow::{Session, SessionId, UnixTime};
@@ -19,6 +21,8 @@ pub struct LiveSession {
     pub session: Arc<Session>,
     /// Fires when the session is revoked or expires.
     pub ended: CancellationToken,
+    /// Set before [`ended`](Self::ended) fires.
+    by_administrator: Arc<AtomicBool>,
 }
 
 /// Every live session of the node. Clones share it.
@@ -27,6 +31,7 @@ pub struct Sessions {
     store: Store,
     metrics: Arc<Metrics>,
     live: Arc<RwLock<BTreeMap<SessionId, LiveSession>>>,
+    endings: Arc<Notify>,
 }
 
 impl Sessions {
@@ -38,7 +43,7 @@ impl Sessions {
             .into_iter()
             .map(|session| (session.id, LiveSession::new(session)))
             .collect();
-        let sessions = Self { store, metrics, live: Arc::new(RwLock::new(live)) };
+        let sessions = Self { store, metrics, live: Arc::new(RwLock::new(live)), endings: Arc::default() };
         sessions.count();
         Ok(sessions)
     }
@@ -49,7 +54,7 @@ impl Sessions {
         self.write().insert(live.session.id, live.clone());
         self.count();
         if let Err(error) = self.store.insert_session(&live.session).await {
-            self.end(|session| session.id == live.session.id);
+            self.end(false, |session| session.id == live.session.id);
             return Err(error);
         }
         if live.ended.is_cancelled() {
@@ -82,6 +87,24 @@ impl Sessions {
         filter: &SessionFilter,
         now: UnixTime,
     ) -> Result<Vec<Arc<Session>>, StoreError> {
+        self.revoke_by(filter, now, false).await
+    }
+
+    /// As [`revoke`](Self::revoke), at an administrator's word.
+    pub async fn revoke_by_administrator(
+        &self,
+        filter: &SessionFilter,
+        now: UnixTime,
+    ) -> Result<Vec<Arc<Session>>, StoreError> {
+        self.revoke_by(filter, now, true).await
+    }
+
+    async fn revoke_by(
+        &self,
+        filter: &SessionFilter,
+        now: UnixTime,
+        administrator: bool,
+    ) -> Result<Vec<Arc<Session>>, StoreError> {
         let (sessions, filter) = (self.clone(), filter.clone());
         let revoking = async move {
             let result = sessions.store.revoke_sessions(&filter, now).await;
@@ -89,12 +112,12 @@ impl Sessions {
             match &result {
                 Ok(revoked) => {
                     let by_application = matches!(filter, SessionFilter::Application(_));
-                    sessions.end(|session| {
+                    sessions.end(administrator, |session| {
                         revoked.iter().any(|gone| gone.id == session.id)
                             || (!by_application && in_memory_match(session, &filter))
                     });
                 }
-                Err(_) => sessions.end(|session| in_memory_match(session, &filter)),
+                Err(_) => sessions.end(administrator, |session| in_memory_match(session, &filter)),
             }
             result.map(|revoked| revoked.into_iter().map(Arc::new).collect())
         };
@@ -103,14 +126,21 @@ impl Sessions {
 
     /// Ends what has expired at `now`; called every second or so, so that open streams end in time.
     pub fn expire(&self, now: UnixTime) {
-        self.end(|session| session.expires_at <= now);
+        self.end(false, |session| session.expires_at <= now);
     }
 
-    fn end(&self, which: impl Fn(&Session) -> bool) {
+    /// Returns once sessions have ended since it last did; for one caller at a time.
+    pub async fn endings(&self) {
+        self.endings.notified().await;
+    }
+
+    fn end(&self, by_administrator: bool, which: impl Fn(&Session) -> bool) {
         self.write().retain(|_, live| {
             let ends = which(&live.session);
             if ends {
+                live.by_administrator.store(by_administrator, Ordering::Release);
                 live.ended.cancel();
+                self.endings.notify_one();
             }
             !ends
         });
@@ -129,7 +159,12 @@ impl Sessions {
 
 impl LiveSession {
     fn new(session: Session) -> Self {
-        Self { session: Arc::new(session), ended: CancellationToken::new() }
+        Self { session: Arc::new(session), ended: CancellationToken::new(), by_administrator: Arc::default() }
+    }
+
+    /// Of a session that has [ended](Self::ended): not by itself.
+    pub fn is_revoked_by_administrator(&self) -> bool {
+        self.by_administrator.load(Ordering::Acquire)
     }
 }
 

@@ -17,12 +17,14 @@
 //! | [`relay`] | a node that only binds and relays, and ends as processes |
 //! | [`realm`] | a node with login, users, applications and identity providers, on loopback |
 //! | [`idp`] | a real OpenID provider that cheats on demand |
+//! | [`access`] | a person's machine with `portcullis access` |
 //! | [`quic`] | a QUIC client of the tunnel that is nobody's connector |
 //! | [`tunnel_lab`] | a gated node, an office and a stranger, each on a link of its own |
 //! | [`web`] | a browser made of curl |
 //!
 //! Nothing here skips: a tool or capability that is missing is an error that names it.
 
+pub mod access;
 pub mod bench;
 pub mod ca;
 pub mod demo;

@@ -117,7 +117,7 @@ impl Reply {
     /// The absolute address this answer redirects to.
     pub fn redirect(&self) -> Option<String> {
         let location = *self.header("location").first()?;
-        if location.contains("://") {
+        if ["https://", "http://"].iter().any(|scheme| location.starts_with(scheme)) {
             return Some(location.to_owned());
         }
         let origin_end = self.url.find("://")? + 3;

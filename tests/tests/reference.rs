@@ -50,6 +50,8 @@ fn configuration_keys_are_listed() {
         ("### `[events]`", "struct Events {", &[]),
         ("### `[[identity_provider]]`", "struct IdentityProvider {", &[]),
         ("### `[[application]]`", "struct Application {", &[]),
+        ("### `oidc` of an application", "struct Oidc {", &[]),
+        ("### `saml` of an application", "struct Saml {", &[]),
     ] {
         let source = body(&raw, item);
         let mut keys = between(source, "pub(super) ", ":");

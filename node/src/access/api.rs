@@ -9,9 +9,9 @@ use crate::portal;
 use crate::token::dpop::{self, Signer};
 
 use super::profile::{Profile, ProfileError};
-use super::wire::ErrorResponse;
+use super::wire::{self, CertRefusal, CertRequest, CertResponse, ErrorResponse};
 
-/// How often a request is sent whose answer got lost. The node answers the same request the same, as often as it comes.
+/// How often a request is sent whose answer got lost.
 const TRIES: usize = 3;
 
 /// Why there is no answer to go on with.
@@ -19,6 +19,8 @@ const TRIES: usize = 3;
 pub enum ApiError {
     #[error("the file of the private authority is unusable: {0}")]
     Ca(String),
+    #[error("the device key does not sign")]
+    Key,
     #[error("{url} cannot be reached: {why}")]
     Unreachable { url: String, why: String },
     #[error("{url} answered {status}, which is no answer of an access node of this version")]
@@ -62,7 +64,7 @@ impl Api {
         self.signer.thumbprint()
     }
 
-    /// Posts a form and takes the answer apart. The same proof goes with every try.
+    /// Posts a form and takes the answer apart.
     pub(super) async fn post<T: DeserializeOwned>(
         &self,
         endpoint: &str,
@@ -70,26 +72,64 @@ impl Api {
         form: &[(&str, &str)],
     ) -> Result<T, ApiError> {
         let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
-        self.ask(Method::POST, endpoint, token, &body).await
+        self.ask(Method::POST, endpoint, token, &body, TRIES).await
+    }
+
+    /// As [`Api::post`] without a token, for what is good once: it is not sent again.
+    pub(super) async fn post_once<T: DeserializeOwned>(
+        &self,
+        endpoint: &str,
+        form: &[(&str, &str)],
+    ) -> Result<T, ApiError> {
+        let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
+        self.ask(Method::POST, endpoint, None, &body, 1).await
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, endpoint: &str, token: &str) -> Result<T, ApiError> {
-        self.ask(Method::GET, endpoint, Some(token), "").await
+        self.ask(Method::GET, endpoint, Some(token), "", TRIES).await
     }
 
+    /// Asks for an SSH certificate. Good to be asked for once more: every answer is a certificate of its own.
+    pub(super) async fn certificate(&self, request: &CertRequest) -> Result<CertResponse, ApiError> {
+        let url = self.url(wire::CERT_SIGN);
+        let body =
+            serde_json::to_vec(request).map_err(|_| self.unreachable("the request cannot be written"))?;
+        let request = http::Request::post(&url)
+            .header(header::ACCEPT, "application/json")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body)
+            .map_err(|_| self.unreachable("the address is malformed"))?;
+        let answer = self.http.send(request).await.map_err(|error| self.unreachable(&words(&error)))?;
+        let status = answer.status();
+        if status == StatusCode::OK {
+            return serde_json::from_slice(answer.body()).map_err(|_| ApiError::Answer { url, status });
+        }
+        match serde_json::from_slice::<CertRefusal>(answer.body()) {
+            Ok(refusal) => {
+                Err(Refusal { code: status.as_str().to_owned(), words: plain(&refusal.message) }.into())
+            }
+            Err(_) => Err(ApiError::Answer { url, status }),
+        }
+    }
+
+    /// A refresh comes with the same proof at every try, so that the node knows it again. Elsewhere a proof is good once.
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
         endpoint: &str,
         token: Option<&str>,
         body: &str,
+        tries: usize,
     ) -> Result<T, ApiError> {
         let url = self.url(endpoint);
         let about = dpop::About { method: method.as_str(), url: &url, token };
-        let proof = self.signer.prove(about, clock::random(), clock::now());
-        let proof = proof.map_err(|_| ApiError::Ca("the device key does not sign".to_owned()))?;
+        let prove = || self.signer.prove(about, clock::random(), clock::now()).map_err(|_| ApiError::Key);
+        let mut proof = prove()?;
         let mut lost = None;
-        for _ in 0..TRIES {
+        for attempt in 0..tries {
+            if attempt > 0 && token.is_some() {
+                proof = prove()?;
+            }
             let request = request(&method, &url, token, &proof, body);
             match self.http.send(request.ok_or_else(|| self.unreachable("the address is malformed"))?).await {
                 Ok(answer) => return read(&url, &answer),

@@ -285,8 +285,8 @@ impl Profile {
         Signer::from_pkcs8(&self.inner.key).map_err(|_| self.malformed(PROFILE))
     }
 
-    /// The remembered authority, where there is one.
-    pub(super) fn ca(&self) -> Option<PathBuf> {
+    /// The private authority that signed the node's certificate, where one was named at a login.
+    pub fn ca(&self) -> Option<PathBuf> {
         Some(self.inner.directory.join(CA)).filter(|path| path.exists())
     }
 

@@ -22,6 +22,9 @@ pub(crate) const WHOAMI: &str = "cli/whoami";
 pub(crate) const APPS: &str = "cli/apps";
 pub(crate) const APP_TOKEN: &str = "cli/app_token";
 
+/// The certificate authority (RFC 4252 keys, OpenSSH's certificates), in the words that `cloudflared` uses too.
+pub(crate) const CERT_SIGN: &str = "cert_sign";
+
 pub(crate) const BY_CODE: &str = "authorization_code";
 pub(crate) const BY_REFRESH: &str = "refresh_token";
 pub(crate) const BY_DEVICE: &str = "urn:ietf:params:oauth:grant-type:device_code";
@@ -129,4 +132,39 @@ impl Drop for ApplicationToken {
     fn drop(&mut self) {
         self.token.zeroize();
     }
+}
+
+/// What asks for an SSH certificate.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct CertRequest {
+    /// In the format of OpenSSH.
+    pub(crate) public_key: String,
+    /// A token for the application, of a client.
+    pub(crate) jwt: String,
+    /// Who issued the token: the node.
+    pub(crate) issuer: String,
+}
+
+impl Drop for CertRequest {
+    fn drop(&mut self) {
+        self.jwt.zeroize();
+    }
+}
+
+/// An SSH certificate.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct CertResponse {
+    /// The certificate's key id.
+    pub(crate) id: String,
+    /// In the format of OpenSSH.
+    pub(crate) certificate: String,
+    /// RFC 3339.
+    pub(crate) expires_at: String,
+}
+
+/// Why there is no certificate.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct CertRefusal {
+    pub(crate) status: u16,
+    pub(crate) message: String,
 }

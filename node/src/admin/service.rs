@@ -11,14 +11,15 @@ use tokio::sync::mpsc;
 use crate::clock;
 use crate::config::Config;
 use crate::event::{Action, Event, Events};
-use crate::flow::UnixTime;
+use crate::flow::{Session, UnixTime};
 use crate::identity::password;
 use crate::identity::service::Services;
+use crate::saas::saml::SamlProvider;
 use crate::session::Sessions;
 use crate::store::{EventFilter, SessionFilter, Store, User};
 use crate::token::Tokens;
-use crate::tunnel::wire::{Authority, EnrolmentSecret};
-use crate::tunnel::{Devices, Registry, enrolment};
+use crate::tunnel::wire::{Authority, EndReason, EnrolmentSecret};
+use crate::tunnel::{Devices, PrivateSession, PrivateSessions, Registry, enrolment};
 
 use super::gate::GateDesk;
 use super::wire::{Password, Reply, Request};
@@ -34,6 +35,7 @@ pub struct Service {
     pub sessions: Sessions,
     pub services: Services,
     pub tokens: Tokens,
+    pub saml: SamlProvider,
     pub events: Events,
     /// Where connectors find this node, for enrolment tokens.
     pub address: Authority,
@@ -43,8 +45,18 @@ pub struct Service {
     pub tunnels: Option<Arc<Registry>>,
     /// What connectors knock with.
     pub devices: Devices,
+    /// Private sessions; without a running daemon there are none.
+    pub private: Option<PrivateSessions>,
     /// The gate that this daemon holds; without a running daemon there is none.
     pub gate: Option<GateDesk>,
+}
+
+/// One login in a listing, and its private sessions.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SessionRow {
+    #[serde(flatten)]
+    pub session: Session,
+    pub private: Vec<PrivateSession>,
 }
 
 /// One connector in a listing.
@@ -66,10 +78,12 @@ impl Service {
             sessions: Sessions::load(store.clone(), Arc::clone(&metrics), now).await?,
             services: Services::load(store.clone()).await?,
             tokens: Tokens::load(store.clone(), &config.node.authority(), now).await?,
+            saml: SamlProvider::load(store.clone(), now).await?,
             events: Events::start(config.events.clone(), store.clone(), metrics)?,
             address: Authority::new(&config.node.domain, config.node.public_port),
             local_provider: config.local_provider().to_owned(),
             tunnels: None,
+            private: None,
             devices: Devices::load(store.clone(), None).await?,
             gate: None,
             store,
@@ -143,6 +157,9 @@ impl Service {
                     tunnels.disconnect(&name);
                 }
                 self.devices.tell(now).await?;
+                if let Some(private) = &self.private {
+                    private.end_connector(&name, EndReason::ConnectorRevoked).await?;
+                }
                 Ok(Value::Null)
             }
             Request::ServiceTokenCreate { name, seconds } => {
@@ -156,14 +173,17 @@ impl Service {
                 found(self.services.revoke(&name).await?, "service token", &name)?;
                 Ok(Value::Null)
             }
-            Request::SessionList { filter } => {
-                Ok(serde_json::to_value(self.sessions.matching(&filter, now).await?)?)
-            }
+            Request::SessionList { filter } => self.list_sessions(&filter, now).await,
             Request::SessionRevoke { filter } => self.revoke(&filter, now).await,
             Request::KeysList => Ok(serde_json::to_value(self.tokens.keys(now))?),
             Request::KeysRotate { now: at_once } => {
                 self.tokens.rotate(at_once, now).await?;
                 Ok(serde_json::to_value(self.tokens.keys(now))?)
+            }
+            Request::SamlKeysList => Ok(serde_json::to_value(self.saml.key_list(now))?),
+            Request::SamlKeysRotate { now: at_once } => {
+                self.saml.rotate(at_once, now).await?;
+                Ok(serde_json::to_value(self.saml.key_list(now))?)
             }
             Request::Backup { file } => {
                 self.events.flush().await;
@@ -221,10 +241,27 @@ impl Service {
         Ok(serde_json::to_value(rows)?)
     }
 
+    async fn list_sessions(&self, filter: &SessionFilter, now: UnixTime) -> anyhow::Result<Value> {
+        let sessions = self.sessions.matching(filter, now).await?;
+        let mut private = match self.private.clone() {
+            Some(private) => tokio::task::spawn_blocking(move || private.list()).await?,
+            None => Vec::new(),
+        };
+        let rows = sessions.into_iter().map(|session| {
+            let of_session = private.extract_if(.., |private| private.login == session.id).collect();
+            SessionRow { session, private: of_session }
+        });
+        Ok(serde_json::to_value(rows.collect::<Vec<_>>())?)
+    }
+
     async fn revoke(&self, filter: &SessionFilter, now: UnixTime) -> anyhow::Result<Value> {
-        let revoked = self.sessions.revoke(filter, now).await?;
+        let revoked = self.sessions.revoke_by_administrator(filter, now).await?;
         for session in &revoked {
             self.events.emit(Event::new(Action::Revoke, true).session(session));
+        }
+        if let Some(private) = &self.private {
+            let logins: Vec<_> = revoked.iter().map(|session| session.id).collect();
+            private.end_logins(&logins, EndReason::Revoked).await?;
         }
         Ok(json!({ "revoked": revoked.iter().map(|session| session.id).collect::<Vec<_>>() }))
     }

@@ -60,6 +60,10 @@ pub enum Request {
     KeysRotate {
         now: bool,
     },
+    SamlKeysList,
+    SamlKeysRotate {
+        now: bool,
+    },
     Events {
         filter: EventFilter,
         follow: bool,
@@ -95,6 +99,8 @@ impl Request {
             Self::SessionRevoke { filter } => Some(format!("session revoke {filter:?}")),
             Self::KeysRotate { now: true } => Some("keys rotate --now".to_owned()),
             Self::KeysRotate { now: false } => Some("keys rotate".to_owned()),
+            Self::SamlKeysRotate { now: true } => Some("saml rotate --now".to_owned()),
+            Self::SamlKeysRotate { now: false } => Some("saml rotate".to_owned()),
             Self::Backup { file } => Some(format!("backup {}", file.display())),
             Self::GateEnforce { seconds } => Some(format!("gate enforce --confirm-within {seconds}s")),
             Self::GateConfirm => Some("gate confirm".to_owned()),
@@ -106,6 +112,7 @@ impl Request {
             | Self::ServiceTokenList
             | Self::SessionList { .. }
             | Self::KeysList
+            | Self::SamlKeysList
             | Self::Events { .. } => None,
         }
     }

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use crate::admin::client::Target;
-use crate::admin::service::{ConnectorRow, Service};
+use crate::admin::service::{ConnectorRow, Service, SessionRow};
 use crate::admin::wire::{Password, Request};
 use crate::config::{Config, ProviderKind, Secret, parse_duration};
 use crate::event::{Action, Event};
@@ -17,7 +17,7 @@ use crate::store::{EventFilter, SessionFilter, Store, User};
 use crate::token::{KeyState, KeySummary};
 use crate::tunnel::wire::Authority;
 
-use super::{gate, output, service_token};
+use super::{gate, output, saml, service_token, ssh_ca};
 
 #[derive(Args)]
 pub(super) struct AdminArgs {
@@ -52,6 +52,12 @@ enum AdminCommand {
     /// Token signing keys
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// The SSH certificate authorities
+    #[command(subcommand)]
+    SshCa(ssh_ca::SshCaCommand),
+    /// Applications elsewhere that speak SAML
+    #[command(subcommand)]
+    Saml(saml::SamlCommand),
     /// Read the access log
     Events(EventsArgs),
     /// The XDP gate
@@ -203,6 +209,10 @@ pub(super) fn run(args: AdminArgs) -> anyhow::Result<()> {
             }
             output::line("restored")
         }
+        AdminCommand::SshCa(command) => {
+            let config = path.as_deref().map(Config::load).transpose()?;
+            ssh_ca::run(command, config.as_ref())
+        }
         command => {
             let config = path.as_deref().map(Config::load).transpose()?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -289,13 +299,17 @@ async fn ask(target: &Target, command: AdminCommand) -> anyhow::Result<()> {
         AdminCommand::ServiceToken(command) => service_token::run(target, command).await,
         AdminCommand::Session(command) => session(target, command).await,
         AdminCommand::Keys(command) => keys(target, command).await,
+        AdminCommand::Saml(command) => saml::run(target, command).await,
         AdminCommand::Events(args) => events(target, args).await,
         AdminCommand::Backup { file } => {
             // The node itself may not write where an administrator may.
             let file = std::path::absolute(file)?;
             target.ask_store(Request::Backup { file }, |_| output::line("done")).await
         }
-        AdminCommand::Check | AdminCommand::Gate(_) | AdminCommand::Restore { .. } => Ok(()),
+        AdminCommand::Check
+        | AdminCommand::Gate(_)
+        | AdminCommand::SshCa(_)
+        | AdminCommand::Restore { .. } => Ok(()),
     }
 }
 
@@ -373,20 +387,27 @@ async fn session(target: &Target, command: SessionCommand) -> anyhow::Result<()>
                 if json {
                     return output::line(&serde_json::to_string_pretty(&value)?);
                 }
-                let sessions: Vec<Session> = serde_json::from_value(value)?;
+                let sessions: Vec<SessionRow> = serde_json::from_value(value)?;
+                let private = private_rows(&sessions);
                 let rows: Vec<Vec<String>> = sessions
                     .into_iter()
-                    .map(|session| {
+                    .map(|SessionRow { session, .. }| {
                         vec![
                             session.id.to_string(),
-                            session.email.map_or_else(|| session.person.to_string(), |e| e.to_string()),
+                            user_of(&session),
                             session.person.provider,
                             session.address.to_string(),
                             output::time(Some(session.expires_at.0)),
                         ]
                     })
                     .collect();
-                output::table(&["ID", "USER", "PROVIDER", "ADDRESS", "EXPIRES"], &rows)
+                output::table(&["ID", "USER", "PROVIDER", "ADDRESS", "EXPIRES"], &rows)?;
+                if private.is_empty() {
+                    return Ok(());
+                }
+                output::line("")?;
+                let head = ["APPLICATION", "USER", "CONNECTOR", "PATH", "UP", "DOWN", "OPENED", "EXPIRES"];
+                output::table(&head, &private)
             })
             .await
         }
@@ -399,6 +420,32 @@ async fn session(target: &Target, command: SessionCommand) -> anyhow::Result<()>
             .await
         }
     }
+}
+
+/// The private sessions of all logins.
+fn private_rows(sessions: &[SessionRow]) -> Vec<Vec<String>> {
+    let rows = sessions.iter().flat_map(|row| row.private.iter().map(|private| (&row.session, private)));
+    rows.map(|(session, private)| {
+        let application = match &private.destination {
+            Some(destination) => format!("{} ({destination})", private.application),
+            None => private.application.clone(),
+        };
+        vec![
+            application,
+            user_of(session),
+            private.connector.clone(),
+            private.path.clone().unwrap_or_else(|| "-".to_owned()),
+            private.bytes_up.to_string(),
+            private.bytes_down.to_string(),
+            output::time(Some(private.opened_at.0)),
+            output::time(Some(private.expires_at.0)),
+        ]
+    })
+    .collect()
+}
+
+fn user_of(session: &Session) -> String {
+    session.email.as_ref().map_or_else(|| session.person.to_string(), ToString::to_string)
 }
 
 async fn keys(target: &Target, command: KeysCommand) -> anyhow::Result<()> {

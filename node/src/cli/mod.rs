@@ -1,10 +1,13 @@
 //! The command line: one binary, three roles. Secrets are never arguments.
 
+mod access;
 mod admin;
 mod explain;
 mod gate;
 mod output;
+mod saml;
 mod service_token;
+mod ssh_ca;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,6 +39,8 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Reach what is behind a node: log in, list, connect to SSH, RDP, databases, any TCP or UDP
+    Access(access::AccessArgs),
     /// Check, inspect and change a node
     Admin(admin::AdminArgs),
 }
@@ -76,6 +81,7 @@ pub fn main() -> ExitCode {
             connections: args.connections,
         }),
         Command::Helper { config } => crate::helper::run(&config),
+        Command::Access(args) => access::run(args),
         Command::Admin(args) => admin::run(args),
     };
     match result {

@@ -18,6 +18,11 @@ pub(super) fn error(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "error: {text}");
 }
 
+/// Tells a person something beside the output, on standard error.
+pub(super) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 /// Writes one message that is no failure to standard error.
 pub(super) fn warning(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "warning: {text}");

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use toml::Spanned;
 
-use crate::flow::{Application, Aud, EncodedSlash, HostPattern, Kind, Protocol, Web};
+use crate::flow::{Application, Aud, EncodedSlash, HostPattern, Kind, Protocol, SaasProtocol, Web};
 use crate::policy::Policy;
 
 use super::compile::{Compiler, DAY, MINUTE};
@@ -44,8 +44,8 @@ impl Compiler<'_> {
         providers: &[IdentityProvider],
     ) -> Option<Application> {
         let name = application.name.get_ref().clone();
-        let protocol = match &application.kind {
-            None => None,
+        let kind = match &application.kind {
+            None => Type::Web,
             Some(kind) => self.parse(kind, parse_kind)?,
         };
         if application.policies.is_empty() {
@@ -69,13 +69,17 @@ impl Compiler<'_> {
         if let Some(connector) = &application.connector {
             self.parse(connector, |text| check_name("connector", text));
         }
+        if kind == Type::Saas {
+            self.only_of_people(&application.policies, policies);
+        }
         let session = self.duration(application.session.as_ref(), "session", MINUTE, 30 * DAY);
         let policies = std::mem::take(&mut application.policies);
         let providers = std::mem::take(&mut application.providers);
         let launcher = application.launcher.unwrap_or(true);
-        let kind = match protocol {
-            None => Kind::Web(self.web(application, node)?),
-            Some(protocol) => Kind::Private(self.private(application, protocol, node)?),
+        let kind = match kind {
+            Type::Web => Kind::Web(self.web(application, node)?),
+            Type::Private(protocol) => Kind::Private(self.private(application, protocol, node)?),
+            Type::Saas => Kind::Saas(self.saas(application)?),
         };
         Some(Application {
             aud: Aud::derive(&node.domain, &name),
@@ -103,6 +107,7 @@ impl Compiler<'_> {
             "a web application: it is for `type = \"ssh\"`",
             [("ssh", span_of(application.ssh.as_ref()))],
         );
+        self.stray("a web application: it is for `type = \"saas\"`", sign_in_keys(&application));
         let url = application.url.as_ref().and_then(|text| self.parse(text, |t| parse_url(t, node)));
         let origin = application.origin.as_ref().and_then(|text| self.parse(text, parse_origin));
         let allowed_origins = application
@@ -160,17 +165,28 @@ pub(super) fn span_of<T>(value: Option<&Spanned<T>>) -> Option<Range<usize>> {
     value.map(Spanned::span)
 }
 
-/// The protocol of a private application; nothing for a web application.
-fn parse_kind(text: &str) -> Result<Option<Protocol>, String> {
-    if text == "web" {
-        return Ok(None);
-    }
-    if text == "saas" {
-        return Err("type `saas` is not yet supported".to_owned());
+/// The keys of sign-in at an application elsewhere.
+pub(super) fn sign_in_keys(application: &raw::Application) -> [(&'static str, Option<Range<usize>>); 2] {
+    [("oidc", span_of(application.oidc.as_ref())), ("saml", span_of(application.saml.as_ref()))]
+}
+
+/// The type of an application, as the file names it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Type {
+    Web,
+    Private(Protocol),
+    Saas,
+}
+
+fn parse_kind(text: &str) -> Result<Type, String> {
+    match text {
+        "web" => return Ok(Type::Web),
+        "saas" => return Ok(Type::Saas),
+        _ => {}
     }
     match Protocol::ALL.into_iter().find(|protocol| protocol.as_str() == text) {
-        Some(protocol) => Ok(Some(protocol)),
-        None => Err(format!("`{text}` is no type of application: use web, tcp, udp, ssh or rdp")),
+        Some(protocol) => Ok(Type::Private(protocol)),
+        None => Err(format!("`{text}` is no type of application: use web, tcp, udp, ssh, rdp or saas")),
     }
 }
 
@@ -180,9 +196,18 @@ fn clash(a: &Application, b: &Application) -> Option<String> {
     match (&a.kind, &b.kind) {
         (Kind::Web(one), Kind::Web(other)) => (one.host == other.host && one.path == other.path)
             .then(|| format!("{names} have the same host and path")),
+        (Kind::Saas(one), Kind::Saas(other)) => match (&one.protocol, &other.protocol) {
+            (SaasProtocol::Oidc(one), SaasProtocol::Oidc(other)) if one.id == other.id => {
+                Some(format!("{names} have the same `client_id`"))
+            }
+            // Several accounts at one service share its entity ID, and each has an endpoint of its own.
+            (SaasProtocol::Oidc(_) | SaasProtocol::Saml(_), _) => None,
+        },
+        (Kind::Saas(_), _) | (_, Kind::Saas(_)) => None,
         (Kind::Private(private), kind) | (kind, Kind::Private(private)) => {
             let host = private.host.as_ref()?;
             let same = match kind {
+                Kind::Saas(_) => false,
                 Kind::Web(web) => web.host == HostPattern::Exact(host.clone()),
                 Kind::Private(other) => other.host.as_ref() == Some(host),
             };

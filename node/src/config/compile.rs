@@ -64,7 +64,7 @@ fn read_secret_file(path: &Path) -> Result<Secret, String> {
 /// Its methods are spread over the files of this folder by topic.
 pub(super) struct Compiler<'a> {
     /// What relative file names are relative to.
-    base: &'a Path,
+    pub(super) base: &'a Path,
     pub(super) faults: Faults<'a>,
 }
 
@@ -271,7 +271,7 @@ impl Compiler<'_> {
         })
     }
 
-    fn secret(&mut self, source: &Spanned<raw::SecretSource>) -> Option<Secret> {
+    pub(super) fn secret(&mut self, source: &Spanned<raw::SecretSource>) -> Option<Secret> {
         let read = match source.get_ref() {
             raw::SecretSource::File(path) => read_secret_file(&self.base.join(path)),
             raw::SecretSource::Env(name) => match std::env::var(name) {

@@ -3,7 +3,7 @@
 //! [`Config::load`] either gives a configuration in which every name resolves and every secret is read, or every
 //! fault it found with file and line. Nothing is opened wider than asked because a key was misspelt.
 //!
-//! `raw` is the shape of the file, `compile` turns it into [`Config`] (`applications` and `private`, those); `values` and `units` read single values, and
+//! `raw` is the shape of the file, `compile` turns it into [`Config`] (`applications`, `private`, `saas` and `saml`, those); `values` and `units` read single values, and
 //! `suggest` knows what was probably meant.
 
 mod applications;
@@ -12,6 +12,9 @@ mod connector;
 mod error;
 mod private;
 mod raw;
+mod saas;
+mod saml;
+mod saml_presets;
 mod suggest;
 mod units;
 mod values;

@@ -7,10 +7,13 @@ use toml::Spanned;
 
 use crate::flow::{Host, HostPattern, Ports, Private, Protocol, SshSettings, Target};
 
-use super::applications::span_of;
+use super::applications::{sign_in_keys, span_of};
 use super::compile::Compiler;
 use super::values::{email_domain, parse_url};
 use super::{NodeConfig, raw};
+
+/// OpenSSH reads no certificate with more than 256 principals; one is a person's own.
+const MOST_USERS: usize = 255;
 
 impl Compiler<'_> {
     pub(super) fn private(
@@ -38,6 +41,7 @@ impl Compiler<'_> {
                 ("host_header", span_of(application.host_header.as_ref())),
             ],
         );
+        self.stray(&format!("an application of type `{protocol}`"), sign_in_keys(&application));
         let target = match (&application.origin, &application.network) {
             (Some(origin), None) => self
                 .parse(origin, |text| parse_target(text, protocol))
@@ -111,6 +115,10 @@ impl Compiler<'_> {
         let raw::Ssh { users, email_user_domains } = ssh.get_ref();
         if users.is_empty() && email_user_domains.is_empty() {
             self.faults.at(ssh.span(), "`ssh` names nobody: set `users`, `email_user_domains` or both");
+        }
+        if users.len() > MOST_USERS {
+            self.faults
+                .at(ssh.span(), format!("`users` names more than {MOST_USERS}: no certificate holds them"));
         }
         SshSettings {
             users: users.iter().filter_map(|user| self.parse(user, parse_user)).collect(),

@@ -1,5 +1,6 @@
 //! The shape of the file, key by key. Unknown keys are refused. `Spanned` keeps the place for error messages.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -195,6 +196,8 @@ pub(super) struct Application {
     pub(super) origin_server_name: Option<Spanned<String>>,
     pub(super) host_header: Option<Spanned<String>>,
     pub(super) ssh: Option<Spanned<Ssh>>,
+    pub(super) oidc: Option<Spanned<Oidc>>,
+    pub(super) saml: Option<Spanned<Saml>>,
     pub(super) launcher: Option<bool>,
 }
 
@@ -222,4 +225,54 @@ pub(super) struct Ssh {
     pub(super) users: Vec<Spanned<String>>,
     #[serde(default)]
     pub(super) email_user_domains: Vec<Spanned<String>>,
+}
+
+/// What an application of type `saas` is as a client of the node's OpenID provider.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Oidc {
+    pub(super) client_id: Option<Spanned<String>>,
+    pub(super) client_secret: Option<Spanned<SecretSource>>,
+    pub(super) jwks: Option<Spanned<toml::Value>>,
+    #[serde(default)]
+    pub(super) redirect_uris: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) post_logout_redirect_uris: Vec<Spanned<String>>,
+    pub(super) backchannel_logout: Option<Backchannel>,
+    #[serde(default)]
+    pub(super) claims: BTreeMap<Spanned<String>, Claim>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Backchannel {
+    pub(super) uri: Spanned<String>,
+    pub(super) ca: Option<Spanned<PathBuf>>,
+    #[serde(default)]
+    pub(super) local: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+pub(super) enum Claim {
+    Of(String),
+    Constant { value: String },
+    GroupsWith { groups_with: String },
+}
+
+/// What an application of type `saas` is as a service provider of the node's SAML identity provider.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Saml {
+    pub(super) preset: Option<Spanned<String>>,
+    pub(super) metadata: Option<Spanned<PathBuf>>,
+    pub(super) entity_id: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) acs: Vec<Spanned<String>>,
+    pub(super) certificate: Option<Spanned<PathBuf>>,
+    pub(super) encryption_certificate: Option<Spanned<PathBuf>>,
+    pub(super) require_signed: Option<bool>,
+    pub(super) name_id: Option<Spanned<Claim>>,
+    pub(super) attributes: Option<BTreeMap<Spanned<String>, Claim>>,
+    pub(super) relay_state: Option<Spanned<String>>,
 }

@@ -1,7 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::flow::{Kind, Private, Protocol, Target};
+use crate::flow::{
+    ClaimSource, ClientAuthentication, Kind, Private, Protocol, Saas, SaasProtocol, SamlAttribute,
+    SamlNameId, SamlService, SamlSource, Target,
+};
 use crate::policy::Action;
 
 const GOOD: &str = r#"
@@ -96,8 +99,8 @@ fn faults_name_their_line_and_a_remedy() {
         ("{ group = \"contractors\" }", "{ service_token = \"a b\" }", "no name of a service token"),
         ("{ group = \"contractors\" }", "{ any_service_token = false }", "can only be true"),
         ("{ group = \"contractors\" }", "{ country = [\"DE\"] }", "`country` is not yet supported"),
-        ("connector = \"hq\"", "type = \"saas\"", "not yet supported"),
-        ("connector = \"hq\"", "type = \"shh\"", "use web, tcp, udp, ssh or rdp"),
+        ("connector = \"hq\"", "type = \"vnc\"", "is no type of application"),
+        ("connector = \"hq\"", "type = \"shh\"", "use web, tcp, udp, ssh, rdp or saas"),
         ("connector = \"hq\"", "ssh = { users = [\"deploy\"] }", "it is for `type = \"ssh\"`"),
         (
             "connector = \"hq\"",
@@ -135,7 +138,7 @@ fn private(application: &str) -> Private {
     let config = parse(&with(application)).unwrap_or_else(|error| panic!("{application}: {error}"));
     match &config.applications[1].kind {
         Kind::Private(private) => private.clone(),
-        Kind::Web(_) => panic!("{application} is no web application"),
+        Kind::Web(_) | Kind::Saas(_) => panic!("{application} is no private application"),
     }
 }
 
@@ -218,6 +221,155 @@ fn faults_of_private_applications_name_line_and_remedy() {
             "{application}: expected {expected}: {message}, found\n{error}"
         );
     }
+}
+
+/// An application elsewhere, below a file with the secret and a key.
+fn saas(oidc: &str) -> Result<Saas, ConfigError> {
+    let config = parse(&with(&format!("type = \"saas\"\noidc = {{ {oidc} }}")))?;
+    match &config.applications[1].kind {
+        Kind::Saas(saas) => Ok(saas.clone()),
+        Kind::Web(_) | Kind::Private(_) => panic!("{oidc}"),
+    }
+}
+
+fn saml(saml: &str) -> Result<SamlService, ConfigError> {
+    let config = parse(&with(&format!("type = \"saas\"\nsaml = {{ {saml} }}")))?;
+    match &config.applications[1].kind {
+        Kind::Saas(Saas { protocol: SaasProtocol::Saml(service), .. }) => Ok(service.clone()),
+        Kind::Saas(_) | Kind::Web(_) | Kind::Private(_) => panic!("{saml}"),
+    }
+}
+
+#[test]
+fn service_providers_are_understood() {
+    const BASE: &str = "entity_id = \"urn:x\", acs = [\"https://a.b/acs\", \"http://127.0.0.1/acs\"]";
+    let found = saml(BASE).unwrap();
+    assert_eq!((found.name.as_str(), found.entity_id.as_str()), ("db", "urn:x"));
+    let consumers: Vec<_> = found.consumers.iter().map(|acs| (acs.location.as_str(), acs.index)).collect();
+    assert_eq!(consumers, [("https://a.b/acs", Some(0)), ("http://127.0.0.1/acs", Some(1))]);
+    assert!(!found.require_signed && found.name_id.is_none() && found.attributes.len() == 4);
+    for (more, name_id) in [
+        ("email", SamlNameId::Email),
+        ("persistent", SamlNameId::Persistent),
+        ("transient", SamlNameId::Transient),
+        ("email_local_part", SamlNameId::Of(ClaimSource::EmailLocalPart)),
+    ] {
+        let found = saml(&format!("{BASE}, name_id = \"{more}\", attributes = {{ a = \"id\" }}")).unwrap();
+        assert_eq!(found.name_id, Some(name_id));
+        assert_eq!(found.attributes, [SamlAttribute { name: "a".into(), source: SamlSource::Id }]);
+    }
+    let slack = saml("preset = \"slack\", acs = [\"https://acme.slack.com/sso/saml\"]").unwrap();
+    assert_eq!(
+        (slack.entity_id.as_str(), slack.name_id),
+        ("https://slack.com", Some(SamlNameId::Persistent))
+    );
+    assert_eq!(slack.attributes[0].name, "User.Email");
+    for (more, message) in [
+        ("preset = \"slack\"".to_owned(), "has no `acs`"),
+        ("preset = \"gitlab\", acs = [\"https://a.b/acs\"]".to_owned(), "has no `entity_id`"),
+        (format!("{BASE}, preset = \"slak\""), "is no preset"),
+        ("entity_id = \"urn:x\"".to_owned(), "has no `acs`"),
+        ("acs = [\"https://a.b/acs\"]".to_owned(), "has no `entity_id`"),
+        ("entity_id = \"a b\", acs = [\"https://a.b/acs\"]".to_owned(), "an entity ID has"),
+        ("entity_id = \"x\", acs = [\"http://a.b/acs\"]".to_owned(), "write https"),
+        ("entity_id = \"x\", acs = [\"com.example.app:/acs\"]".to_owned(), "consumer service is at"),
+        ("entity_id = \"x\", acs = [\"https://a.b/*\"]".to_owned(), "no wildcards"),
+        ("metadata = \"nowhere.xml\"".to_owned(), "cannot be read"),
+        ("metadata = \"/dev/null\"".to_owned(), "not well-formed"),
+        (format!("{BASE}, certificate = \"/dev/null\""), "not an X.509 certificate"),
+        (format!("{BASE}, require_signed = true"), "has no `certificate`"),
+        (format!("{BASE}, name_id = \"mail\""), "no source of a claim"),
+        (format!("{BASE}, name_id = \"groups\""), "tell people apart"),
+        (format!("{BASE}, attributes = {{ a = \"mail\" }}"), "no source of a claim"),
+        (format!("{BASE}, relay_state = \"{}\"", "x".repeat(1025)), "at most 1024"),
+        (format!("{BASE}, slo = \"x\""), "unknown field `slo`"),
+    ] {
+        let found = saml(&more).expect_err(&more).to_string();
+        assert!(found.contains(message), "{more}: expected {message}, found\n{found}");
+    }
+}
+
+const KEY: &str = "{ kty = \"EC\", crv = \"P-256\", x = \"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU\", \
+                   y = \"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0\" }";
+
+#[test]
+fn applications_elsewhere_are_understood() {
+    let found = saas("redirect_uris = [\"https://git.example.org/cb?x=1\", \"http://127.0.0.1:8080/cb\", \
+                      \"org.example.app:/cb\"], claims = { login = \"email_local_part\", tenant = { value = \"acme\" }, \
+                      roles = { groups_with = \"git-\" } }, backchannel_logout = { uri = \"https://git.example.org/out\" }")
+        .unwrap();
+    assert_eq!(found.endpoint(), "sso/oidc/db");
+    let SaasProtocol::Oidc(client) = found.protocol else { panic!() };
+    assert!(client.is_public() && client.redirect_uris.len() == 3 && client.claims.len() == 3);
+    assert!(!client.backchannel_logout.unwrap().local);
+    let keys =
+        format!("client_id = \"git\", redirect_uris = [\"https://a.b/c\"], jwks = {{ keys = [{KEY}] }}");
+    let SaasProtocol::Oidc(client) = saas(&keys).unwrap().protocol else { panic!() };
+    assert!(
+        client.id == "git"
+            && matches!(client.authentication, ClientAuthentication::Keys(set) if set.keys.len() == 1)
+    );
+}
+
+#[test]
+fn faults_of_applications_elsewhere_are_named() {
+    let uri = |uri: &str| format!("redirect_uris = [\"{uri}\"]");
+    let private = KEY.replace("{ kty", "{ d = \"AA\", kty");
+    for (oidc, message) in [
+        (String::new(), "has no `redirect_uris`"),
+        (uri("https://a.b/c#d"), "no fragment"),
+        (uri("https://u@a.b/c"), "no user name"),
+        (uri("https://*.a.b/c"), "no wildcards"),
+        (uri("http://a.b/c"), "write https"),
+        (uri("javascript:alert(1)"), "write https"),
+        (uri("data:text/html,x"), "write https"),
+        (uri("/callback"), "is no URL"),
+        (uri("https://a.b/c d"), "printable"),
+        (uri(&format!("https://a.b/{}", "c".repeat(512))), "at most 512"),
+        (uri("https://a.b/c") + ", client_id = \"a/b\"", "is no name of a client"),
+        (uri("https://a.b/c") + ", client_secret = { env = \"NO_SUCH_VARIABLE_HERE\" }", "is not set"),
+        (uri("https://a.b/c") + ", client_secret = { env = \"PATH\" }, jwks = { keys = [] }", "not by both"),
+        (uri("https://a.b/c") + ", jwks = { keys = [] }", "from 1 to 32"),
+        (uri("https://a.b/c") + ", jwks = { file = \"nowhere.json\" }", "cannot be read"),
+        (uri("https://a.b/c") + ", jwks = { keys = [{ kty = \"oct\", k = \"AA\" }] }", "secret key"),
+        (uri("https://a.b/c") + &format!(", jwks = {{ keys = [{private}] }}"), "secret key"),
+        (uri("https://a.b/c") + ", claims = { sub = \"email\" }", "itself makes the claim `sub`"),
+        (uri("https://a.b/c") + ", claims = { x = \"mail\" }", "no source of a claim"),
+        (uri("https://a.b/c") + ", backchannel_logout = { uri = \"http://a.b/\" }", "write an https URL"),
+        (uri("https://a.b/c") + ", scopes = []", "unknown field `scopes`"),
+    ] {
+        let found = saas(&oidc).expect_err(&oidc).to_string();
+        assert!(found.contains(message), "{oidc}: expected {message}, found\n{found}");
+    }
+    for (application, message) in [
+        ("type = \"saas\"", "has neither `oidc` nor `saml`"),
+        ("type = \"saas\"\nsaml = { entity_id = \"x\" }", "has no `acs`"),
+        (
+            "type = \"saas\"\norigin = \"http://x\"\noidc = { redirect_uris = [\"https://a.b/c\"] }",
+            "is elsewhere",
+        ),
+        (
+            "url = \"https://x.example.com\"\norigin = \"http://x\"\noidc = {}",
+            "`oidc` has no meaning for a web",
+        ),
+        ("type = \"tcp\"\norigin = \"x:1\"\nconnector = \"hq\"\nsaml = {}", "`saml` has no meaning"),
+    ] {
+        let found = parse(&with(application)).expect_err(application).to_string();
+        assert!(found.contains(message), "{application}: expected {message}, found\n{found}");
+    }
+    let two = with("type = \"saas\"\noidc = { client_id = \"x\", redirect_uris = [\"https://a.b/c\"] }");
+    let two = format!(
+        "{two}{}",
+        two.split("name = \"db\"")
+            .nth(1)
+            .map(|rest| format!("[[application]]\nname = \"dc\"{rest}"))
+            .unwrap()
+    );
+    assert!(parse(&two).unwrap_err().to_string().contains("have the same `client_id`"));
+    let open = with("type = \"saas\"\noidc = { redirect_uris = [\"https://a.b/c\"] }")
+        .replace("policies = [\"engineers\"]\ntype", "policies = [\"open\"]\ntype")
+        + "[[policy]]\nname = \"open\"\naction = \"bypass\"\ninclude = [{ everyone = true }]\n";
+    assert!(parse(&open).unwrap_err().to_string().contains("has nobody to sign in"));
 }
 
 #[test]

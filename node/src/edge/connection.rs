@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::error::Error as _;
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,13 +22,15 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
+use crate::context::Context;
 use crate::flow::Reason;
 use crate::places::Place;
 
+use super::frames::{Frames, Offence};
 use super::guard::{Guard, Shared};
 use super::record::{About, Record};
 use super::tls::Certificate;
-use super::{Edge, carry, dispatch, limits};
+use super::{Edge, datagrams, dispatch, limits};
 
 /// How often a connection looks whether it is idle for too long.
 const LOOK: Duration = Duration::from_secs(10);
@@ -97,7 +100,7 @@ pub(super) async fn serve(edge: Arc<Edge>, stream: TcpStream, address: IpAddr, p
     let refused = |cause: &str| edge.ctx.metrics.connections_refused.with_label_values(&[cause]).inc();
     let accepting = async {
         let begun = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-        let carries = carry::may_carry(&begun.client_hello(), &edge.ctx.active().config.node.domain);
+        let carries = datagrams::may_carry(&begun.client_hello(), &edge.ctx.active().config.node.domain);
         let stream = begun.into_stream(Arc::clone(&loaded.config)).await?;
         std::io::Result::Ok((stream, carries))
     };
@@ -139,16 +142,24 @@ async fn converse(edge: Arc<Edge>, peer: Arc<Peer>, stream: TlsStream<TcpStream>
     let address = peer.address;
     let result = match peer.strict.clone() {
         Some(shared) => drive(&edge, &peer, http1(&edge, &peer, Guard::new(stream, shared))).await,
-        None => drive(&edge, &peer, http2_connection(&edge, &peer, stream)).await,
+        None => {
+            let ctx = Arc::clone(&edge.ctx);
+            let frames = Frames::new(stream, move |offence: Offence| broke_http2(&ctx, address, offence));
+            drive(&edge, &peer, http2_connection(&edge, &peer, frames)).await
+        }
     };
     if let Err(error) = result {
         tracing::debug!(%error, %address, "a connection ended with an error");
         if breaks_http2(&error) {
-            let about = About::new(clock::new_ray(), address);
-            Record::denied(&edge.ctx, about, Reason::BadRequest, std::time::Instant::now())
-                .detail(format_args!("the connection broke HTTP/2: {error:#}"));
+            broke_http2(&edge.ctx, address, format_args!("the connection broke HTTP/2: {error:#}"));
         }
     }
+}
+
+/// Writes the event of what a client did where there is no request that could have one.
+fn broke_http2(ctx: &Arc<Context>, address: IpAddr, what: impl Display) {
+    let about = About::new(clock::new_ray(), address);
+    Record::denied(ctx, about, Reason::BadRequest, std::time::Instant::now()).detail(what);
 }
 
 /// Whether the library ended the connection because of what the client sent: no request stands for that.
@@ -222,7 +233,7 @@ fn http1(edge: &Arc<Edge>, peer: &Arc<Peer>, stream: Guard<TlsStream<TcpStream>>
 fn http2_connection(
     edge: &Arc<Edge>,
     peer: &Arc<Peer>,
-    stream: TlsStream<TcpStream>,
+    stream: Frames<TlsStream<TcpStream>>,
 ) -> impl Connection + use<> {
     let mut builder = http2::Builder::new(Streams);
     if peer.carries {
@@ -275,7 +286,7 @@ where
     }
 }
 
-impl<S> Connection for http2::Connection<TokioIo<TlsStream<TcpStream>>, S, Streams>
+impl<S> Connection for http2::Connection<TokioIo<Frames<TlsStream<TcpStream>>>, S, Streams>
 where
     S: hyper::service::Service<
             Request<Incoming>,

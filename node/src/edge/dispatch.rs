@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::clock;
 use crate::config::Active;
-use crate::flow::{Facts, PathError, Reason, Web};
+use crate::flow::{Facts, Kind, PathError, Reason, Web};
 use crate::policy::{Decision, PermitKind, PermitOf, decide};
 use crate::portal::page::{self, PageFacts};
 use crate::portal::{PREFIX, Visit};
@@ -60,7 +60,7 @@ pub(super) async fn answer(
         return call.refuse(status, Reason::BadRequest, violation);
     }
     if let Some(protocol) = head.extensions.get::<Protocol>() {
-        return call.carry(&head, protocol, switch);
+        return call.open_datagrams(&head, protocol, switch);
     }
     call.route(head, body, switch).await
 }
@@ -142,7 +142,13 @@ impl Call {
                     PermitKind::Web(permit) => {
                         self.forward(&active, asked, head, body, switch, permit, callers).await
                     }
-                    PermitKind::Private(permit) => self.private(permit, &head.headers),
+                    PermitKind::Private(permit) => {
+                        self.private(&asked, &head.headers, switch, permit, &callers).await
+                    }
+                    // Elsewhere: no host of ours leads there.
+                    PermitKind::Saas(_) => {
+                        self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication, "an application elsewhere")
+                    }
                 }
             }
             Decision::Login(_) => self.challenge(asked, head.headers, callers.nobody),
@@ -150,7 +156,12 @@ impl Call {
                 self.about.session = callers.person.map(|person| person.live.session);
                 self.about.service = callers.service.map(|live| live.service);
                 self.about.policy = denial.policy;
-                self.refuse(StatusCode::FORBIDDEN, denial.reason, "")
+                let named = (asked.host, Arc::clone(application));
+                let mut reply = self.refuse(StatusCode::FORBIDDEN, denial.reason, "");
+                if matches!(named.1.kind, Kind::Private(_)) {
+                    page::name_application(reply.headers_mut(), &named.0, &named.1);
+                }
+                reply
             }
         }
     }
@@ -254,7 +265,8 @@ impl Call {
             ray: self.about.ray,
             bearer: assertion.as_deref().map(|assertion| (assertion, email.map(|e| e.as_str()))),
         };
-        let foreign = asked.websocket && !upgrade::is_own_origin(&head.headers, &public_host, permit);
+        let foreign = asked.websocket
+            && !upgrade::is_own_origin(&head.headers, &public_host, &permit.kind().allowed_origins);
         if headers::for_origin(&mut head.headers, &told, origin.scheme.is_http2()).is_err() {
             record.refused(Reason::Internal);
             return self.refuse_record(StatusCode::BAD_REQUEST, Reason::Internal, record);

@@ -7,7 +7,7 @@
 //!    that verifies as a token for this application, with a `__Host-CF_Binding` cookie for this host and the same
 //!    session: without it an origin could replay the assertions of its users.
 //!
-//! In both cases the session that the token names is live. A service proves a service token with `Cf-Access-Client-Id`
+//! In both cases the session that the token names is live, and so is the login of the client that it was minted for. A service proves a service token with `Cf-Access-Client-Id`
 //! and `Cf-Access-Client-Secret`; once it offers one, it must be right.
 //!
 //! A false accept is somebody else's identity; a false reject is one more trip through the login.
@@ -34,6 +34,13 @@ pub(super) struct Callers {
     pub(super) service: Option<LiveService>,
     /// Why there is no person: `NoSession`, `BadToken`, `BadBinding` or `SessionEnded`.
     pub(super) nobody: Reason,
+}
+
+impl Callers {
+    /// Whether who asks has said so in a header, which no page can make a browser send.
+    pub(super) fn are_explicit(&self) -> bool {
+        self.service.is_some() || self.person.as_ref().is_some_and(|person| person.assertion.is_none())
+    }
 }
 
 /// A person with a live session.
@@ -138,7 +145,7 @@ fn prove(
     if bound.is_some_and(|bound| !bound.contains(&claims.identity_nonce)) {
         return Err(Reason::BadBinding);
     }
-    let live = context.sessions.get(claims.identity_nonce, now).ok_or(Reason::SessionEnded)?;
+    let live = context.live(&claims, now).ok_or(Reason::SessionEnded)?;
     Ok((live, UnixTime(claims.exp)))
 }
 

@@ -52,6 +52,13 @@ pub(super) const H2_STREAM_WINDOW: u32 = 512 * 1024;
 pub(super) const H2_CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
 /// Response bytes buffered for one HTTP/2 stream.
 pub(super) const H2_SEND_BUFFER: usize = 256 * 1024;
+/// Frames of a client that carry nothing, at once; the time after which there is one more, and how many more there are for
+/// each frame that carries something. A client that updates its windows for every frame it gets needs two of these.
+pub(super) const H2_EMPTY_FRAMES: u32 = 1000;
+pub(super) const H2_EMPTY_FRAME: Duration = Duration::from_millis(10);
+pub(super) const H2_EARNED: u32 = 4;
+/// Frames after which a connection that sends without pause lets others have their turn.
+pub(super) const H2_RUN: u32 = 512;
 pub(super) const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 pub(super) const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 

@@ -3,7 +3,7 @@
 //! ```text
 //! listener ─▶ connection ─▶ strict/guard ─▶ dispatch ─┬─▶ portal                    login and its kin
 //!   places      TLS, ALPN     HTTP/1.1 with  │        ├─▶ refusal page              bad, unknown, denied
-//!                                            │        ├─▶ carry                     a tunnel over TCP
+//!                                            │        ├─▶ datagrams                 a tunnel over TCP
 //!                             one reading    │        └─▶ proxy ─▶ upstream         needs a Permit
 //!                                            └ request: canonical host and path
 //!                                              identify: who asks, by proof
@@ -16,7 +16,9 @@ mod assertions;
 mod body;
 mod carry;
 mod connection;
+mod datagrams;
 mod dispatch;
+mod frames;
 mod guard;
 mod headers;
 mod identify;
@@ -33,6 +35,7 @@ mod strict;
 mod tls;
 mod upgrade;
 mod upstream;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;

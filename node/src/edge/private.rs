@@ -1,6 +1,7 @@
-//! Private applications on the host of their `url`.
+//! Private applications on the host of their `url`: the WebSocket wire for clients, a page for people.
 
 use http::{HeaderMap, Response};
+use hyper::upgrade::OnUpgrade;
 
 use crate::flow::Private;
 use crate::policy::PermitOf;
@@ -8,11 +9,28 @@ use crate::portal::page;
 
 use super::body::Reply;
 use super::dispatch::Call;
+use super::identify::Callers;
 use super::record::Record;
+use super::request::Asked;
 
 impl Call {
-    /// Tells a person who is allowed in how to connect: what is behind this host is no website.
-    pub(super) fn private(self, permit: PermitOf<'_, Private>, headers: &HeaderMap) -> Response<Reply> {
+    /// Answers a request that policy lets in.
+    pub(super) async fn private(
+        self,
+        asked: &Asked,
+        headers: &HeaderMap,
+        switch: OnUpgrade,
+        permit: PermitOf<'_, Private>,
+        callers: &Callers,
+    ) -> Response<Reply> {
+        if asked.websocket {
+            return self.wire(headers, switch, permit, callers).await;
+        }
+        self.how_to_connect(permit, headers)
+    }
+
+    /// Tells a person how to connect: what is behind this host is no website.
+    fn how_to_connect(self, permit: PermitOf<'_, Private>, headers: &HeaderMap) -> Response<Reply> {
         let mut record = Record::allowed(&self.edge.ctx, self.about.clone(), self.started);
         let application = permit.permit().application();
         let active = self.edge.ctx.active();

@@ -87,6 +87,8 @@ pub(super) struct Record {
     /// The decision is written already; what is left is the end.
     lasting: bool,
     cut: bool,
+    /// How what lasted ended.
+    ending: Option<String>,
 }
 
 impl Record {
@@ -116,6 +118,7 @@ impl Record {
             bytes: 0,
             lasting: false,
             cut: false,
+            ending: None,
         }
     }
 
@@ -162,6 +165,11 @@ impl Record {
         self.cut = true;
     }
 
+    /// How the reply that lasted ended, in words.
+    pub(super) fn ended(&mut self, how: impl std::fmt::Display) {
+        self.ending = Some(how.to_string());
+    }
+
     fn decision(&self) -> Event {
         let mut event = self.about.event(Action::Request, self.allowed);
         if let Some(reason) = self.reason {
@@ -177,7 +185,10 @@ impl Record {
     }
 
     fn end(&self) -> Event {
-        let event = self.about.event(Action::Disconnect, !self.cut);
+        let mut event = self.about.event(Action::Disconnect, !self.cut);
+        if let Some(ending) = &self.ending {
+            event = event.detail(ending);
+        }
         if self.cut { event.reason(Reason::SessionEnded) } else { event }
     }
 }

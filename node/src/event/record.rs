@@ -14,12 +14,16 @@ pub enum Action {
     /// A login attempt, good or bad.
     Login,
     Logout,
+    /// Somebody signed in at an application elsewhere with the node's word, or was refused.
+    SignIn,
     /// A request to an application or a page of the node, decided.
     Request,
-    /// A long-lived stream (WebSocket, event stream) ended.
+    /// A long-lived stream (WebSocket, event stream), a connector's connection or a private session ended.
     Disconnect,
-    /// A connector connected, enrolled or was refused.
+    /// A connector or an access client connected, enrolled or was refused; a private session was decided.
     Connect,
+    /// An SSH certificate was asked for.
+    Certificate,
     /// A session was revoked.
     Revoke,
     /// An administrator changed something.
@@ -40,9 +44,11 @@ impl Action {
         match self {
             Self::Login => "login",
             Self::Logout => "logout",
+            Self::SignIn => "sign_in",
             Self::Request => "request",
             Self::Disconnect => "disconnect",
             Self::Connect => "connect",
+            Self::Certificate => "certificate",
             Self::Revoke => "revoke",
             Self::Admin => "admin",
             Self::Gate => "gate",
@@ -94,6 +100,11 @@ pub struct Event {
     /// Bytes of the reply's body.
     #[serde(skip_serializing_if = "Option::is_none")]
     bytes: Option<u64>,
+    /// Bytes of IP packets that a private session has carried: from the client, from the connector.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_up: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_down: Option<u64>,
     /// Milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     duration: Option<u64>,
@@ -134,6 +145,8 @@ impl Event {
             path: None,
             status: None,
             bytes: None,
+            bytes_up: None,
+            bytes_down: None,
             duration: None,
             connector: None,
             session_id: None,
@@ -176,6 +189,13 @@ impl Event {
     pub fn application(mut self, application: &Application) -> Self {
         self.app_name = Some(application.name.clone());
         self.app_aud = Some(application.aud.as_str().to_owned());
+        self
+    }
+
+    /// The name of an application that somebody asked for and that is none.
+    #[must_use]
+    pub fn claimed_application(mut self, name: &str) -> Self {
+        self.app_name = (!name.is_empty()).then(|| name.chars().take(LONGEST_NAME).collect());
         self
     }
 
@@ -240,6 +260,13 @@ impl Event {
         self
     }
 
+    /// What a private session has carried: from the client, from the connector.
+    #[must_use]
+    pub fn relayed(mut self, up: u64, down: u64) -> Self {
+        (self.bytes_up, self.bytes_down) = (Some(up), Some(down));
+        self
+    }
+
     #[must_use]
     pub fn duration(mut self, duration: Duration) -> Self {
         self.duration = Some(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
@@ -287,13 +314,14 @@ impl Event {
         self.identity_provider.as_deref()
     }
 
-    /// Whether a stranger can make it happen at will: a request of nobody in particular, a login that failed, a
-    /// refused connector.
+    /// Whether a stranger can make it happen at will: a request of nobody in particular, a login or sign-in that
+    /// failed, a refused connector, a certificate for nobody.
     pub(super) fn is_of_a_stranger(&self) -> bool {
         match self.action {
             Action::Request => self.session_id.is_none() && self.service_token.is_none(),
-            Action::Login => self.session_id.is_none() && !self.allowed,
-            Action::Connect => !self.allowed,
+            Action::Certificate => self.session_id.is_none(),
+            Action::Login | Action::SignIn => self.session_id.is_none() && !self.allowed,
+            Action::Connect => self.session_id.is_none() && !self.allowed,
             _ => false,
         }
     }

@@ -54,6 +54,8 @@ impl Summary {
                 let what = match action {
                     Action::Connect => "refused connectors".to_owned(),
                     Action::Login => "failed logins".to_owned(),
+                    Action::Certificate => "refused certificates".to_owned(),
+                    Action::SignIn => "refused sign-ins".to_owned(),
                     _ => "requests without a session".to_owned(),
                 };
                 match application {

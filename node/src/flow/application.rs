@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Host, Path, Private};
+use super::{Host, Path, Private, Saas};
 
 /// Audience tag of an application: 64 hexadecimal digits, derived from the auth domain and the application's name,
 /// so it survives restarts and needs no storage. Not a secret.
@@ -137,6 +137,8 @@ pub enum Kind {
     Web(Web),
     /// By `portcullis access`, in a session that ends at a connector.
     Private(Private),
+    /// Elsewhere: the node only tells it who somebody is.
+    Saas(Saas),
 }
 
 /// Something behind the node that policies guard.
@@ -161,14 +163,17 @@ impl Application {
         match &self.kind {
             Kind::Web(web) => web.origin.connector.as_deref(),
             Kind::Private(private) => Some(&private.connector),
+            Kind::Saas(_) => None,
         }
     }
 
-    /// Whether it answers HTTP on `host`; a private application does so only on the host of its `url`.
+    /// Whether it answers HTTP on `host`; a private application does so only on the host of its `url`, and a SaaS
+    /// application never, since it is elsewhere.
     pub fn answers_on(&self, host: &Host) -> bool {
         match &self.kind {
             Kind::Web(web) => web.host.matches(host),
             Kind::Private(private) => private.host.as_ref() == Some(host),
+            Kind::Saas(_) => false,
         }
     }
 
@@ -178,6 +183,7 @@ impl Application {
             Kind::Web(Web { host: HostPattern::Exact(host), path, .. }) => Some((host, path.as_str())),
             Kind::Web(Web { host: HostPattern::Below(_), .. }) => None,
             Kind::Private(private) => private.host.as_ref().map(|host| (host, "/")),
+            Kind::Saas(_) => None,
         }
     }
 
@@ -185,7 +191,7 @@ impl Application {
     pub fn path(&self) -> &str {
         match &self.kind {
             Kind::Web(web) => web.path.as_str(),
-            Kind::Private(_) => "/",
+            Kind::Private(_) | Kind::Saas(_) => "/",
         }
     }
 
@@ -194,6 +200,7 @@ impl Application {
         match &self.kind {
             Kind::Web(web) => path.is_under(&web.path),
             Kind::Private(_) => true,
+            Kind::Saas(_) => false,
         }
     }
 
@@ -202,6 +209,7 @@ impl Application {
         match &self.kind {
             Kind::Web(web) => path.loose().is_under(&web.path.loose()),
             Kind::Private(_) => true,
+            Kind::Saas(_) => false,
         }
     }
 
@@ -209,7 +217,7 @@ impl Application {
     pub const fn encoded_slash(&self) -> EncodedSlash {
         match &self.kind {
             Kind::Web(web) => web.encoded_slash,
-            Kind::Private(_) => EncodedSlash::Reject,
+            Kind::Private(_) | Kind::Saas(_) => EncodedSlash::Reject,
         }
     }
 }

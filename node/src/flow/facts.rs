@@ -57,6 +57,8 @@ pub enum Reason {
     ProviderUnavailable,
     /// The login was started by another browser, is too old or was already used.
     BadState,
+    /// The person did not let the device in.
+    Declined,
     /// The connector of the application is not connected.
     ConnectorGone,
     /// The application did not answer.
@@ -65,6 +67,8 @@ pub enum Reason {
     BadEnrolment,
     /// The connector's key is unknown or revoked.
     UnknownConnector,
+    /// Policy lets the person in, but no UNIX user of the application is open to them.
+    NoSshUser,
     /// A fault of the node's own.
     Internal,
 }
@@ -90,10 +94,12 @@ impl Reason {
             Self::ProviderAnswer => "provider_answer",
             Self::ProviderUnavailable => "provider_unavailable",
             Self::BadState => "bad_state",
+            Self::Declined => "declined",
             Self::ConnectorGone => "connector_gone",
             Self::OriginDown => "origin_down",
             Self::BadEnrolment => "bad_enrolment",
             Self::UnknownConnector => "unknown_connector",
+            Self::NoSshUser => "no_ssh_user",
             Self::Internal => "internal",
         }
     }

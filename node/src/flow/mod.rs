@@ -20,6 +20,8 @@ mod ids;
 mod path;
 mod person;
 mod private;
+mod saas;
+mod saml;
 mod service;
 
 pub use application::{Application, Aud, EncodedSlash, HostPattern, Kind, Origin, OriginScheme, Web};
@@ -29,4 +31,6 @@ pub use ids::{ClientId, RayId, SessionId, UnixTime};
 pub use path::{Path, PathError};
 pub use person::{Email, EmailError, PersonId, Session};
 pub use private::{Ports, PortsError, Private, Protocol, SshSettings, Target};
+pub use saas::{BackchannelLogout, ClaimSource, ClientAuthentication, OidcClient, Saas, SaasProtocol};
+pub use saml::{SamlAttribute, SamlConsumer, SamlNameId, SamlService, SamlSource};
 pub use service::{Service, ServiceId, ServiceIdError};

@@ -47,9 +47,11 @@ pub use explain::{Explainer, Explanation};
 pub use maps::Counters;
 pub use mend::{Attacher, Grip, LinkEvents};
 pub use object::{EGRESS, INGRESS, OBJECT};
+#[cfg(test)]
+pub(crate) use relay::in_memory;
 pub use relay::{
-    Detour, Ended, FlowGrant, FlowStatus, IdentityRef, Keeper, Leg, Relay, RelayError, RelayTotals,
-    SessionRef, SessionStatus, Standing, Usage, flows, keep_neighbour,
+    Detour, Ended, FlowGrant, FlowStatus, IdentityRef, Keeper, Leg, Placed, Relay, RelayError, RelayTotals,
+    SessionRef, SessionStatus, Standing, Usage, Way, flows, keep_neighbour,
 };
 pub use status::{InterfaceStatus, Status, status};
 pub use userspace::DatagramGate;

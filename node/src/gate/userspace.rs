@@ -60,6 +60,14 @@ impl DatagramGate {
         Self { shared: Arc::new(Shared { tables, counters }) }
     }
 
+    /// One that judges in memory, and the handle by which it is told whom to let through; no nftables around it.
+    #[cfg(test)]
+    pub(crate) fn in_memory(served_udp: Vec<u16>) -> (Self, Control) {
+        let gate = Self::new(Arc::new(MemoryTables::new(served_udp, GateMode::Enforce)));
+        let control = gate.control();
+        (gate, control)
+    }
+
     /// What becomes of a datagram from `remote` to `local`, the address and port it was sent to. Anything
     /// but a pass must be ignored by the caller, without an answer.
     ///
@@ -100,7 +108,7 @@ impl DatagramGate {
         Control::new(Arc::clone(&self.shared.tables) as Arc<dyn Tables>)
     }
 
-    pub(super) fn counters(&self) -> Counters {
+    pub(crate) fn counters(&self) -> Counters {
         let packets = Verdict::all().map(|verdict| {
             let counter = self.shared.counters.get(verdict.index() as usize);
             (verdict, counter.map_or(0, |counter| counter.load(Ordering::Relaxed)))

@@ -13,6 +13,7 @@ use crate::context::Context;
 use crate::event::{Action, Event};
 use crate::gate::{Control, Enforcement, Gate, LinkEvents, SampledDrop};
 use crate::helper::Helper;
+use crate::tunnel::PrivateSessions;
 
 use super::Health;
 use super::relay::keep_relay;
@@ -27,6 +28,7 @@ pub fn watch_gate(
     gate: Option<Gate>,
     helper: Option<Helper>,
     context: Arc<Context>,
+    private: PrivateSessions,
     health: Health,
     recent: RecentDrops,
 ) {
@@ -57,7 +59,7 @@ pub fn watch_gate(
                 helper.keep_neighbour(interface, address).map_err(std::io::Error::other)
             }));
         }
-        tokio::spawn(keep_relay(relay, Arc::clone(&context)));
+        tokio::spawn(keep_relay(relay, private, Arc::clone(&context)));
     }
     tokio::spawn(async move {
         let mut tick = tokio::time::interval(READ_EVERY);

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use crate::context::Context;
 use crate::gate::Relay;
+use crate::tunnel::PrivateSessions;
 
 /// How often sessions that have expired are cleared away, and the others counted.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Follows routes and neighbours for the relayed sessions, clears away those that have expired, and counts the others.
-pub(super) async fn keep_relay(relay: Relay, context: Arc<Context>) {
+pub(super) async fn keep_relay(relay: Relay, private: PrivateSessions, context: Arc<Context>) {
     if let Err(error) = relay.watch() {
         tracing::error!(%error, "next hops of relayed sessions are not followed");
     }
@@ -19,9 +20,14 @@ pub(super) async fn keep_relay(relay: Relay, context: Arc<Context>) {
         tick.tick().await;
         let relay = relay.clone();
         // Both may take long with many flows, or wait for the CPUs.
-        let kept = tokio::task::spawn_blocking(move || relay.expire().and_then(|_| relay.totals()));
+        let kept = tokio::task::spawn_blocking(move || {
+            relay.expire().and_then(|ended| Ok((ended, relay.totals()?)))
+        });
         match kept.await {
-            Ok(Ok(totals)) => context.metrics.set_relay(&totals),
+            Ok(Ok((ended, totals))) => {
+                private.expired(&ended);
+                context.metrics.set_relay(&totals);
+            }
             Ok(Err(error)) => {
                 tracing::error!("relayed sessions cannot be kept: {:#}", anyhow::Error::new(error));
             }

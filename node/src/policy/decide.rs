@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::flow::{Application, Facts, Kind, Private, Reason, Service, Session, UnixTime, Web};
+use crate::flow::{Application, Facts, Kind, Private, Reason, Saas, Service, Session, UnixTime, Web};
 
 use super::{Action, Policy, PolicySet};
 
@@ -67,6 +67,7 @@ pub struct PermitOf<'a, K> {
 pub enum PermitKind<'a> {
     Web(PermitOf<'a, Web>),
     Private(PermitOf<'a, Private>),
+    Saas(PermitOf<'a, Saas>),
 }
 
 impl<'a, K> PermitOf<'a, K> {
@@ -101,6 +102,7 @@ impl Permit {
         match &self.application.kind {
             Kind::Web(web) => PermitKind::Web(PermitOf { permit: self, kind: web }),
             Kind::Private(private) => PermitKind::Private(PermitOf { permit: self, kind: private }),
+            Kind::Saas(saas) => PermitKind::Saas(PermitOf { permit: self, kind: saas }),
         }
     }
 

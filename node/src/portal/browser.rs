@@ -6,7 +6,7 @@ use http::header;
 use bytes::Bytes;
 
 use crate::cookie::{self, SetCookie};
-use crate::flow::SessionId;
+use crate::flow::{ClientId, SessionId};
 use crate::session::LiveSession;
 use crate::token::Kind;
 
@@ -20,6 +20,17 @@ impl Call<'_> {
             .filter_map(|jwt| self.context.tokens.verify(jwt, Kind::Global, self.now).ok())
             .filter(|claims| bound.contains(&claims.identity_nonce))
             .find_map(|claims| self.context.sessions.get(claims.identity_nonce, self.now))
+    }
+
+    /// The login of a client that is no browser, by its global token alone, and the client that the token is bound to. No
+    /// page is shown for it and no browser is logged in by it: it is worth tokens for that client.
+    pub(super) fn client_session(&self) -> Option<(LiveSession, Option<ClientId>)> {
+        cookie::read_all(&self.visit.headers, cookie::AUTHORIZATION)
+            .filter_map(|jwt| self.context.tokens.verify(jwt, Kind::GlobalOfClient, self.now).ok())
+            .find_map(|claims| {
+                let live = self.context.live(&claims, self.now)?;
+                Some((live, claims.client_login))
+            })
     }
 
     /// The session that this browser holds on this host, by its binding alone.

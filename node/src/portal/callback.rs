@@ -44,7 +44,7 @@ impl Call<'_> {
         // 16 hexadecimal digits, like a ray id.
         let id = RayId::from_bytes(clock::random()).to_string();
         let started = match self.portal.providers.oidc(&self.active, &self.site, name, config) {
-            Ok(provider) => provider.start(&id).await,
+            Ok(provider) => provider.start(&id, target.is_some_and(|target| target.fresh)).await,
             Err(error) => Err(error),
         };
         let (url, secrets) = match started {
@@ -83,7 +83,8 @@ impl Call<'_> {
             return self.failed(&LoginError::State, "", None);
         };
         let destination = attempt.destination.as_ref();
-        let target = destination.and_then(|found| Target::resolve(&self.active.policies, found));
+        let target =
+            destination.and_then(|found| Target::resolve(&self.active.policies, &self.site.auth, found));
         let provider = attempt.provider.clone();
         let answer = Answer {
             state,

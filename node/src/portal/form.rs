@@ -5,15 +5,15 @@ use http::{HeaderMap, header};
 /// Parameters that are read at most.
 const LIMIT: usize = 32;
 
-pub(super) struct Parameters(Vec<(String, String)>);
+pub(crate) struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
-    pub(super) fn of_query(query: Option<&str>) -> Self {
+    pub(crate) fn of_query(query: Option<&str>) -> Self {
         Self::parse(query.unwrap_or_default().as_bytes())
     }
 
     /// Nothing where the body says it is something else.
-    pub(super) fn of_form(headers: &HeaderMap, body: &[u8]) -> Option<Self> {
+    pub(crate) fn of_form(headers: &HeaderMap, body: &[u8]) -> Option<Self> {
         let kind = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
         (super::page::media_type(kind) == "application/x-www-form-urlencoded").then(|| Self::parse(body))
     }
@@ -23,13 +23,13 @@ impl Parameters {
     }
 
     /// The value of `name` if it is there exactly once: what is there twice has two readings.
-    pub(super) fn one(&self, name: &str) -> Option<&str> {
+    pub(crate) fn one(&self, name: &str) -> Option<&str> {
         let mut values = self.0.iter().filter(|(found, _)| found == name).map(|(_, value)| value.as_str());
         let value = values.next()?;
         values.next().is_none().then_some(value)
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.0.iter().any(|(found, _)| found == name)
     }
 }

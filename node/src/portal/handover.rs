@@ -4,6 +4,7 @@
 //! to the audience; it lives for a minute and is redeemed once. Without the cookie nothing is set, and the login
 //! restarts once.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock;
 use crate::cookie::{self, SetCookie};
 use crate::event::{Action, Event};
-use crate::flow::{Application, Facts, Reason, Session, SessionId, UnixTime};
+use crate::flow::{Application, ClientId, Facts, Reason, Session, SessionId, UnixTime};
 use crate::policy::{Decision, Denial, Permit, decide};
 use crate::session::LiveSession;
 
@@ -35,9 +36,20 @@ const CODE_LIFE: Duration = Duration::from_secs(60);
 struct Grant {
     session: SessionId,
     destination: Destination,
-    /// Whether the chain of redirects began with a form.
-    by_form: bool,
+    by: By,
     expires_at: UnixTime,
+}
+
+/// Who is handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum By {
+    /// A browser that followed links.
+    Link,
+    /// A browser whose chain of redirects began with a form.
+    Form,
+    /// A client that is no browser (`cloudflared access`), which has the global token of a client; and the client's
+    /// login, where the token is bound to one.
+    Client(Option<ClientId>),
 }
 
 impl Call<'_> {
@@ -65,7 +77,7 @@ impl Call<'_> {
     /// `login` on an application host: starts the login for one of its applications anew.
     pub(super) fn restart(&self) -> Response<Bytes> {
         let query = Parameters::of_query(self.visit.query.as_deref());
-        match Target::parse(&self.active.policies, self.visit.host.as_str(), &query) {
+        match Target::parse(&self.active.policies, &self.site.auth, self.visit.host.as_str(), &query) {
             Some(target) => self.to_login(&target.application, &target.back, target.retry),
             None => self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication),
         }
@@ -81,6 +93,7 @@ impl Call<'_> {
             back: back(application, Some(wanted)),
             app_session: Some(hash_text(&mark)),
             retry,
+            fresh: false,
         };
         let login = self.site.endpoint(&self.site.auth, &format!("login/{}", self.visit.host));
         let mut response = page::redirect(StatusCode::FOUND, &format!("{login}?{}", target.query()));
@@ -97,7 +110,7 @@ impl Call<'_> {
         &self,
         target: &Target,
         live: &LiveSession,
-        by_form: bool,
+        by: By,
     ) -> (Response<Bytes>, Event) {
         let session = &live.session;
         let permit = match self.decide(&target.application, session) {
@@ -109,16 +122,17 @@ impl Call<'_> {
             .session(session)
             .application(&target.application)
             .policy(permit.policy());
-        let status = if by_form { StatusCode::SEE_OTHER } else { StatusCode::FOUND };
+        let status = if by == By::Form { StatusCode::SEE_OTHER } else { StatusCode::FOUND };
         // A bypass needs no token. Without the hash of the browser's cookie no code can be bound: the application's
         // own challenge will come back with one.
         if permit.session().is_none() || target.app_session.is_none() {
-            let location = format!("{}{}", self.site.origin(&target.host), target.back);
+            let location =
+                format!("{}{}", self.site.origin(&target.host), target.after_login(by == By::Form));
             return (page::redirect(status, &location), event);
         }
         let code = URL_SAFE_NO_PAD.encode(clock::random::<32>());
         let expires_at = self.now.after(CODE_LIFE);
-        let grant = Grant { session: session.id, destination: target.destination(), by_form, expires_at };
+        let grant = Grant { session: session.id, destination: target.destination(), by, expires_at };
         match self.context.store.put_code(hash(&code), &grant, expires_at).await {
             Ok(()) => {
                 let authorized = self.site.endpoint(&target.host, "authorized");
@@ -149,7 +163,7 @@ impl Call<'_> {
         };
         let target = grant
             .as_ref()
-            .and_then(|grant| Target::resolve(&self.active.policies, &grant.destination))
+            .and_then(|grant| Target::resolve(&self.active.policies, &self.site.auth, &grant.destination))
             .filter(|target| target.host == self.visit.host);
         let (Some(grant), Some(target)) = (grant, target) else {
             return self.not_authorized(
@@ -159,9 +173,13 @@ impl Call<'_> {
                 "no such code for this host",
             );
         };
+        let mark = match grant.by {
+            By::Link | By::Form => cookie::APP_SESSION_OWN,
+            // The one name such a client knows. No browser gains by the token that it is given.
+            By::Client(_) => cookie::APP_SESSION,
+        };
         let same_browser = target.app_session.as_ref().is_some_and(|expected| {
-            cookie::read_one(&self.visit.headers, cookie::APP_SESSION_OWN)
-                .is_some_and(|mark| hash_text(mark) == *expected)
+            cookie::read_one(&self.visit.headers, mark).is_some_and(|mark| hash_text(mark) == *expected)
         });
         if !same_browser {
             return self.wrong_browser(&target);
@@ -177,9 +195,9 @@ impl Call<'_> {
                 return response;
             }
         };
-        match self.tokens_for(&permit, &live).await {
+        match self.tokens_for(&permit, &live, grant.by).await {
             Ok(cookies) => {
-                let mut response = self.onward(&target, grant.by_form);
+                let mut response = self.onward(&target, grant.by == By::Form);
                 set_cookies(&mut response, cookies);
                 response
             }
@@ -191,21 +209,34 @@ impl Call<'_> {
         }
     }
 
-    /// The cookies of a permit on this host: the application's token and what binds it to this browser.
-    async fn tokens_for(&self, permit: &Permit, live: &LiveSession) -> Result<Vec<SetCookie>, String> {
-        let token =
-            self.context.tokens.mint_application(permit, self.now).map_err(|error| error.to_string())?;
-        let Some(token) = token else { return Ok(Vec::new()) };
+    /// The cookies of a permit on this host: the application's token and, for a browser, what binds it to that browser.
+    async fn tokens_for(
+        &self,
+        permit: &Permit,
+        live: &LiveSession,
+        by: By,
+    ) -> Result<Vec<SetCookie>, String> {
+        let tokens = &self.context.tokens;
+        let token = match by {
+            By::Link | By::Form => tokens.mint_application(permit, self.now),
+            By::Client(None) => tokens.mint_application_for_client(permit, self.now),
+            By::Client(Some(login)) => tokens.mint_for_client(permit, login, self.now),
+        };
+        let Some(token) = token.map_err(|error| error.to_string())? else { return Ok(Vec::new()) };
         let application = permit.application();
         let granted = self.context.sessions.granted(live.session.id, &application.name).await;
         granted.map_err(|error| error.to_string())?;
-        let binding = self.context.tokens.binding(&live.session.id, &self.visit.host);
-        Ok(vec![
+        let mut cookies = vec![
             SetCookie::new(cookie::AUTHORIZATION, &token)
                 .path(application.path())
                 .until(permit.token_expires_at(), self.now),
-            SetCookie::new(cookie::BINDING, &binding).until(live.session.expires_at, self.now),
-        ])
+        ];
+        if !matches!(by, By::Client(_)) {
+            let binding = tokens.binding(&live.session.id, &self.visit.host);
+            let binding = SetCookie::new(cookie::BINDING, &binding);
+            cookies.push(binding.until(live.session.expires_at, self.now));
+        }
+        Ok(cookies)
     }
 
     /// To where the person wanted to go. After a form, browsers hold every further redirect against the login page's
@@ -267,8 +298,18 @@ impl Call<'_> {
         })
     }
 
-    fn decide(&self, application: &Application, session: &Arc<Session>) -> Result<Permit, Denial> {
-        let facts = Facts { application, session: Some(session), service: None, address: self.visit.address };
+    pub(super) fn decide(&self, application: &Application, session: &Arc<Session>) -> Result<Permit, Denial> {
+        self.decide_from(application, session, self.visit.address)
+    }
+
+    /// Decides for a person who is at `address`, whoever sent this request.
+    pub(super) fn decide_from(
+        &self,
+        application: &Application,
+        session: &Arc<Session>,
+        address: IpAddr,
+    ) -> Result<Permit, Denial> {
+        let facts = Facts { application, session: Some(session), service: None, address };
         match decide(&self.active.policies, &facts, self.now) {
             Decision::Allow(permit) => Ok(permit),
             Decision::Deny(denial) => Err(denial),

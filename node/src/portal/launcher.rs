@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{Response, StatusCode};
 
-use crate::flow::{Application, Facts, Reason};
+use crate::flow::{Application, Facts, Kind, Reason};
 use crate::policy::{Decision, decide};
 
 use super::handover::known_as;
@@ -45,12 +45,19 @@ impl Call<'_> {
 
     /// Not for what has no one address to go to.
     fn tile(&self, application: &Application) -> Option<Tile> {
-        let (host, path) = application.address()?;
-        Some(Tile {
-            name: application.name.clone(),
-            initial: application.name.chars().next().unwrap_or('·'),
-            host: format!("{host}{}", path.strip_suffix('/').unwrap_or(path)),
-            href: format!("{}{path}", self.site.origin(host)),
-        })
+        let (shown, href) = match &application.kind {
+            Kind::Saas(saas) => {
+                let url = saas.url.clone()?;
+                let shown = url.strip_prefix("https://").unwrap_or(&url);
+                (shown.split(['/', '?']).next().unwrap_or(shown).to_owned(), url)
+            }
+            Kind::Web(_) | Kind::Private(_) => {
+                let (host, path) = application.address()?;
+                let shown = format!("{host}{}", path.strip_suffix('/').unwrap_or(path));
+                (shown, format!("{}{path}", self.site.origin(host)))
+            }
+        };
+        let initial = application.name.chars().next().unwrap_or('·');
+        Some(Tile { name: application.name.clone(), initial, host: shown, href })
     }
 }

@@ -1,7 +1,7 @@
 //! The login page of the auth domain: who may log in how, the form of local users, and what follows a login.
 
 use bytes::Bytes;
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::{Method, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -14,10 +14,12 @@ use crate::flow::{Reason, Session, UnixTime};
 use crate::identity::local::Proven;
 use crate::identity::throttle::Attempt;
 use crate::identity::{Authenticated, LoginError};
+use crate::session::LiveSession;
 use crate::store::SessionFilter;
 
 use super::browser::set_cookies;
 use super::form::Parameters;
+use super::handover::By;
 use super::page::{self, Choice, Frame, LoginPage, PageFacts, PasswordForm};
 use super::target::Target;
 use super::{Call, providers};
@@ -30,6 +32,9 @@ const KNOWN_FOR: std::time::Duration = std::time::Duration::from_secs(90 * 24 * 
 
 /// How long a login may take from its first page to its end.
 pub(super) const ATTEMPT_LIFE: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// Characters of the longest name that an address may fill in.
+const LONGEST_HINT: usize = 255;
 
 const TICKET: &str = "login form";
 
@@ -52,7 +57,7 @@ impl Call<'_> {
     /// `login` leads to the launcher, `login/<application host>` to an application.
     pub(super) async fn login(&self, host: &str) -> Response<Bytes> {
         let query = Parameters::of_query(self.visit.query.as_deref());
-        let target = match Target::parse(&self.active.policies, host, &query) {
+        let target = match Target::parse(&self.active.policies, &self.site.auth, host, &query) {
             Some(target) => Some(target),
             None if host.is_empty() && !query.has("kid") => None,
             None => {
@@ -66,29 +71,32 @@ impl Call<'_> {
         let mut response = if self.visit.method == Method::POST {
             self.password_login(target).await
         } else {
-            self.begin(target, query.one("provider")).await
+            self.begin(target, query.one("provider"), query.one("login_hint").unwrap_or_default()).await
         };
         if let Some(target) = target {
-            mark(&mut response, target);
+            page::name_application(response.headers_mut(), &target.host, &target.application);
         }
         response
     }
 
     /// Goes on with the session there is, or with the one provider there is, or asks.
-    async fn begin(&self, target: Option<&Target>, wanted: Option<&str>) -> Response<Bytes> {
+    async fn begin(&self, target: Option<&Target>, wanted: Option<&str>, hint: &str) -> Response<Bytes> {
         let providers = providers::allowed(&self.active, target.map(|target| &*target.application));
-        if let Some(live) = self.global_session() {
+        let fresh = target.is_some_and(|target| target.fresh);
+        if let Some(live) = self.global_session().filter(|_| !fresh) {
             match target {
-                None => return page::redirect(StatusCode::FOUND, "/"),
+                None => return self.go_on(StatusCode::FOUND),
                 Some(target) if providers.iter().any(|p| p.name == live.session.person.provider) => {
-                    let (response, event) = self.hand_over(target, &live, false).await;
-                    if !event.is_allowed() {
-                        self.context.events.emit(event);
-                    }
-                    return response;
+                    return self.silently(target, &live, By::Link).await;
                 }
                 Some(_) => {}
             }
+        } else if let Some(target) = target
+            // As such clients ask, and no browser: a cookie that somebody has tossed in must not lead one in circles.
+            && self.visit.method == Method::HEAD
+            && let Some((live, login)) = self.client_session()
+        {
+            return self.silently(target, &live, By::Client(login)).await;
         }
         let chosen = match wanted {
             Some(name) => providers.iter().find(|provider| provider.name == name),
@@ -100,7 +108,17 @@ impl Call<'_> {
         {
             return self.start_oidc(&provider.name, config, target).await;
         }
-        self.login_page(StatusCode::OK, target, None, "")
+        let hint: String = hint.chars().take(LONGEST_HINT).collect();
+        self.login_page(StatusCode::OK, target, None, &hint)
+    }
+
+    /// Hands over whoever is logged in already; worth an event only where policy refuses.
+    async fn silently(&self, target: &Target, live: &LiveSession, by: By) -> Response<Bytes> {
+        let (response, event) = self.hand_over(target, live, by).await;
+        if !event.is_allowed() {
+            self.context.events.emit(event);
+        }
+        response
     }
 
     async fn password_login(&self, target: Option<&Target>) -> Response<Bytes> {
@@ -249,11 +267,13 @@ impl Call<'_> {
         let who = live.session.person.to_string();
         self.context.recent.remember(&who, live.session.address, self.now);
         let (mut response, event) = match target {
-            Some(target) => self.hand_over(target, &live, proven.is_some()).await,
-            None => (
-                page::redirect(StatusCode::SEE_OTHER, "/"),
-                self.event(Action::Login, true).session(&live.session),
-            ),
+            Some(target) => {
+                let by = if proven.is_some() { By::Form } else { By::Link };
+                self.hand_over(target, &live, by).await
+            }
+            None => {
+                (self.go_on(StatusCode::SEE_OTHER), self.event(Action::Login, true).session(&live.session))
+            }
         };
         self.context.events.emit(event);
         let binding = self.context.tokens.binding(&live.session.id, &self.visit.host);
@@ -376,17 +396,5 @@ impl Call<'_> {
             KnownBrowser { account: account.to_owned(), id: known.unwrap_or_else(clock::random), expires_at };
         let sealed = self.context.seal.seal(KNOWN, &known).ok()?;
         Some(SetCookie::new(KNOWN, &sealed).until(expires_at, self.now))
-    }
-}
-
-/// Names the application to clients that follow redirects to the login (`cloudflared access`).
-fn mark(response: &mut Response<Bytes>, target: &Target) {
-    for (name, value) in [
-        (HeaderName::from_static("cf-access-domain"), target.host.as_str()),
-        (HeaderName::from_static("cf-access-aud"), target.application.aud.as_str()),
-    ] {
-        if let Ok(value) = HeaderValue::from_str(value) {
-            response.headers_mut().insert(name, value);
-        }
     }
 }

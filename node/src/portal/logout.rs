@@ -33,9 +33,7 @@ impl Call<'_> {
         let meant = if self.visit.method == Method::POST {
             let form = Parameters::of_form(&self.visit.headers, &self.visit.body);
             let ticket = form.as_ref().and_then(|form| form.one("ticket"));
-            ticket
-                .and_then(|text| self.context.seal.open::<Ticket>(TICKET, text))
-                .is_some_and(|ticket| ticket.session == live.session.id && ticket.expires_at > self.now)
+            ticket.is_some_and(|text| self.is_logout_ticket(text, &live.session))
         } else {
             self.is_own_navigation()
         };
@@ -59,6 +57,12 @@ impl Call<'_> {
     pub(super) fn logout_ticket(&self, session: &Session) -> Option<String> {
         let ticket = Ticket { session: session.id, expires_at: self.now.after(ATTEMPT_LIFE) };
         self.context.seal.seal(TICKET, &ticket).ok()
+    }
+
+    /// Whether `text` is sealed proof of that kind.
+    pub(super) fn is_logout_ticket(&self, text: &str, session: &Session) -> bool {
+        let ticket = self.context.seal.open::<Ticket>(TICKET, text);
+        ticket.is_some_and(|ticket| ticket.session == session.id && ticket.expires_at > self.now)
     }
 
     fn ask(&self, session: &Session) -> Response<Bytes> {
@@ -99,14 +103,19 @@ impl Call<'_> {
     }
 
     /// The page, and no cookie is left.
-    fn logged_out(&self) -> Response<Bytes> {
+    pub(super) fn logged_out(&self) -> Response<Bytes> {
         let mut response = self.signed_out_page();
+        self.forget(&mut response);
+        response
+    }
+
+    /// Removes the cookies of this host.
+    pub(super) fn forget(&self, response: &mut Response<Bytes>) {
         let of_host = self.active.policies.applications().filter(|app| app.answers_on(&self.visit.host));
         let paths = of_host.map(|app| app.path()).filter(|path| *path != "/");
-        set_cookies(&mut response, paths.map(|path| SetCookie::clear(cookie::AUTHORIZATION, path)));
+        set_cookies(response, paths.map(|path| SetCookie::clear(cookie::AUTHORIZATION, path)));
         let whole = [cookie::AUTHORIZATION, cookie::BINDING, cookie::APP_SESSION_OWN, cookie::APP_SESSION];
-        set_cookies(&mut response, whole.map(|name| SetCookie::clear(name, "/")));
-        response
+        set_cookies(response, whole.map(|name| SetCookie::clear(name, "/")));
     }
 
     fn signed_out_page(&self) -> Response<Bytes> {

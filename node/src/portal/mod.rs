@@ -17,7 +17,9 @@
 
 mod browser;
 mod callback;
-mod form;
+mod cert_sign;
+mod cli;
+pub(crate) mod form;
 mod handover;
 mod launcher;
 mod login;
@@ -25,7 +27,9 @@ mod logout;
 mod me;
 pub mod page;
 mod providers;
+mod saml;
 mod site;
+mod sso;
 mod target;
 
 use std::net::IpAddr;
@@ -43,7 +47,10 @@ use crate::event::{Action, Event};
 use crate::flow::{Application, Host, Path, RayId, Reason, UnixTime};
 use crate::identity::local::LocalLogin;
 use crate::identity::throttle::Throttle;
+use crate::ssh_ca::SshCa;
 
+use self::cli::Cli;
+pub use self::cli::TunnelFacts;
 use self::page::PageFacts;
 use self::providers::Providers;
 use self::site::Site;
@@ -72,18 +79,24 @@ pub struct Portal {
     context: Arc<Context>,
     local: LocalLogin,
     providers: Providers,
+    ssh_ca: SshCa,
     /// Bounds how often a network can make the node ask an identity provider in vain.
     answers: Throttle,
+    cli: Cli,
+    tunnel: TunnelFacts,
     started: Instant,
 }
 
 impl Portal {
-    pub fn new(context: Arc<Context>) -> Self {
+    pub fn new(context: Arc<Context>, tunnel: TunnelFacts) -> Self {
         Self {
+            ssh_ca: SshCa::new(context.store.clone()),
             context,
             local: LocalLogin::default(),
             providers: Providers::default(),
             answers: Throttle::default(),
+            cli: Cli::default(),
+            tunnel,
             started: Instant::now(),
         }
     }
@@ -124,15 +137,30 @@ impl Call<'_> {
         }
         let path = self.visit.path.as_str();
         let endpoint = path.strip_prefix(PREFIX).map(|rest| rest.split_once('/').unwrap_or((rest, "")));
-        let posts = matches!(endpoint, Some(("login" | "logout", _)));
+        // Its endpoints say themselves what they take.
+        if let Some(("sso", rest)) = endpoint
+            && on_auth
+        {
+            return self.sso(rest).await;
+        }
+        let (gets, posts) = match endpoint {
+            Some(("login" | "logout", _)) => (true, true),
+            Some(("cert_sign", _)) => (false, true),
+            Some(("cli", endpoint)) => cli::methods(endpoint),
+            _ => (true, false),
+        };
         let allowed = match self.visit.method {
-            Method::GET | Method::HEAD => true,
+            Method::GET | Method::HEAD => gets,
             Method::POST => posts,
             _ => false,
         };
         if !allowed {
             let mut response = self.refuse(StatusCode::METHOD_NOT_ALLOWED, Reason::BadRequest);
-            let methods = if posts { "GET, HEAD, POST" } else { "GET, HEAD" };
+            let methods = match (gets, posts) {
+                (true, true) => "GET, HEAD, POST",
+                (true, false) => "GET, HEAD",
+                (false, _) => "POST",
+            };
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
             return response;
         }
@@ -142,8 +170,10 @@ impl Call<'_> {
             Some(("callback", "")) if on_auth => self.callback().await,
             Some(("authorized", "")) if !on_auth => self.authorized().await,
             Some(("logout", "")) => self.logout().await,
+            Some(("cli", endpoint)) if on_auth => self.cli(endpoint).await,
             Some(("get-identity", "")) => self.identity(),
             Some(("certs", "")) => self.certs(),
+            Some(("cert_sign", "")) => self.cert_sign().await,
             Some(("icon.svg", "")) => page::icon(),
             None if on_auth && path == "/" => self.launcher(),
             _ => self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication),

@@ -1,4 +1,5 @@
-//! Where a login leads: one of our applications, and a path on it.
+//! Where a login leads: one of our applications, and a path on it. Of an application elsewhere, where its sign-in goes on
+//! at the auth domain.
 //!
 //! A false accept here is an open redirect or a token for another application; a false reject leads to the
 //! application's start page.
@@ -9,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
-use crate::flow::{Application, EncodedSlash, Host, Path};
+use crate::flow::{Application, EncodedSlash, Host, Kind, Path, Saas};
 use crate::policy::PolicySet;
 
 use super::PREFIX;
@@ -39,16 +40,18 @@ pub(super) struct Target {
     pub(super) back: String,
     pub(super) app_session: Option<String>,
     pub(super) retry: bool,
+    /// The session there is does not do: the person has to prove anew who they are.
+    pub(super) fresh: bool,
 }
 
 impl Target {
     /// The target that a login address names: `login/<host>?kid=<aud>&redirect_url=<path>&meta=<hash>`. The
     /// application is named by its audience, or by host and path where there is none.
-    pub(super) fn parse(policies: &PolicySet, host: &str, query: &Parameters) -> Option<Self> {
+    pub(super) fn parse(policies: &PolicySet, auth: &Host, host: &str, query: &Parameters) -> Option<Self> {
         let host = Host::parse(host).ok()?;
         let wanted = query.one("redirect_url");
         let application = match query.one("kid") {
-            Some(aud) => by_audience(policies, aud, &host)?,
+            Some(aud) => by_audience(policies, auth, aud, &host)?,
             None if query.has("kid") => return None,
             None => {
                 let path = wanted.unwrap_or("/").split('?').next().unwrap_or("/");
@@ -61,19 +64,21 @@ impl Target {
             host,
             app_session: query.one("meta").filter(|hash| is_hash(hash)).map(str::to_owned),
             retry: query.has("retry"),
+            fresh: query.has("fresh"),
         })
     }
 
     /// The target a destination stood for, if the application is still there.
-    pub(super) fn resolve(policies: &PolicySet, destination: &Destination) -> Option<Self> {
+    pub(super) fn resolve(policies: &PolicySet, auth: &Host, destination: &Destination) -> Option<Self> {
         let host = Host::parse(&destination.host).ok()?;
-        let application = by_audience(policies, &destination.aud, &host)?;
+        let application = by_audience(policies, auth, &destination.aud, &host)?;
         Some(Self {
             application: Arc::clone(application),
             back: back(application, Some(&destination.back)),
             host,
             app_session: destination.app_session.clone(),
             retry: destination.retry,
+            fresh: false,
         })
     }
 
@@ -97,16 +102,59 @@ impl Target {
         if self.retry {
             query.append_pair("retry", "1");
         }
+        if self.fresh {
+            query.append_pair("fresh", "1");
+        }
         query.finish()
+    }
+
+    /// Where the login ends: `by_form` says that it began with a form, which the sign-in at an application elsewhere has
+    /// to know.
+    pub(super) fn after_login(&self, by_form: bool) -> String {
+        match self.application.kind {
+            Kind::Saas(_) if by_form => format!("{}&{BY_FORM}=1", self.back),
+            _ => self.back.clone(),
+        }
     }
 }
 
-fn by_audience<'a>(policies: &'a PolicySet, aud: &str, host: &Host) -> Option<&'a Arc<Application>> {
-    policies.applications().find(|app| app.aud.as_str() == aud && app.answers_on(host))
+/// The application of an audience on a host: an application elsewhere is signed in to from the auth domain.
+fn by_audience<'a>(
+    policies: &'a PolicySet,
+    auth: &Host,
+    aud: &str,
+    host: &Host,
+) -> Option<&'a Arc<Application>> {
+    policies.applications().find(|app| {
+        let here = match app.kind {
+            Kind::Saas(_) => host == auth,
+            Kind::Web(_) | Kind::Private(_) => app.answers_on(host),
+        };
+        app.aud.as_str() == aud && here
+    })
+}
+
+/// Parameters of the address where a sign-in at an application elsewhere goes on.
+pub(super) const REQUEST: &str = "request";
+pub(super) const BY_FORM: &str = "form";
+
+/// Where the sign-in at an application elsewhere goes on once somebody is logged in; `request` names what it asked for.
+pub(super) fn resumption(saas: &Saas, request: &str) -> String {
+    format!("{PREFIX}{}/resume?{REQUEST}={request}", saas.endpoint())
+}
+
+/// The name of a parked request: 16 hexadecimal digits.
+pub(super) fn is_request(text: &str) -> bool {
+    text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Path and query to return to: inside the application and with one reading, or the application's start page.
 pub(super) fn back(application: &Application, wanted: Option<&str>) -> String {
+    if let Kind::Saas(saas) = &application.kind {
+        let request = wanted.and_then(|wanted| wanted.strip_prefix(&resumption(saas, "")));
+        let request = request.filter(|request| is_request(request));
+        return request.map_or_else(|| "/".to_owned(), |request| resumption(saas, request));
+    }
     let start = || application.path().to_owned();
     let Some(wanted) = wanted.filter(|wanted| wanted.len() <= LONGEST_BACK) else { return start() };
     let (path, query) = match wanted.split_once('?') {
@@ -142,7 +190,7 @@ pub(super) fn hash(value: &str) -> [u8; 32] {
     bytes
 }
 
-fn is_hash(text: &str) -> bool {
+pub(super) fn is_hash(text: &str) -> bool {
     URL_SAFE_NO_PAD.decode(text).is_ok_and(|bytes| bytes.len() == 32)
 }
 
@@ -151,7 +199,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::flow::{Aud, HostPattern, Kind, Origin, OriginScheme, Web};
+    use crate::flow::{
+        Aud, ClientAuthentication, HostPattern, OidcClient, Origin, OriginScheme, SaasProtocol, Web,
+    };
 
     fn application(host: HostPattern, path: &str) -> Application {
         let auth = Host::parse("access.example.com").unwrap();
@@ -177,6 +227,48 @@ mod tests {
                 allowed_origins: vec![],
                 encoded_slash: EncodedSlash::Reject,
             }),
+        }
+    }
+
+    fn auth() -> Host {
+        Host::parse("access.example.com").unwrap()
+    }
+
+    #[test]
+    fn an_application_elsewhere_is_signed_in_to_from_the_auth_domain_alone() {
+        let client = OidcClient {
+            id: "git".into(),
+            authentication: ClientAuthentication::None,
+            redirect_uris: vec!["https://git.example.org/cb".into()],
+            post_logout_redirect_uris: vec![],
+            backchannel_logout: None,
+            claims: std::collections::BTreeMap::new(),
+        };
+        let git = Application {
+            kind: Kind::Saas(Saas { url: None, protocol: SaasProtocol::Oidc(client) }),
+            ..exact("/app")
+        };
+        let policies = PolicySet::new(vec![git.clone()], vec![]);
+        let start = "/cdn-cgi/access/sso/oidc/git/resume?request=";
+        for (back, kept) in [
+            (format!("{start}0123456789abcdef"), true),
+            (format!("{start}0123456789abcde"), false),
+            (format!("{start}0123456789abcdef&form=1"), false),
+            (format!("{start}0123456789abcdef0"), false),
+            ("/cdn-cgi/access/sso/oidc/other/resume?request=0123456789abcdef".into(), false),
+            ("/cdn-cgi/access/logout".into(), false),
+            ("//evil.example".into(), false),
+        ] {
+            let query = url::form_urlencoded::Serializer::new(String::new())
+                .append_pair("kid", git.aud.as_str())
+                .append_pair("redirect_url", &back)
+                .finish();
+            let query = Parameters::of_query(Some(&query));
+            let target = Target::parse(&policies, &auth(), "access.example.com", &query).unwrap();
+            assert_eq!(target.back, if kept { back.as_str() } else { "/" }, "{back}");
+            for host in ["git.example.org", "evil.example", "app.example.com"] {
+                assert!(Target::parse(&policies, &auth(), host, &query).is_none(), "{host}");
+            }
         }
     }
 
@@ -232,8 +324,9 @@ mod tests {
         let (wiki, wild) = (exact("/app"), HostPattern::Below(Host::parse("apps.example.com").unwrap()));
         let wild = application(wild, "/");
         let policies = PolicySet::new(vec![wiki.clone(), wild.clone()], vec![]);
-        let parse =
-            |host: &str, query: String| Target::parse(&policies, host, &Parameters::of_query(Some(&query)));
+        let parse = |host: &str, query: String| {
+            Target::parse(&policies, &auth(), host, &Parameters::of_query(Some(&query)))
+        };
         let name = |target: Option<Target>| target.map(|target| target.application.name.clone());
         let kid = |app: &Application| format!("kid={}", app.aud);
         assert_eq!(name(parse("app.example.com", kid(&wiki))).as_deref(), Some("app /app"));
@@ -262,13 +355,14 @@ mod tests {
             hash_text("cookie")
         );
         let target =
-            Target::parse(&policies, "APP.example.com.", &Parameters::of_query(Some(&query))).unwrap();
+            Target::parse(&policies, &auth(), "APP.example.com.", &Parameters::of_query(Some(&query)))
+                .unwrap();
         assert_eq!((target.back.as_str(), target.retry), ("/app/x?y=1", true));
         assert_eq!(target.app_session.as_deref(), Some(hash_text("cookie").as_str()));
         assert_eq!(target.query(), query);
-        let again = Target::resolve(&policies, &target.destination()).unwrap();
+        let again = Target::resolve(&policies, &auth(), &target.destination()).unwrap();
         assert_eq!(again.destination(), target.destination());
-        assert!(Target::resolve(&PolicySet::default(), &target.destination()).is_none());
+        assert!(Target::resolve(&PolicySet::default(), &auth(), &target.destination()).is_none());
     }
 
     proptest! {

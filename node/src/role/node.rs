@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin;
+use crate::clients::Clients;
 use crate::clock;
 use crate::config::{Active, Config};
 use crate::context::Context;
@@ -27,9 +28,10 @@ use crate::helper::Helper;
 use crate::identity::service::Services;
 use crate::metrics::Metrics;
 use crate::ops;
-use crate::portal::Portal;
+use crate::portal::{Portal, TunnelFacts};
 use crate::privilege;
 use crate::recent::Recent;
+use crate::saas::saml::SamlProvider;
 use crate::seal::Seal;
 use crate::session::Sessions;
 use crate::store::{SessionFilter, Store};
@@ -172,7 +174,18 @@ fn paths(config: &Config, path: &Path) -> privilege::Paths {
         .chain(config.applications.iter().map(|application| match &application.kind {
             Kind::Web(web) => web.origin.ca.as_deref().and_then(directory),
             Kind::Private(_) => None,
+            Kind::Saas(saas) => saas.ca().and_then(directory),
         }))
+        .chain(
+            config
+                .applications
+                .iter()
+                .flat_map(|application| match &application.kind {
+                    Kind::Saas(saas) => saas.files(),
+                    Kind::Web(_) | Kind::Private(_) => &[],
+                })
+                .map(|file| directory(file)),
+        )
         .flatten();
     let log = match &config.events.file {
         Some(FileTarget::Path(path)) => vec![path.clone(), log_before(path)],
@@ -200,7 +213,9 @@ async fn serve(
         .context("the event log cannot be opened")?;
     install_panic_hook(events.clone());
     let tokens = Tokens::load(store.clone(), &config.node.authority(), now).await?;
+    let saml = SamlProvider::load(store.clone(), now).await?;
     let sessions = Sessions::load(store.clone(), Arc::clone(&metrics), now).await?;
+    let clients = Clients::load(store.clone(), &sessions, Arc::clone(&metrics), now).await?;
     let services = Services::load(store.clone()).await?;
     let key = store.secret("seal", || clock::random::<{ Seal::KEY_LEN }>().to_vec()).await?;
     let seal = Seal::new(&key)?;
@@ -219,12 +234,24 @@ async fn serve(
     if let Some(gate) = &control {
         feed::first(gate, &devices, active.borrow().config.tunnel.dark).await?;
     }
+    let private = tunnel::PrivateSessions::new(tunnel::PrivateParts {
+        store: store.clone(),
+        sessions: sessions.clone(),
+        tokens: tokens.clone(),
+        events: events.clone(),
+        metrics: Arc::clone(&metrics),
+        active: active.clone(),
+        gate: gate.as_ref().and_then(Gate::relay),
+    })
+    .await?;
     let context = Arc::new(Context {
         active,
         store,
         sessions,
+        clients,
         services,
         tokens,
+        saml,
         seal,
         events,
         carried: Carried::new(gate.as_ref().map(Gate::streams), &metrics),
@@ -238,11 +265,13 @@ async fn serve(
         sessions: context.sessions.clone(),
         services: context.services.clone(),
         tokens: context.tokens.clone(),
+        saml: context.saml.clone(),
         events: context.events.clone(),
-        address,
+        address: address.clone(),
         local_provider: context.active().config.local_provider().to_owned(),
         tunnels: Some(Arc::clone(&context.tunnels)),
         devices: devices.clone(),
+        private: Some(private.clone()),
         gate: gate.as_ref().map(|gate| admin::GateDesk {
             control: gate.control(),
             dataplane: context.active().config.gate.dataplane,
@@ -267,11 +296,17 @@ async fn serve(
     if let Some(gate) = &control {
         tokio::spawn(feed::keep(gate.clone(), devices.clone(), Arc::clone(&context), shutdown.clone()));
     }
-    ops::watch_gate(gate, helper, Arc::clone(&context), health.clone(), recent_drops);
+    ops::watch_gate(gate, helper, Arc::clone(&context), private.clone(), health.clone(), recent_drops);
     tokio::spawn(ops::serve(sockets.metrics, Arc::clone(&context), health.clone(), shutdown.clone()));
     tokio::spawn(tend(Arc::clone(&context), shutdown.clone()));
+    tokio::spawn(crate::saas::backchannel::keep(Arc::clone(&context), shutdown.clone()));
     tokio::spawn(admin::serve(sockets.admin, service, shutdown.clone()));
-    let portal = Arc::new(Portal::new(Arc::clone(&context)));
+    let facts = TunnelFacts {
+        address,
+        key: tunnel::enrolment::key_of_node(&context.store).await?,
+        devices: devices.clone(),
+    };
+    let portal = Arc::new(Portal::new(Arc::clone(&context), facts));
     let connectors = tunnel::node::NodeTunnel {
         store: context.store.clone(),
         events: context.events.clone(),
@@ -281,6 +316,7 @@ async fn serve(
         recent: context.recent.clone(),
         devices,
         carried: context.carried.clone(),
+        private,
     };
     // Later than the edge: what it still serves may need a stream to its origin.
     let tunnel_shutdown = CancellationToken::new();
@@ -340,16 +376,24 @@ async fn tend(context: Arc<Context>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             _ = second.tick() => {
                 context.sessions.expire(clock::now());
+                context.clients.expire(clock::now());
                 context.services.expire(clock::now());
                 context.recent.expire(clock::now());
             }
-            _ = hour.tick() => match context.tokens.rotate_if_due(clock::now()).await {
-                Ok(true) => {
-                    let event = Event::new(Action::Admin, true).detail("keys rotate: a new key is published");
-                    context.events.emit(event);
+            _ = hour.tick() => {
+                let now = clock::now();
+                let (keys, saml) = (context.tokens.rotate_if_due(now).await, context.saml.rotate_if_due(now).await);
+                let made = [("keys", keys.map_err(|e| e.to_string())), ("saml", saml.map_err(|e| e.to_string()))];
+                for (which, made) in made {
+                    match made {
+                        Ok(true) => {
+                            let event = Event::new(Action::Admin, true);
+                            context.events.emit(event.detail(format!("{which} rotate: the keys have changed")));
+                        }
+                        Ok(false) => {}
+                        Err(error) => tracing::error!(%error, "the next {which} signing key could not be made"),
+                    }
                 }
-                Ok(false) => {}
-                Err(error) => tracing::error!(%error, "the next signing key could not be made"),
             },
         }
     }

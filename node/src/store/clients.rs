@@ -114,6 +114,11 @@ impl Store {
         .await
     }
 
+    /// The client `id`, if it is logged in at `now`.
+    pub async fn live_client(&self, id: ClientId, now: UnixTime) -> Result<Option<Client>, StoreError> {
+        self.run(move |connection| Ok(find(connection, id, now)?.map(|(client, _)| client))).await
+    }
+
     /// Exchanges the refresh token with the hash `presented` of client `id` for the one with the hash `next`, at the
     /// word of the key `key` and its proof `proof`. One that was spent before logs the client out, unless the very same
     /// request (token and proof) comes again before the next one was used: its answer may have got lost.

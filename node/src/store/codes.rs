@@ -1,6 +1,6 @@
 //! One-time codes, replay guards and named secrets.
 
-use rusqlite::{OptionalExtension as _, params};
+use rusqlite::{OptionalExtension as _, TransactionBehavior, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
@@ -74,13 +74,15 @@ impl Store {
     /// The secret called `name`, made once by `make`.
     pub async fn secret(
         &self,
-        name: &'static str,
+        name: impl Into<String>,
         make: impl FnOnce() -> Vec<u8> + Send + 'static,
     ) -> Result<Zeroizing<Vec<u8>>, StoreError> {
+        let name = name.into();
         self.run(move |connection| {
-            let transaction = connection.transaction()?;
+            // Another process may write meanwhile: a transaction that begins by reading could not go on to write then.
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let found: Option<Vec<u8>> = transaction
-                .query_row("SELECT value FROM secret WHERE name = ?1", [name], |row| row.get(0))
+                .query_row("SELECT value FROM secret WHERE name = ?1", [&name], |row| row.get(0))
                 .optional()?;
             let value = match found {
                 Some(value) => Zeroizing::new(value),

@@ -137,6 +137,39 @@ CREATE TABLE service_token (
     expires_at INTEGER NOT NULL
 ) STRICT;
 ",
+    // What applications elsewhere were granted, and which of them have a login to be told about when its session ends.
+    r"
+CREATE TABLE saas_grant (
+    id BLOB PRIMARY KEY,
+    session BLOB NOT NULL REFERENCES session (id) ON DELETE CASCADE,
+    application TEXT NOT NULL,
+    body TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    revoked_at INTEGER
+) STRICT;
+CREATE INDEX saas_grant_session ON saas_grant (session);
+CREATE INDEX saas_grant_expiry ON saas_grant (expires_at);
+CREATE TABLE saas_login (
+    session BLOB NOT NULL REFERENCES session (id) ON DELETE CASCADE,
+    application TEXT NOT NULL,
+    tries INTEGER NOT NULL,
+    next_try INTEGER NOT NULL,
+    told_at INTEGER,
+    PRIMARY KEY (session, application)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX saas_login_untold ON saas_login (next_try) WHERE told_at IS NULL;
+",
+    // Keys of the SAML identity provider.
+    r"
+CREATE TABLE saml_key (
+    private_pem TEXT NOT NULL,
+    certificate_pem TEXT NOT NULL,
+    sign_from INTEGER NOT NULL,
+    sign_until INTEGER NOT NULL
+) STRICT;
+",
 ];
 
 /// Opens the file, sets it up for durable concurrent use and migrates it.

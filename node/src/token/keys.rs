@@ -53,6 +53,7 @@ pub struct KeySummary {
 pub(super) struct KeyRing {
     keys: Vec<Loaded>,
     certs: String,
+    jwks: String,
 }
 
 struct Loaded {
@@ -107,6 +108,16 @@ impl KeyRing {
     }
 
     pub(super) fn sign(&self, claims: &impl Serialize, now: UnixTime) -> Result<String, TokenError> {
+        self.sign_as("JWT", claims, now)
+    }
+
+    /// Signs a token with another `typ` in its header.
+    pub(super) fn sign_as(
+        &self,
+        kind: &str,
+        claims: &impl Serialize,
+        now: UnixTime,
+    ) -> Result<String, TokenError> {
         let key = self
             .keys
             .iter()
@@ -116,6 +127,7 @@ impl KeyRing {
             .or(self.keys.last())
             .ok_or_else(|| TokenError::Key("there is none".into()))?;
         let mut header = Header::new(Algorithm::RS256);
+        header.typ = Some(kind.to_owned());
         header.kid = Some(key.stored.kid.clone());
         jsonwebtoken::encode(&header, claims, &key.signer).map_err(|e| TokenError::Key(e.to_string()))
     }
@@ -129,6 +141,10 @@ impl KeyRing {
 
     pub(super) fn certs(&self) -> &str {
         &self.certs
+    }
+
+    pub(super) fn jwks(&self) -> &str {
+        &self.jwks
     }
 
     pub(super) fn stored(&self) -> Vec<SigningKey> {
@@ -168,7 +184,8 @@ impl KeyRing {
             .collect();
         let jwks: Vec<_> = keys.iter().map(|key| &key.jwk).collect();
         let certs = json!({ "keys": jwks, "public_cert": public.last(), "public_certs": public }).to_string();
-        Ok(Self { keys, certs })
+        let jwks = json!({ "keys": jwks }).to_string();
+        Ok(Self { keys, certs, jwks })
     }
 }
 

@@ -15,11 +15,14 @@ mod keys;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
-use crate::flow::{ClientId, Host, Session, SessionId, UnixTime};
-use crate::policy::Permit;
+use crate::flow::{Aud, ClientId, Host, PersonId, Saas, Session, SessionId, UnixTime};
+use crate::policy::{Permit, PermitOf};
 use crate::store::{Store, StoreError};
 
 pub use claims::{Claims, Confirmation, Kind, subject};
@@ -31,6 +34,8 @@ use keys::KeyRing;
 
 /// A token longer than this is refused before it is looked at.
 const LONGEST: usize = 4096;
+/// The same for an ID token that comes back as a hint; its groups may be many.
+const LONGEST_HINT: usize = 12 * 1024;
 /// How far clocks may differ, in seconds.
 const SKEW: i64 = 60;
 
@@ -48,6 +53,8 @@ pub enum TokenError {
     Time,
     #[error("the token is for another audience or of another kind")]
     Audience,
+    #[error("there is nobody to vouch for")]
+    Nobody,
     #[error("a signing key cannot be used: {0}")]
     Key(String),
     #[error(transparent)]
@@ -60,6 +67,7 @@ pub struct Tokens {
     issuer: Arc<str>,
     ring: Arc<RwLock<Arc<KeyRing>>>,
     binding: Arc<BindingKey>,
+    pairwise: Arc<aws_lc_rs::hmac::Key>,
     store: Store,
 }
 
@@ -70,10 +78,13 @@ impl Tokens {
         let ring = KeyRing::load(&store, now).await?;
         let secret: Zeroizing<Vec<u8>> =
             store.secret("binding", || crate::clock::random::<32>().to_vec()).await?;
+        let pairwise: Zeroizing<Vec<u8>> =
+            store.secret("pairwise", || crate::clock::random::<32>().to_vec()).await?;
         Ok(Self {
             issuer: format!("https://{authority}").into(),
             ring: Arc::new(RwLock::new(Arc::new(ring))),
             binding: Arc::new(BindingKey::new(&secret)),
+            pairwise: Arc::new(aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &pairwise)),
             store,
         })
     }
@@ -141,6 +152,59 @@ impl Tokens {
     /// The global token of a login.
     pub fn mint_global(&self, session: &Session, now: UnixTime) -> Result<String, TokenError> {
         self.ring().sign(&Claims::global(&self.issuer, session, now), now)
+    }
+
+    /// The ID token for an application elsewhere, about the person whom policy let sign in there.
+    pub fn mint_id_token(
+        &self,
+        permit: PermitOf<'_, Saas>,
+        claims: &Map<String, Value>,
+        now: UnixTime,
+    ) -> Result<String, TokenError> {
+        if permit.permit().session().is_none() {
+            return Err(TokenError::Nobody);
+        }
+        self.ring().sign(claims, now)
+    }
+
+    /// A logout token (OpenID Connect Back-Channel Logout 1.0 §2.4): it lets nobody in anywhere.
+    pub fn mint_logout(&self, claims: &Map<String, Value>, now: UnixTime) -> Result<String, TokenError> {
+        self.ring().sign_as("logout+jwt", claims, now)
+    }
+
+    /// The claims of an ID token that this node has signed, expired or not: good to tell whose logout is asked for, and
+    /// nothing else. Issuer and audience are for the caller to check.
+    pub fn hinted(&self, jwt: &str, now: UnixTime) -> Option<Map<String, Value>> {
+        if jwt.len() > LONGEST_HINT {
+            return None;
+        }
+        let header = jsonwebtoken::decode_header(jwt).ok()?;
+        if header.typ.as_deref() != Some("JWT") {
+            return None;
+        }
+        let ring = self.ring();
+        let key = ring.verifier(header.kid.as_deref()?, now)?;
+        let mut validation = Validation::new(Algorithm::RS256);
+        validation.validate_exp = false;
+        validation.validate_aud = false;
+        validation.required_spec_claims.clear();
+        Some(jsonwebtoken::decode(jwt, key, &validation).ok()?.claims)
+    }
+
+    /// What an application elsewhere knows a person as: stable there, and another one everywhere else (OpenID Connect
+    /// Core 1.0 §8.1). 43 characters of base64url.
+    pub fn pairwise(&self, application: &Aud, person: &PersonId) -> String {
+        let mut message = b"portcullis pairwise\0".to_vec();
+        for part in [application.as_str(), &person.provider, &person.subject] {
+            message.extend_from_slice(part.as_bytes());
+            message.push(0);
+        }
+        URL_SAFE_NO_PAD.encode(aws_lc_rs::hmac::sign(&self.pairwise, &message))
+    }
+
+    /// The public keys as a JSON Web Key Set (RFC 7517 §5) and no more.
+    pub fn jwks(&self) -> String {
+        self.ring().jwks().to_owned()
     }
 
     /// Verifies signature, kind, audience, issuer and time. The caller still has to look up the session.

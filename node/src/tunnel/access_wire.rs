@@ -256,6 +256,11 @@ pub struct ClientVersion(String);
 pub struct ClientVersionError;
 
 impl ClientVersion {
+    /// Of a client that does not know its own.
+    pub fn unknown() -> Self {
+        Self("0".to_owned())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -75,6 +75,11 @@ impl Devices {
         Ok(device.map(|device| self.keys.device(device).into()))
     }
 
+    /// What the access client with the device `number` is to knock with.
+    pub fn of_client(&self, number: u32) -> DeviceSecret {
+        self.keys.device(number).into()
+    }
+
     /// The connector has come back by its own key, so it needs its token's device no more.
     ///
     /// # Errors

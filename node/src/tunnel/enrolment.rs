@@ -100,6 +100,11 @@ pub async fn create(
     })
 }
 
+/// What everybody who dials the node knows its tunnel by.
+pub async fn key_of_node(store: &Store) -> Result<KeyHash, EnrolmentError> {
+    Ok(node_key(store).await?.hash())
+}
+
 /// The node's own tunnel key, made at first use.
 pub(super) async fn node_key(store: &Store) -> Result<TunnelKey, EnrolmentError> {
     let fresh = TunnelKey::generate()?;

@@ -2,23 +2,28 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use quinn::udp::RecvMeta;
 
 use crate::gate::DatagramGate;
 
 use super::layered::Layer;
+use super::relay::wire::is_request;
+use super::relay::{Relay, Tuple};
 
-/// Hands on only datagrams which the gate passes. What it drops gets no answer.
+/// Hands on only datagrams which the gate passes, and those of sessions that the daemon relays: the relay judges them, as
+/// a gate with entries would before all else. What is dropped gets no answer.
 pub(super) struct Gated {
     gate: DatagramGate,
     local: SocketAddr,
+    relay: Arc<Relay>,
 }
 
 impl Gated {
     /// `local` is the socket's own address.
-    pub(super) fn new(gate: DatagramGate, local: SocketAddr) -> Self {
-        Self { gate, local }
+    pub(super) fn new(gate: DatagramGate, local: SocketAddr, relay: Arc<Relay>) -> Self {
+        Self { gate, local, relay }
     }
 }
 
@@ -28,7 +33,12 @@ impl Layer for Gated {
         let to = meta.dst_ip.unwrap_or(self.local.ip()).to_canonical();
         let local = SocketAddr::new(to, self.local.port());
         let enforces = self.gate.enforces();
-        let passes = |datagram: &[u8]| self.gate.admit(remote, local, datagram).is_pass() || !enforces;
+        let is_flow = self.relay.has_flow(Tuple::new(local, remote));
+        let passes = |datagram: &[u8]| {
+            (is_flow && !is_request(datagram))
+                || self.gate.admit(remote, local, datagram).is_pass()
+                || !enforces
+        };
         meta.len = keep(buffer, meta.len, meta.stride, passes);
     }
 }

@@ -192,6 +192,11 @@ impl Grant {
         if bytes.len() > MAX_GRANT { Err(SignError::TooLong) } else { Ok(SignedGrant(bytes)) }
     }
 
+    /// Whether it opens nothing any more, by a clock that may differ a little from the node's.
+    pub fn is_over(&self, now: UnixTime) -> bool {
+        now > self.not_after.after(LEEWAY)
+    }
+
     fn body(&self) -> Body {
         Body {
             version: VERSION,
@@ -223,14 +228,50 @@ impl SignedGrant {
     /// # Errors
     /// Says what does not agree; the signature is looked at first.
     pub fn verify(&self, expected: &Expected) -> Result<Grant, GrantError> {
-        let grant = self.of_node(expected.node)?;
-        if grant.session != expected.session {
+        let Expected { node, session, connector, client, now } = *expected;
+        let grant = self.verify_offer(node, session, connector, now)?;
+        if grant.client == client { Ok(grant) } else { Err(GrantError::Client) }
+    }
+
+    /// As [`Self::verify`], at a connector that is offered the session and has no client yet: whoever comes has to prove
+    /// the key that the grant names.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn verify_offer(
+        &self,
+        node: KeyHash,
+        session: SessionRef,
+        connector: KeyHash,
+        now: UnixTime,
+    ) -> Result<Grant, GrantError> {
+        let grant = self.of_node(node)?;
+        if grant.session != session {
             Err(GrantError::Session)
-        } else if grant.connector != expected.connector {
+        } else if grant.connector != connector {
             Err(GrantError::Connector)
-        } else if grant.client != expected.client {
+        } else if grant.is_over(now) {
+            Err(GrantError::Expired)
+        } else {
+            Ok(grant)
+        }
+    }
+
+    /// The grant, if the node made it for this client, whichever its session: what the node believes of a client that comes
+    /// back.
+    ///
+    /// # Errors
+    /// As of [`verify`](Self::verify).
+    pub(super) fn for_client(
+        &self,
+        node: KeyHash,
+        client: KeyHash,
+        now: UnixTime,
+    ) -> Result<Grant, GrantError> {
+        let grant = self.of_node(node)?;
+        if grant.client != client {
             Err(GrantError::Client)
-        } else if expected.now > grant.not_after.after(LEEWAY) {
+        } else if now >= grant.not_after {
             Err(GrantError::Expired)
         } else {
             Ok(grant)

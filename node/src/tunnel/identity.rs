@@ -214,6 +214,61 @@ impl ClientCertVerifier for AnyKey {
     }
 }
 
+/// Accepts the client whose key has this hash, and no other, once it has proved that it holds it.
+#[derive(Debug)]
+pub(super) struct PinnedClient {
+    client: KeyHash,
+    any: AnyKey,
+}
+
+impl PinnedClient {
+    pub(super) const fn new(client: KeyHash, provider: Arc<CryptoProvider>) -> Self {
+        Self { client, any: AnyKey { provider } }
+    }
+}
+
+impl ClientCertVerifier for PinnedClient {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.any.verify_client_cert(end_entity, intermediates, now)?;
+        if KeyHash::of_certificate(end_entity)? == self.client {
+            Ok(verified)
+        } else {
+            Err(CertificateError::ApplicationVerificationFailure.into())
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.any.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.any.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.any.supported_verify_schemes()
+    }
+}
+
 /// QUIC has no TLS 1.2 (RFC 9001 §4.2), so nobody can ask for this.
 fn no_tls12() -> Error {
     rustls::PeerIncompatible::Tls13RequiredForQuic.into()

@@ -8,16 +8,21 @@
 //!                   connector ── dial, pipe ──▶ origin          connector: dials out, never listens
 //! ```
 //!
+//! Private sessions of access clients come by the same port: `access_wire` says what is spoken, `private` is the node's
+//! half, and `relay` carries their packets where the gate does not.
+//!
 //! Start with `wire`, which says what is spoken, and `session`, which says in which order. `node`, `peer` and
 //! `connector` are the loops that perform what the session decides.
 
 pub mod access_wire;
 mod admission;
 pub mod carrier;
+pub(crate) mod client;
 pub mod connector;
 mod control;
 mod devices;
 mod dial;
+mod end_to_end;
 pub mod enrolment;
 mod gated;
 pub mod grant;
@@ -27,6 +32,8 @@ mod layered;
 pub mod node;
 mod peer;
 mod pipe;
+mod private;
+mod reach;
 mod registry;
 pub mod relay;
 mod session;
@@ -34,7 +41,7 @@ mod socket;
 mod standing;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod transport;
 pub mod wire;
 
@@ -42,6 +49,7 @@ pub use devices::{Devices, DevicesError};
 pub use identity::{KeyHash, TunnelKey, TunnelKeyError};
 pub use ids::{Mint, MintError};
 pub use layered::{Layer, LayeredSocket};
+pub use private::{EndError, PrivateParts, PrivateSession, PrivateSessions};
 pub use registry::{ConnectorStatus, OpenError, Registry};
 pub use socket::{Capped, size_buffers};
 pub use stream::TunnelStream;

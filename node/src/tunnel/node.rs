@@ -7,8 +7,12 @@
 //! control      ── session ─▶ register in the Registry; push origins; heartbeats; drain
 //! ```
 //!
+//! That is a connector. An access client comes by another application protocol on the same port, and is served by
+//! `private`, whose relay shares the sockets too.
+//!
 //! The first step is here, the others are in `peer`.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::UdpSocket;
 use std::sync::Arc;
@@ -32,6 +36,7 @@ use super::devices::Devices;
 use super::enrolment::{EnrolmentError, node_key};
 use super::ids::{Mint, MintError};
 use super::peer::serve_peer;
+use super::private::PrivateSessions;
 use super::registry::Registry;
 use super::socket::size_buffers;
 use super::transport::{EndpointKeys, TransportError, node_endpoint};
@@ -62,6 +67,8 @@ pub struct NodeTunnel {
     pub devices: Devices,
     /// What comes by TCP.
     pub carried: Carried,
+    /// Sessions of access clients.
+    pub private: PrivateSessions,
 }
 
 /// Why the node cannot serve tunnels.
@@ -79,7 +86,7 @@ pub enum ServeError {
     Socket(#[from] io::Error),
 }
 
-/// Serves connectors on bound UDP `sockets` until `shutdown`; then lets running streams end and returns.
+/// Serves connectors and access clients on bound UDP `sockets` until `shutdown`; then lets running streams end and returns.
 pub async fn serve(
     node: NodeTunnel,
     sockets: Vec<UdpSocket>,
@@ -89,14 +96,20 @@ pub async fn serve(
     let mint = Mint::load(&node.store, node.gate.as_ref(), clock::now()).await?;
     let keys = EndpointKeys { reset: reset_key(&node.store).await?, mint: mint.clone() };
     let mut endpoints = Vec::new();
+    let mut ports = BTreeSet::new();
     for socket in sockets {
         if let Some(capped) = size_buffers(&socket)? {
             warn!("{capped}");
         }
-        endpoints.push(node_endpoint(socket, node.datagrams.as_ref(), &node.carried, &key, &keys)?);
+        ports.insert(socket.local_addr()?.port());
+        let (gate, relay) = (node.datagrams.as_ref(), node.private.relay());
+        endpoints.push(node_endpoint(socket, gate, &node.carried, relay, &key, &keys)?);
     }
     info!(key = %key.hash(), "tunnels are served");
 
+    // Longer than the connections: how their sessions end is told on them.
+    let private_shutdown = CancellationToken::new();
+    let private = node.private.serve(mint.clone(), ports, private_shutdown.clone());
     tokio::spawn(rotate(node.clone(), mint, shutdown.clone()));
     let places = Places::default();
     let peers = TaskTracker::new();
@@ -113,6 +126,9 @@ pub async fn serve(
     if timeout(DRAIN_TIMEOUT + PARTING_TIMEOUT, peers.wait()).await.is_err() {
         warn!("tunnel connections did not end in time");
     }
+    private_shutdown.cancel();
+    private.wait().await;
+    node.private.leave();
     for endpoint in &endpoints {
         endpoint.close(CloseCode::Shutdown.into(), b"the node stops");
         // The peers learn of it, or time out by themselves.

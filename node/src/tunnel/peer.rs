@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use quinn::crypto::rustls::HandshakeData;
 use quinn::rustls::pki_types::CertificateDer;
 use quinn::{Connection, ConnectionError, Incoming, SendStream, VarInt};
 use tokio::sync::watch;
@@ -20,16 +21,18 @@ use crate::flow::Reason;
 use crate::places::Place;
 use crate::store::{Store, StoreError};
 
+use super::access_wire;
 use super::carrier::is_stream;
 use super::control::{self, ControlError, FrameReader};
 use super::identity::KeyHash;
 use super::node::{DRAIN_TIMEOUT, NodeTunnel, PARTING_TIMEOUT};
+use super::private::{ToLink, serve_client};
 use super::registry::{Link, OriginSet, Registry};
 use super::session::{NodeAction, NodeInput, NodeSession, OPENING_TIMEOUT};
 use super::standing::Standing;
 use super::transport::CONNECTION_WINDOW;
 use super::wire::{
-    CloseCode, ConnectorFrame, ConnectorName, DeviceSecret, EnrolmentSecret, NodeFrame, Refusal,
+    CloseCode, ConnectorFrame, ConnectorName, DeviceSecret, EndReason, EnrolmentSecret, NodeFrame, Refusal,
 };
 
 /// Serves one peer. It holds `place` until it is known to be a connector.
@@ -54,6 +57,9 @@ pub(super) async fn serve_peer(
         connection.close(CloseCode::Protocol.into(), b"no certificate");
         return refused(Reason::UnknownConnector, "no certificate");
     };
+    if speaks(&connection, access_wire::ALPN) {
+        return serve_client(&node, connection, local, key, place, &shutdown).await;
+    }
     let known = match known_connector(&node.store, key).await {
         Ok(known) => known,
         Err(error) => {
@@ -119,6 +125,12 @@ fn proven_key(connection: &Connection) -> Option<KeyHash> {
     KeyHash::of_certificate(chain.first()?).ok()
 }
 
+/// Whether the peer chose this application protocol.
+fn speaks(connection: &Connection, protocol: &[u8]) -> bool {
+    let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+    data.is_some_and(|data| data.protocol.as_deref() == Some(protocol))
+}
+
 async fn known_connector(store: &Store, key: KeyHash) -> Result<Option<ConnectorName>, StoreError> {
     let connector = store.connector_by_key(*key.as_bytes()).await?;
     Ok(connector.and_then(|connector| connector.name.parse().ok()))
@@ -177,6 +189,7 @@ impl<'a> Peer<'a> {
         let mut place = Some(place);
         let mut drain_until: Option<Instant> = None;
         let mut by_key = false;
+        let mut sessions: Option<ToLink> = None;
 
         loop {
             let deadline = session.deadline();
@@ -185,6 +198,7 @@ impl<'a> Peer<'a> {
                     Some(frame) => NodeInput::Frame(frame),
                     None => return Ok(self.close(CloseCode::Shutdown)),
                 },
+                input = of_sessions(&mut sessions) => input,
                 OriginSet { epoch, origins } = changed(&mut origins) => {
                     NodeInput::Configure { epoch, origins: origins.into_iter().collect() }
                 }
@@ -234,11 +248,27 @@ impl<'a> Peer<'a> {
                                 link.set_healthy(healthy);
                             }
                         }
-                        // Nobody offers anything yet.
-                        NodeAction::TakesSessions
-                        | NodeAction::Taken(_)
-                        | NodeAction::Declined(..)
-                        | NodeAction::SessionEnded(_) => {}
+                        NodeAction::TakesSessions => {
+                            if let Some(Service { link, .. }) = service {
+                                sessions = Some(self.node.private.takes_sessions(link, self.key));
+                            }
+                        }
+                        NodeAction::Taken(session) => {
+                            if let Some(sessions) = &sessions {
+                                sessions.taken(session);
+                            }
+                        }
+                        NodeAction::Declined(session, why) => {
+                            if let Some(sessions) = &sessions {
+                                debug!(?session, %why, "a connector declines a session");
+                                sessions.ended(session, EndReason::Declined);
+                            }
+                        }
+                        NodeAction::SessionEnded(session) => {
+                            if let Some(sessions) = &sessions {
+                                sessions.ended(session, EndReason::ConnectorEnded);
+                            }
+                        }
                         NodeAction::PeerDrains => {
                             if let Some(Service { link, .. }) = service {
                                 link.drain();
@@ -268,6 +298,11 @@ impl<'a> Peer<'a> {
         };
         // The connector's former key is void: so are its connections.
         self.node.registry.disconnect(&connector.name);
+        if let Err(error) =
+            self.node.private.end_connector(&connector.name, EndReason::ConnectorRevoked).await
+        {
+            warn!(%error, "sessions of a connector's former key");
+        }
         if let Err(error) = self.node.devices.tell(now).await {
             warn!(%error, "a connector's former device is not void at the gate");
         }
@@ -360,6 +395,16 @@ async fn changed(origins: &mut Option<watch::Receiver<OriginSet>>) -> OriginSet 
         && origins.changed().await.is_ok()
     {
         return origins.borrow_and_update().clone();
+    }
+    std::future::pending().await
+}
+
+/// What the private sessions have to tell the connector, once it takes any.
+async fn of_sessions(sessions: &mut Option<ToLink>) -> NodeInput {
+    if let Some(sessions) = sessions
+        && let Some(input) = sessions.next().await
+    {
+        return input;
     }
     std::future::pending().await
 }

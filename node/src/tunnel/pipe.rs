@@ -6,11 +6,11 @@
 //! | RESET_STREAM, STOP_SENDING, connection lost | RST |
 //! | RESET_STREAM and STOP_SENDING | ◀ RST |
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::pin;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Buf as _, Bytes, BytesMut};
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -19,15 +19,18 @@ use tokio::time::timeout;
 
 use super::wire::StreamCode;
 
-/// Bytes read at once in either direction.
-const CHUNK: usize = 32 * 1024;
+/// Bytes read at once from the TCP connection.
+const CHUNK: usize = 64 * 1024;
+
+/// Chunks taken at once from the stream, each at most what one packet brought.
+const CHUNKS: usize = 64;
 
 /// The node gets so long to read what an origin sent before it reset the connection.
 const RESET_DELAY: Duration = Duration::from_secs(2);
 
 /// Why a pipe ended before both its ends had finished.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum PipeError {
+pub(crate) enum PipeError {
     #[error("the origin: {0}")]
     Origin(#[from] io::Error),
     #[error("the node stopped writing: {0}")]
@@ -38,7 +41,7 @@ pub(super) enum PipeError {
 
 /// Carries everything both ways until both directions have ended, or until one fails and takes the other with it.
 /// Returns after the node has everything.
-pub(super) async fn pipe(
+pub(crate) async fn pipe(
     mut tcp: TcpStream,
     mut send: SendStream,
     mut recv: RecvStream,
@@ -70,8 +73,9 @@ pub(super) async fn pipe(
 }
 
 async fn upstream(recv: &mut RecvStream, mut origin: WriteHalf<'_>) -> Result<(), PipeError> {
-    while let Some(chunk) = recv.read_chunk(CHUNK, true).await? {
-        if origin.write_all(&chunk.bytes).await.is_err() {
+    let mut chunks = [const { Bytes::new() }; CHUNKS];
+    while let Some(count) = recv.read_chunks(&mut chunks).await? {
+        if write_chunks(&mut origin, chunks.get_mut(..count).unwrap_or_default()).await.is_err() {
             // The origin takes no more, but its answer may already be here (a refused upload): the other direction
             // goes on to its own end.
             let _ = recv.stop(StreamCode::OriginReset.into());
@@ -80,6 +84,30 @@ async fn upstream(recv: &mut RecvStream, mut origin: WriteHalf<'_>) -> Result<()
     }
     // An origin that is gone shows in the other direction.
     let _ = origin.shutdown().await;
+    Ok(())
+}
+
+/// As few system calls as the chunks allow: each is what one packet brought.
+async fn write_chunks(origin: &mut WriteHalf<'_>, chunks: &mut [Bytes]) -> io::Result<()> {
+    let mut done = 0;
+    while let Some(left) = chunks.get(done..).filter(|left| !left.is_empty()) {
+        let mut slices = [IoSlice::new(&[]); CHUNKS];
+        slices.iter_mut().zip(left).for_each(|(slice, chunk)| *slice = IoSlice::new(chunk));
+        let slices = slices.get(..left.len()).unwrap_or_default();
+        let mut written = origin.write_vectored(slices).await?;
+        if written == 0 && left.iter().any(|chunk| !chunk.is_empty()) {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        while let Some(first) = chunks.get_mut(done) {
+            if written < first.len() {
+                first.advance(written);
+                break;
+            }
+            written -= first.len();
+            *first = Bytes::new();
+            done += 1;
+        }
+    }
     Ok(())
 }
 

@@ -202,6 +202,11 @@ impl Registry {
         state.links.iter().map(|(name, links)| (name.to_string(), status(links))).collect()
     }
 
+    /// Whether the connector has a connection in service.
+    pub(super) fn is_connected(&self, connector: &ConnectorName) -> bool {
+        self.lock().links.get(connector).is_some_and(|links| links.iter().any(|link| link.takes_streams()))
+    }
+
     /// Adds a connection, which takes streams once it is [admitted](Link::admit), and returns the origins that its
     /// connector may dial, now and later.
     pub(super) fn register(
@@ -277,6 +282,7 @@ fn stream_origin(application: &Application) -> Option<(&str, Authority)> {
     match &application.kind {
         Kind::Web(web) => Some((web.origin.connector.as_deref()?, Authority::from(&web.origin))),
         Kind::Private(private) => Some((&private.connector, stream_target(private)?)),
+        Kind::Saas(_) => None,
     }
 }
 
@@ -317,11 +323,11 @@ impl Link {
         SocketAddr::new(address.ip().to_canonical(), address.port())
     }
 
-    fn is_healthy(&self) -> bool {
+    pub(super) fn is_healthy(&self) -> bool {
         self.healthy.load(Ordering::Relaxed)
     }
 
-    fn takes_streams(&self) -> bool {
+    pub(super) fn takes_streams(&self) -> bool {
         self.admitted.load(Ordering::Relaxed)
             && !self.draining.is_cancelled()
             && self.connection.close_reason().is_none()

@@ -1,7 +1,7 @@
 //! UDP sockets: buffers large enough for bursts, and a connector's socket that hears one peer only.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use quinn::{AsyncUdpSocket, Runtime as _, TokioRuntime};
@@ -42,6 +42,17 @@ pub fn size_buffers(socket: &UdpSocket) -> io::Result<Option<Capped>> {
     // Linux doubles the value for its own bookkeeping and reports the double (socket(7)).
     let granted = Capped { receive: options.recv_buffer_size()? / 2, send: options.send_buffer_size()? / 2 };
     Ok((granted.receive < BUFFER_SIZE || granted.send < BUFFER_SIZE).then_some(granted))
+}
+
+/// The address that packets to `peer` would leave from now. None is sent.
+pub(super) fn local_address(peer: SocketAddr) -> io::Result<IpAddr> {
+    let any: SocketAddr = match peer {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(peer)?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// A socket of its own for one connection to `peer`: the kernel gives it datagrams from there and nowhere else.

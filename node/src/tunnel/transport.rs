@@ -22,11 +22,13 @@ use quinn::{
 
 use crate::gate::DatagramGate;
 
+use super::access_wire;
 use super::carrier::Carried;
 use super::gated::Gated;
 use super::identity::{AnyKey, KeyHash, PinnedNode, TunnelKey};
 use super::ids::Mint;
 use super::layered::LayeredSocket;
+use super::relay::{Demux, Relay};
 use super::wire::ALPN;
 
 /// Origin connections that one tunnel connection carries at once.
@@ -75,11 +77,13 @@ pub(super) struct EndpointKeys {
     pub(super) mint: Mint,
 }
 
-/// An endpoint that accepts connectors on `socket`, and what `carried` brings.
+/// An endpoint that accepts connectors and access clients on `socket`, which it shares with `relay`, and what `carried`
+/// brings.
 pub(super) fn node_endpoint(
     socket: UdpSocket,
     gate: Option<&DatagramGate>,
     carried: &Carried,
+    relay: &Arc<Relay>,
     key: &TunnelKey,
     keys: &EndpointKeys,
 ) -> Result<Endpoint, TransportError> {
@@ -88,7 +92,7 @@ pub(super) fn node_endpoint(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(AnyKey { provider }))
         .with_single_cert(key.chain(), key.private_key())?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.alpn_protocols = vec![ALPN.to_vec(), access_wire::ALPN.to_vec()];
     tls.max_early_data_size = 0;
     tls.send_tls13_tickets = 0;
     tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
@@ -109,10 +113,11 @@ pub(super) fn node_endpoint(
     let runtime = Arc::new(TokioRuntime);
     let mut socket = runtime.wrap_udp_socket(socket)?;
     if let Some(gate) = gate {
-        let gated = Gated::new(gate.clone(), socket.local_addr()?);
+        let gated = Gated::new(gate.clone(), socket.local_addr()?, Arc::clone(relay));
         socket = Arc::new(LayeredSocket::new(socket, gated));
     }
     let socket = Arc::new(carried.share(socket)?);
+    let socket = Arc::new(Demux::share(socket, Arc::clone(relay))?);
     Ok(Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)?)
 }
 
@@ -123,27 +128,49 @@ pub(super) fn connector_endpoint(socket: Arc<dyn AsyncUdpSocket>) -> Result<Endp
     Ok(Endpoint::new_with_abstract_socket(endpoint, None, socket, Arc::new(TokioRuntime))?)
 }
 
-/// Settings for dialling the node whose key has the hash `node`.
+/// Settings for dialling, as a connector, the node whose key has the hash `node`.
 pub(super) fn connector_config(key: &TunnelKey, node: KeyHash) -> Result<ClientConfig, TransportError> {
+    dialling(key, node, ALPN, MAX_ORIGIN_STREAMS, CONNECTION_WINDOW)
+}
+
+/// Settings for dialling, as an access client, the node whose key has the hash `node`. There is one stream.
+pub(super) fn access_config(key: &TunnelKey, node: KeyHash) -> Result<ClientConfig, TransportError> {
+    dialling(key, node, access_wire::ALPN, 0, STREAM_WINDOW)
+}
+
+fn dialling(
+    key: &TunnelKey,
+    node: KeyHash,
+    alpn: &[u8],
+    streams: u32,
+    window: u32,
+) -> Result<ClientConfig, TransportError> {
     let provider = provider();
     let mut tls = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(PinnedNode { node, provider }))
         .with_client_auth_cert(key.chain(), key.private_key())?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.alpn_protocols = vec![alpn.to_vec()];
     tls.enable_early_data = false;
     tls.enable_sni = false;
     tls.resumption = rustls::client::Resumption::disabled();
 
     let mut transport = transport();
     transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(MAX_ORIGIN_STREAMS))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+        .max_concurrent_bidi_streams(VarInt::from_u32(streams))
+        .receive_window(VarInt::from_u32(window))
         .keep_alive_interval(Some(KEEP_ALIVE));
     let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
     client.transport_config(Arc::new(transport)).version(QUIC_V1);
     Ok(client)
+}
+
+/// Whether the handshake failed because we did not accept the peer's certificate: the error is ours (it has no frame
+/// of the peer's) and carries the TLS alert for it (RFC 9001 §4.8).
+pub(super) fn is_our_refusal(error: &quinn_proto::TransportError) -> bool {
+    const ACCESS_DENIED: u8 = 49;
+    error.code == quinn_proto::TransportErrorCode::crypto(ACCESS_DENIED)
 }
 
 fn transport() -> TransportConfig {

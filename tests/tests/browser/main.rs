@@ -5,10 +5,11 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 
+use portcullis_tests::access::{Machine, finish};
 use portcullis_tests::idp::{ClaimsIn, Idp};
 use portcullis_tests::realm::{AUTH, PASSWORD, Plan, Provider, Realm};
 use portcullis_tests::third_party::script;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Applications beyond the usual: one whose tokens last a minute, one whose origin is not there.
 const MORE: &str = r#"
@@ -42,12 +43,18 @@ fn realm(oidc: bool) -> (Realm, Option<Idp>) {
 }
 
 fn run(realm: &Realm, idp: Option<&Idp>, scenario: &str) {
+    run_with(realm, idp, scenario, &json!(null));
+}
+
+/// As [`run`], with what a device waits for.
+fn run_with(realm: &Realm, idp: Option<&Idp>, scenario: &str, device: &Value) {
     let input = json!({
         "scenario": scenario,
         "port": realm.port,
         "password": PASSWORD,
         "pictures": pictures(),
         "idp": idp.map(Idp::issuer),
+        "device": device,
     });
     let mut child = script(None, "browser.mjs")
         .unwrap()
@@ -111,7 +118,26 @@ fn a_person_logs_in_at_a_provider() {
 }
 
 #[test]
+fn a_browser_goes_from_the_confirmation_to_the_client_without_scripts() {
+    let (realm, _) = realm(false);
+    let (mut login, url) = Machine::new(&realm, "laptop").unwrap().start_login().unwrap();
+    run_with(&realm, None, "loopback", &json!({ "url": url }));
+    finish(&mut login).unwrap();
+}
+
+#[test]
+fn a_person_types_a_code_without_scripts() {
+    let (realm, _) = realm(false);
+    let (mut login, url, code) = Machine::new(&realm, "laptop").unwrap().start_login_by_code().unwrap();
+    run_with(&realm, None, "device", &json!({ "url": url, "code": code }));
+    finish(&mut login).unwrap();
+}
+
+#[test]
 fn axe_finds_nothing_on_any_page() {
     let (realm, idp) = realm(true);
-    run(&realm, idp.as_ref(), "pages");
+    let (mut login, url, code) = Machine::new(&realm, "laptop").unwrap().start_login_by_code().unwrap();
+    run_with(&realm, idp.as_ref(), "pages", &json!({ "url": url, "code": code }));
+    let status = login.wait(std::time::Duration::from_secs(30)).unwrap();
+    assert!(!status.success() && login.output().contains("it was not confirmed"), "{}", login.output());
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use portcullis::clients::Clients;
 use portcullis::clock;
 use portcullis::config::{Active, Config};
 use portcullis::context::Context;
@@ -16,14 +17,16 @@ use portcullis::flow::{Facts, Host, PersonId, Session};
 use portcullis::identity::service::Services;
 use portcullis::metrics::Metrics;
 use portcullis::policy::{Decision, decide};
-use portcullis::portal::Portal;
+use portcullis::portal::{Portal, TunnelFacts};
 use portcullis::recent::Recent;
+use portcullis::saas::saml::SamlProvider;
 use portcullis::seal::Seal;
 use portcullis::session::{LiveSession, Sessions};
 use portcullis::store::{EventFilter, SessionFilter, Store};
 use portcullis::token::Tokens;
-use portcullis::tunnel::Registry;
 use portcullis::tunnel::carrier::Carried;
+use portcullis::tunnel::enrolment::key_of_node;
+use portcullis::tunnel::{Devices, Registry};
 use portcullis_tests::ca::Ca;
 use portcullis_tests::origin::Origin;
 use rustls::pki_types::pem::PemObject as _;
@@ -104,6 +107,13 @@ impl Node {
         let tokens = Tokens::load(store.clone(), &config.node.authority(), now).await.unwrap();
         let sessions = Sessions::load(store.clone(), Arc::clone(&metrics), now).await.unwrap();
         let services = Services::load(store.clone()).await.unwrap();
+        let clients = Clients::load(store.clone(), &sessions, Arc::clone(&metrics), now).await.unwrap();
+        let saml = SamlProvider::load(store.clone(), now).await.unwrap();
+        let tunnel = TunnelFacts {
+            address: "access.example.com:443".parse().unwrap(),
+            key: key_of_node(&store).await.unwrap(),
+            devices: Devices::load(store.clone(), None).await.unwrap(),
+        };
         let key = store.secret("seal", || clock::random::<{ Seal::KEY_LEN }>().to_vec()).await.unwrap();
         let seal = Seal::new(&key).unwrap();
         let active = Arc::new(Active::new(config));
@@ -114,7 +124,9 @@ impl Node {
             active,
             store,
             sessions,
+            clients,
             services,
+            saml,
             tokens,
             seal,
             events,
@@ -132,7 +144,7 @@ impl Node {
         let (address, listener) = listen((Ipv4Addr::LOCALHOST, 0).into());
         let (dual_stack, dual_stack_listener) = listen((Ipv6Addr::UNSPECIFIED, 0).into());
         let shutdown = CancellationToken::new();
-        let portal = Arc::new(portal(&context));
+        let portal = Arc::new(Portal::new(Arc::clone(&context), tunnel));
         tokio::spawn(edge::serve(
             Arc::clone(&context),
             portal,
@@ -312,10 +324,6 @@ pub fn field<'a>(response: &'a str, name: &str) -> Option<&'a str> {
         let (found, value) = line.split_once(':')?;
         found.eq_ignore_ascii_case(name).then_some(value.trim())
     })
-}
-
-fn portal(context: &Arc<Context>) -> Portal {
-    Portal::new(Arc::clone(context))
 }
 
 fn configuration(dir: &Path, origin: SocketAddr, more: &str) -> String {

@@ -127,6 +127,100 @@ async fn contradictions_over_http2_are_refused() {
     assert!(node.origin.requests().iter().all(|request| request.body.is_empty()));
 }
 
+/// What the HTTP library refuses by itself, before there is a request.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_malformed_head_over_http2_ends_with_one_event() {
+    let node = Node::start().await;
+    let ann = node.log_in(WIKI).await;
+    let cookies = ann.cookies();
+    let good = [
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":path", "/"),
+        (":authority", WIKI),
+        ("cookie", &cookies),
+    ];
+    let with = |name: &'static str, value: &'static str| [&good[..], &[(name, value)]].concat();
+    let without = |name| good.into_iter().filter(|(other, _)| *other != name).collect::<Vec<_>>();
+    let hostile = [
+        with("X-Upper", "a"),
+        with("connection", "close"),
+        with("transfer-encoding", "chunked"),
+        with("te", "gzip"),
+        with(":path", "/other"),
+        with(":unknown", "a"),
+        without(":method"),
+        without(":scheme"),
+        [&[("x-first", "a")], &good[..]].concat(),
+        [&without(":path")[..], &[(":path", "/a b")]].concat(),
+    ];
+    assert_eq!(head_alone(&node, &good).await, None, "the control is answered");
+    node.wait_for_requests(1).await;
+    node.origin.clear();
+    let mut written = node.wait_for_events(1).await.len();
+    for head in hostile {
+        assert_eq!(head_alone(&node, &head).await, Some(1), "PROTOCOL_ERROR: {head:?}");
+        assert_eq!(node.origin.requests(), [], "{head:?}");
+        let events = node.wait_for_events(written + 1).await;
+        assert_eq!(events.len(), written + 1, "{head:?}");
+        assert_eq!(
+            (&events[written]["reason"], &events[written]["allowed"]),
+            (&"bad_request".into(), &false.into()),
+            "{head:?}"
+        );
+        written += 1;
+    }
+}
+
+/// Sends a request with this head on a connection of its own, and reads to the end of its stream: the code of
+/// a reset, or of the connection's end.
+async fn head_alone(node: &Node, head: &[(&str, &str)]) -> Option<u32> {
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    };
+    // Literals without indexing, RFC 7541 §6.2.2, with lengths of §5.1.
+    let mut block = Vec::new();
+    for (name, value) in head {
+        block.push(0);
+        for text in [name, value] {
+            match text.len().checked_sub(127) {
+                None => block.push(u8::try_from(text.len()).unwrap()),
+                Some(mut rest) => {
+                    block.push(127);
+                    while rest >= 128 {
+                        block.push(u8::try_from(rest % 128).unwrap() | 128);
+                        rest /= 128;
+                    }
+                    block.push(u8::try_from(rest).unwrap());
+                }
+            }
+            block.extend(text.bytes());
+        }
+    }
+    let mut stream = node.connect(WIKI, &["h2"]).await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice();
+    // HEADERS, the end of the head and of the stream.
+    let bytes = [preface, &frame(4, 0, 0, &[]), &frame(1, 4 | 1, 1, &block)].concat();
+    stream.write_all(&bytes).await.unwrap();
+    loop {
+        let mut head = [0; 9];
+        timeout(SOON, stream.read_exact(&mut head)).await.unwrap().unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; usize::try_from(length).unwrap()];
+        timeout(SOON, stream.read_exact(&mut payload)).await.unwrap().unwrap();
+        match (head[3], head[4], &head[5..]) {
+            // RST_STREAM and GOAWAY both end with a code.
+            (3, _, [0, 0, 0, 1]) | (7, ..) => {
+                return Some(u32::from_be_bytes(*payload.last_chunk().unwrap()));
+            }
+            // The end of a reply with a body; a refused one has none, and its reset follows.
+            (0, flags, [0, 0, 0, 1]) if flags & 1 == 1 => return None,
+            _ => {}
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn identity_in_trailers_is_taken_out_and_grpc_trailers_arrive() {
     let origin = grpc_origin().await;

@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use portcullis::gate::{self, FlowGrant, Leg, PeerAddress, RelayError, Standing, Usage};
+use portcullis::gate::{self, FlowGrant, Leg, PeerAddress, Placed, RelayError, Standing, Usage, Way};
 use portcullis_common::{DropReason, PassReason, Verdict};
 
 use crate::lab::ANSWER;
@@ -188,4 +188,51 @@ fn what_must_not_be_granted_is_not_let_through_either() {
     relay.revoke(session).unwrap();
     refused("over", good, |error| matches!(error, RelayError::Over));
     assert_eq!(relay.totals().unwrap().flows, 0, "none of them left anything");
+}
+
+/// What a daemon does that starts again and hears both ends bind anew, from where they were or from elsewhere.
+#[test]
+fn flows_of_an_earlier_process_are_placed_where_their_ends_are_now() {
+    let lab = RelayLab::new(Shape::OneInterface);
+    let (gate, relay) = lab.open();
+    let ends = lab.families()[0];
+    let before = lab.pair(&ends);
+    let session = relay.open_session(relay.identity("local:alice").unwrap(), HOUR).unwrap();
+    let grant = lab.connect(&relay, session, &ends, &before);
+    assert_eq!(before.passes_both(&ends, b"1", ANSWER), [true; 2]);
+    drop((gate, relay));
+    let (_gate, relay) = lab.open();
+    let at =
+        |grant: &FlowGrant, to_host| Placed { client: grant.client, connector: grant.connector, to_host };
+    assert_eq!(relay.placed(session), Some(at(&grant, false)));
+    assert_eq!(relay.place(&grant).unwrap(), Way::Gate);
+    assert_eq!(before.passes_both(&ends, b"2", ANSWER), [true; 2]);
+
+    let moved = lab.pair(&ends);
+    let after = moved.grant(session, &ends);
+    assert_eq!(relay.place(&after).unwrap(), Way::Gate);
+    assert_eq!(relay.placed(session), Some(at(&after, false)));
+    assert_eq!(moved.passes_both(&ends, b"3", ANSWER), [true; 2]);
+    assert!(!before.passes(&ends, Leg::Client, b"4", PATIENCE));
+    assert_eq!(relay.usage(session).unwrap().unwrap().map(|usage| usage.packets), [3; 2]);
+
+    // One end in the other family, and back: it stays with the node.
+    let node = Node::new(&lab);
+    let (mixed_ends, mixed) = mixed(&lab);
+    let across = mixed.grant(session, &mixed_ends);
+    assert_eq!(relay.place(&across).unwrap(), Way::Host);
+    assert_eq!(relay.placed(session), Some(at(&across, true)));
+    assert_eq!(node.hears_both(&mixed, &across), [true; 2]);
+    assert_eq!(relay.place(&after).unwrap(), Way::Host);
+    assert_eq!(node.hears_both(&moved, &after), [true; 2]);
+
+    let other = relay.open_session(relay.identity("local:bob").unwrap(), HOUR).unwrap();
+    let gone = relay.open_session(relay.identity("local:carol").unwrap(), HOUR).unwrap();
+    relay.revoke(gone).unwrap();
+    let ended = relay.revoke_all(&[session, gone, other]).unwrap();
+    let packets: Vec<_> =
+        ended.iter().map(|ended| (ended.session, ended.usage.map(|usage| usage.packets))).collect();
+    assert_eq!(packets, [(session, [5; 2]), (other, [0; 2])]);
+    assert_eq!((relay.placed(session), relay.usage(session).unwrap()), (None, None));
+    assert_eq!(node.hears_both(&moved, &after), [false; 2]);
 }

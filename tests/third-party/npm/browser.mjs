@@ -1,4 +1,4 @@
-// Headless Chromium through the login. Standard input: {"scenario", "port", "password", "pictures", "idp"?}.
+// Headless Chromium through the login. Standard input: {"scenario", "port", "password", "pictures", "idp"?, "device"?}.
 // Prints `ok` and what it saw, or fails with what it expected. Names lead to loopback by resolver rules, so the sites
 // are as different to the browser as they will be in the world.
 import { existsSync, mkdirSync, readFileSync } from 'node:fs';
@@ -18,7 +18,7 @@ const browser = await chromium.launch({
   executablePath,
   args: [
     '--no-sandbox',
-    '--host-resolver-rules=MAP *.example.com 127.0.0.1, MAP *.test 127.0.0.1, MAP localhost 127.0.0.1, MAP * ~NOTFOUND',
+    '--host-resolver-rules=MAP *.example.com 127.0.0.1, MAP *.test 127.0.0.1, MAP localhost 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1',
   ],
 });
 
@@ -192,6 +192,34 @@ const scenarios = {
     assert.equal(header(await seen(page), 'cf-access-authenticated-user-email'), 'ann@example.com');
   },
 
+  // `portcullis access login` has opened this page; its answer leads from the form to the client's own address.
+  async loopback() {
+    const page = await open({ javaScriptEnabled: false });
+    await page.goto(options.device.url);
+    await heading(page, 'Sign in');
+    await fillIn(page, 'ann');
+    await heading(page, 'Sign this device in?');
+    assert.match(await page.locator('dl').textContent(), /laptop.*127\.0\.0\.1.*ann@example\.com/s);
+    await page.getByRole('button', { name: 'Sign the device in' }).click();
+    await heading(page, 'You can close this page');
+    assert.ok(page.url().startsWith('http://127.0.0.1:'), page.url());
+  },
+
+  async device() {
+    const page = await open({ javaScriptEnabled: false });
+    await page.goto(options.device.url);
+    await fillIn(page, 'ann');
+    await heading(page, 'Sign a device in');
+    await page.getByLabel('Code').fill('BBBB-CCCC');
+    await page.getByRole('button', { name: 'Continue' }).click();
+    await page.getByRole('alert').waitFor();
+    await page.getByLabel('Code').fill(options.device.code.toLowerCase());
+    await page.getByRole('button', { name: 'Continue' }).click();
+    await heading(page, 'Sign this device in?');
+    await page.getByRole('button', { name: 'Sign the device in' }).click();
+    await heading(page, 'The device is signed in');
+  },
+
   // Every page, in every dress: axe-core finds nothing, nothing sticks out, and a picture is taken.
   async pages() {
     mkdirSync(options.pictures, { recursive: true });
@@ -232,6 +260,23 @@ const scenarios = {
         await fillIn(page, 'ann');
         await heading(page, 'Your applications');
         await look('launcher');
+        await page.goto(options.device.url);
+        await heading(page, 'Sign a device in');
+        await look('device-code');
+        await page.getByLabel('Code').fill('BBBB-CCCC');
+        await page.getByRole('button', { name: 'Continue' }).click();
+        await page.getByRole('alert').waitFor();
+        await look('device-wrong-code');
+        await page.getByLabel('Code').fill(options.device.code);
+        await page.getByRole('button', { name: 'Continue' }).click();
+        await heading(page, 'Sign this device in?');
+        await look('device-confirmation');
+        const challenge = 'E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM';
+        await page.goto(at(AUTH, '/cdn-cgi/access/cli/authorize?response_type=code&client_id=portcullis-access' +
+          `&redirect_uri=http://127.0.0.1:4000/callback&state=x&code_challenge=${challenge}&code_challenge_method=S256` +
+          `&dpop_jkt=${challenge}&device=${'a-rather-long-name-of-a-laptop-in-the-office-on-the-third-floor'}`));
+        await heading(page, 'Sign this device in?');
+        await look('client-confirmation');
         await page.goto(at(SHOP));
         await page.evaluate((url) => { location.href = url; }, at(AUTH, '/cdn-cgi/access/logout'));
         await heading(page, 'Sign out?');
@@ -245,6 +290,14 @@ const scenarios = {
         await page.context().close();
       }
     }
+    const page = await open({ colorScheme: 'dark' });
+    await page.goto(options.device.url);
+    await fillIn(page, 'ann');
+    await page.getByLabel('Code').fill(options.device.code);
+    await page.getByRole('button', { name: 'Continue' }).click();
+    await page.getByRole('button', { name: 'Cancel' }).click();
+    await heading(page, 'The device was not let in');
+    await page.screenshot({ path: `${options.pictures}/device-declined.png` });
   },
 };
 

@@ -35,7 +35,12 @@ const TEST: &[Tool] = &[
     tool(&["chromium", "--version"], "chromium"),
     tool(&["chromedriver", "--version"], "chromium-driver"),
     tool(&["python3", "--version"], "python3"),
+    tool(&["/usr/bin/python3", "-c", "import onelogin.saml2"], "python3-onelogin-saml2"),
+    tool(&["xmlsec1", "--version"], "xmlsec1"),
+    tool(&["xmllint", "--version"], "libxml2-utils"),
     tool(&["tcpdump", "--version"], "tcpdump"),
+    tool(&["ssh", "-V"], "openssh-client"),
+    tool(&["sshd", "-V"], "openssh-server"),
     tool(&["iperf3", "--version"], "iperf3"),
 ];
 

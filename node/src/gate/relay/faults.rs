@@ -11,7 +11,7 @@ use portcullis_common::{Address, Family, Flow, SipKey};
 use super::hops::HopKey;
 use super::maps::RelayMaps;
 use super::state::State;
-use super::{FlowGrant, Leg, Network, Resolved, SessionRef};
+use super::{FlowGrant, Leg, Network, Relay, Resolved, SessionRef};
 use crate::gate::{GateError, PeerAddress};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -140,6 +140,18 @@ impl Network for Flat {
         let hop = Hop { ifindex: 1, mtu: 1500, ..Hop::default() };
         Ok(Ok((HopKey { interface: 1, neighbour: to }, hop)))
     }
+}
+
+/// A relay that keeps its maps in memory, for tests of those who use one: what it lets through passes nowhere. With the
+/// second part nothing can be revoked while it is true.
+pub(crate) fn in_memory(served: Vec<u16>) -> (Relay, impl Fn(bool)) {
+    let maps = Shared::default();
+    let state = State::adopt(Box::new(maps.clone()), Box::new(Flat), served, 0).unwrap();
+    let break_it = move |broken: bool| {
+        let writes = [Write::Session, Write::Epoch, Write::Take];
+        maps.memory().failing = writes.into_iter().filter(|_| broken).collect();
+    };
+    (Relay { state: Arc::new(Mutex::new(state)), watch: Arc::default() }, break_it)
 }
 
 struct World {

@@ -4,7 +4,7 @@
 //! 2. [`Relay::open_session`]: an index, a generation that no session has had there, an expiry.
 //! 3. [`Relay::install`]: once both ends have proved where they are, one flow entry for each direction;
 //!    [`Relay::replace_leg`] when one of them has moved. What the gate cannot carry by itself,
-//!    [`Relay::install_to_host`] lets through to the node's own socket.
+//!    [`Relay::install_to_host`] lets through to the node's own socket. [`Relay::place`] does whichever it takes.
 //! 4. [`Relay::revoke`], [`Relay::revoke_identity`], or [`Relay::expire`] some time after the kernel has.
 //!
 //! A [`FlowGrant`] is the only way in. What a false accept costs: somebody's encrypted packets are sent to an address that
@@ -39,6 +39,8 @@ use routing::{Changes, Routing};
 use sessions::{Direction, Onward};
 use state::State;
 
+#[cfg(test)]
+pub(crate) use faults::in_memory;
 pub use flows::{FlowStatus, SessionStatus, Standing, flows};
 pub use hops::Detour;
 pub use routing::keep_neighbour;
@@ -82,6 +84,23 @@ impl Leg {
 pub struct Usage {
     pub packets: u64,
     pub bytes: u64,
+}
+
+/// Where a session's packets come from, and who sends them on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    pub client: PeerAddress,
+    pub connector: PeerAddress,
+    /// The node's own socket, rather than the gate.
+    pub to_host: bool,
+}
+
+/// Who sends a session's packets on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Gate,
+    /// The node's own socket gets them.
+    Host,
 }
 
 /// A session that is no more.
@@ -211,6 +230,33 @@ impl Relay {
         self.resolving(|state| state.replace_leg(leg, &old.flow(), grant, monotonic()))
     }
 
+    /// Makes the session's flows be what the grant says, whatever they were, an earlier process's included: in the gate
+    /// where they can be, and to the node's own socket otherwise. What once goes to the node's socket stays there.
+    ///
+    /// # Errors
+    ///
+    /// Any of [`RelayError`] but [`RelayError::Detour`]. The session is where it was, or, where the maps failed half
+    /// way, over.
+    pub fn place(&self, grant: &FlowGrant) -> Result<Way, RelayError> {
+        let placed = match self.placed(grant.session) {
+            None => self.install(grant),
+            Some(placed) if placed.to_host => return self.install_to_host(grant).map(|()| Way::Host),
+            Some(placed) => {
+                let halfway = FlowGrant { connector: placed.connector, ..*grant };
+                self.replace_leg(Leg::Client, placed.client, &halfway)
+                    .and_then(|()| self.replace_leg(Leg::Connector, placed.connector, grant))
+            }
+        };
+        match placed {
+            Ok(()) => Ok(Way::Gate),
+            Err(RelayError::Detour(detour)) => {
+                tracing::debug!(%detour, session = ?grant.session, "a session takes the way through the node");
+                self.install_to_host(grant).map(|()| Way::Host)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Ends a session. When this returns without an error, no CPU lets a packet of it through any more. `None`: it was
     /// over already.
     ///
@@ -219,6 +265,15 @@ impl Relay {
     /// When the maps can neither be told that it is over nor be rid of its flows, or no CPU can be waited for.
     pub fn revoke(&self, session: SessionRef) -> Result<Option<Ended>, GateError> {
         self.state().revoke(session, monotonic())
+    }
+
+    /// Ends sessions, as [`revoke`](Self::revoke) does one, and waits for the CPUs once. Those that were over are left out.
+    ///
+    /// # Errors
+    ///
+    /// As of [`revoke`](Self::revoke), for any of them; the others are ended.
+    pub fn revoke_all(&self, sessions: &[SessionRef]) -> Result<Vec<Ended>, GateError> {
+        self.state().revoke_all(sessions, monotonic())
     }
 
     /// Ends all sessions of the person, those included that were granted meanwhile on an [`IdentityRef`] of before.
@@ -242,9 +297,23 @@ impl Relay {
         self.state().expire(monotonic())
     }
 
-    /// The sessions that are not over, with those of an earlier process.
+    /// The sessions that are not over, with those of an earlier process, and the index of each one's person.
     pub fn sessions(&self) -> Vec<(SessionRef, u32)> {
         self.state().sessions()
+    }
+
+    /// Where the session passes now; nothing where it has no flows or is over.
+    pub fn placed(&self, session: SessionRef) -> Option<Placed> {
+        self.state().placed_at(session)
+    }
+
+    /// What the session has carried so far, by the end that sent it; nothing where it is over.
+    ///
+    /// # Errors
+    ///
+    /// When the maps cannot be read.
+    pub fn usage(&self, session: SessionRef) -> Result<Option<[Usage; 2]>, GateError> {
+        self.state().usage(session)
     }
 
     /// # Errors

@@ -15,7 +15,7 @@ use portcullis_common::layout::{FlowEntry, Hop, IDENTITIES, SESSIONS, Session};
 use super::hops::{Detour, HopKey, HopTable};
 use super::maps::RelayMaps;
 use super::sessions::{Direction, Live, Onward, SessionTable};
-use super::{Ended, FlowGrant, IdentityRef};
+use super::{Ended, FlowGrant, IdentityRef, Placed};
 use super::{Keeper, Leg, Network, RelayError, RelayTotals, Resolved, SessionRef, Usage, entry};
 use crate::gate::{GateError, PeerAddress};
 
@@ -305,6 +305,17 @@ impl State {
         Ok(Some(ended))
     }
 
+    pub(super) fn revoke_all(&mut self, sessions: &[SessionRef], now: u64) -> Result<Vec<Ended>, GateError> {
+        let live = |session: &&SessionRef| {
+            self.table.get(session.index, session.generation).is_some_and(|live| !live.is_ended)
+        };
+        let live: Vec<_> = sessions.iter().filter(live).copied().collect();
+        let ended = self.cut_all(live, now);
+        // Also for those that were ended before, and not waited for.
+        self.maps.barrier()?;
+        ended
+    }
+
     pub(super) fn revoke_identity(&mut self, identity: u32, now: u64) -> Result<Vec<Ended>, GateError> {
         let stored = self.next_epoch(identity);
         if let Err(error) = &stored {
@@ -429,6 +440,29 @@ impl State {
     pub(super) fn sessions(&self) -> Vec<(SessionRef, u32)> {
         let live = self.table.iter().filter(|(_, live)| !live.is_ended);
         live.map(|(index, live)| (SessionRef { index, generation: live.generation }, live.identity)).collect()
+    }
+
+    pub(super) fn placed_at(&self, session: SessionRef) -> Option<Placed> {
+        let live = self.table.get(session.index, session.generation).filter(|live| !live.is_ended)?;
+        let [Some(client), Some(connector)] = live.directions else { return None };
+        Some(Placed {
+            client: PeerAddress::of(&client.input),
+            connector: PeerAddress::of(&connector.input),
+            to_host: client.onward.is_none(),
+        })
+    }
+
+    pub(super) fn usage(&self, session: SessionRef) -> Result<Option<[Usage; 2]>, GateError> {
+        let live = self.table.get(session.index, session.generation).filter(|live| !live.is_ended);
+        let Some(live) = live else { return Ok(None) };
+        let mut usage = [Usage::default(); 2];
+        for (place, direction) in usage.iter_mut().zip(live.directions) {
+            let Some(direction) = direction else { continue };
+            if let Some(entry) = self.maps.flow(&direction.input)? {
+                *place = Usage { packets: entry.packets, bytes: entry.bytes };
+            }
+        }
+        Ok(Some(usage))
     }
 
     pub(super) fn totals(&self) -> Result<RelayTotals, GateError> {

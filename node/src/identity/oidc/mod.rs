@@ -18,8 +18,8 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use openidconnect::core::{
-    CoreAuthenticationFlow, CoreClient, CoreClientAuthMethod, CoreErrorResponseType, CoreIdToken,
-    CoreIdTokenVerifier, CoreJwsSigningAlgorithm, CoreTokenResponse,
+    CoreAuthPrompt, CoreAuthenticationFlow, CoreClient, CoreClientAuthMethod, CoreErrorResponseType,
+    CoreIdToken, CoreIdTokenVerifier, CoreJwsSigningAlgorithm, CoreTokenResponse,
 };
 use openidconnect::{
     AccessToken, AccessTokenHash, AuthType, AuthorizationCode, ClaimsVerificationError, ClientId,
@@ -137,8 +137,9 @@ impl OidcProvider {
     }
 
     /// The address of the provider's login page for an attempt named `attempt`, and what must be kept meanwhile.
-    /// The state that comes back is `attempt`, a dot and a secret.
-    pub async fn start(&self, attempt: &str) -> Result<(String, Secrets), LoginError> {
+    /// The state that comes back is `attempt`, a dot and a secret. With `fresh`, a login that the provider remembers does
+    /// not do.
+    pub async fn start(&self, attempt: &str, fresh: bool) -> Result<(String, Secrets), LoginError> {
         let metadata = self.directory.metadata(&self.http).await?;
         if !fetch::is_protected(metadata.authorization_endpoint().url()) {
             return Err(LoginError::Unavailable("the authorization endpoint is not https".to_owned()));
@@ -148,12 +149,15 @@ impl OidcProvider {
             Secrets { state: format!("{attempt}.{}", secret()), nonce: secret(), verifier: secret() };
         let (state, nonce) = (CsrfToken::new(secrets.state.clone()), Nonce::new(secrets.nonce.clone()));
         let verifier = PkceCodeVerifier::new(secrets.verifier.clone());
-        let (url, _, _) = self
-            .client(&metadata)
+        let client = self.client(&metadata);
+        let mut request = client
             .authorize_url(CoreAuthenticationFlow::AuthorizationCode, move || state, move || nonce)
             .add_scopes(self.scopes.iter().cloned())
-            .set_pkce_challenge(PkceCodeChallenge::from_code_verifier_sha256(&verifier))
-            .url();
+            .set_pkce_challenge(PkceCodeChallenge::from_code_verifier_sha256(&verifier));
+        if fresh {
+            request = request.add_prompt(CoreAuthPrompt::Login);
+        }
+        let (url, _, _) = request.url();
         Ok((url.into(), secrets))
     }
 

@@ -3,6 +3,7 @@
 //! Every text that comes from outside is escaped by the templates. Nothing is loaded from anywhere but the node.
 
 mod connect;
+mod post;
 mod words;
 
 use std::sync::LazyLock;
@@ -13,9 +14,10 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 
-use crate::flow::{Host, RayId, Reason};
+use crate::flow::{Application, Host, RayId, Reason};
 
 pub use self::connect::{ConnectFacts, connect};
+pub(super) use self::post::{AutoPost, auto_post, form_target};
 use self::words::words;
 
 /// The one stylesheet, part of every page so that a page needs nothing else, wherever it is shown.
@@ -160,6 +162,28 @@ pub(super) struct MessagePage<'a> {
     pub(super) onward: Option<&'a str>,
 }
 
+/// Whether a device may come in.
+#[derive(Template)]
+#[template(path = "confirm.html")]
+pub(super) struct ConfirmPage<'a> {
+    pub(super) frame: Frame<'a>,
+    pub(super) facts: &'a [(&'a str, &'a str)],
+    /// The device is somewhere else.
+    pub(super) remote: bool,
+    pub(super) ticket: String,
+}
+
+/// The form for the code that a device shows.
+#[derive(Template)]
+#[template(path = "code.html")]
+pub(super) struct CodePage<'a> {
+    pub(super) frame: Frame<'a>,
+    pub(super) person: &'a str,
+    pub(super) action: &'a str,
+    pub(super) problem: Option<&'a str>,
+    pub(super) ticket: String,
+}
+
 pub(super) struct Confirm<'a> {
     pub(super) ticket: String,
     pub(super) label: &'a str,
@@ -203,6 +227,20 @@ pub(super) fn json(status: StatusCode, body: String) -> Response<Bytes> {
     reply(status, "application/json", body.into())
 }
 
+/// Names the application to clients that have followed redirects to the end (`cloudflared access`).
+pub(crate) fn name_application(headers: &mut HeaderMap, host: &Host, application: &Application) {
+    for (name, value) in [("cf-access-domain", host.as_str()), ("cf-access-aud", application.aud.as_str())] {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+}
+
+/// A document for programs.
+pub(super) fn document(kind: &'static str, body: String) -> Response<Bytes> {
+    reply(StatusCode::OK, kind, body.into())
+}
+
 /// The mark of the node, for browser tabs.
 pub(super) fn icon() -> Response<Bytes> {
     let mut response = reply(StatusCode::OK, "image/svg+xml", Bytes::from_static(ICON.as_bytes()));
@@ -244,11 +282,13 @@ fn reply(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Bytes>
     response
 }
 
+/// What the policy of every page calls the one stylesheet.
+static STYLE_HASH: LazyLock<String> = LazyLock::new(|| {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, STYLE.as_bytes());
+    base64::engine::general_purpose::STANDARD.encode(digest)
+});
+
 fn content_security_policy(form_targets: &[String]) -> String {
-    static STYLE_HASH: LazyLock<String> = LazyLock::new(|| {
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, STYLE.as_bytes());
-        base64::engine::general_purpose::STANDARD.encode(digest)
-    });
     let targets: String = form_targets.iter().map(|target| format!(" {target}")).collect();
     format!(
         "default-src 'none'; style-src 'sha256-{}'; img-src 'self'; form-action 'self'{targets}; \

@@ -74,10 +74,20 @@ pub(super) const fn words(reason: Reason) -> Words {
             "Signing in is not possible at the moment. Whoever is already signed in is not affected.",
             "Try again in a minute.",
         ),
+        Reason::Declined => (
+            "The device was not let in",
+            "Whoever was asked about it said no.",
+            "Start again on the device if that was a mistake.",
+        ),
         Reason::BadState => (
             "Sign-in was not completed",
             "This sign-in was started in another browser, is too old, or was already used.",
             "Start again, and allow cookies for this site.",
+        ),
+        Reason::NoSshUser => (
+            "No user of that host is open to you",
+            "You are signed in and let in, but no UNIX user of this application is open to you.",
+            ASK,
         ),
         Reason::ConnectorGone => (
             "The application cannot be reached",

@@ -1,6 +1,8 @@
 //! The portal as browsers meet it, without sockets: every answer goes through a cookie jar that keeps a browser's
 //! rules.
 
+mod cli;
+mod elsewhere;
 mod hand_over;
 mod local;
 mod logout;

@@ -8,7 +8,8 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
 use tokio::sync::watch;
 
-use super::super::{Portal, Visit};
+use super::super::{Portal, TunnelFacts, Visit};
+use crate::clients::Clients;
 use crate::clock;
 use crate::config::{Active, Config};
 use crate::context::Context;
@@ -18,10 +19,13 @@ use crate::flow::{Host, Path, SessionId};
 use crate::identity::password;
 use crate::identity::service::Services;
 use crate::metrics::Metrics;
+use crate::saas::saml::SamlProvider;
 use crate::seal::Seal;
 use crate::session::Sessions;
 use crate::store::{EventFilter, Store, User};
 use crate::token::{Kind, Tokens};
+use crate::tunnel::Devices;
+use crate::tunnel::enrolment::key_of_node;
 
 pub(super) const AUTH: &str = "access.example.com";
 pub(super) const WIKI: &str = "wiki.example.com";
@@ -105,12 +109,21 @@ impl World {
         let metrics = Arc::new(Metrics::new().unwrap());
         let settings =
             EventSettings { file: None, retention: std::time::Duration::from_secs(3600), max_size: 1 << 20 };
+        let sessions = Sessions::load(store.clone(), Arc::clone(&metrics), clock::now()).await.unwrap();
+        let clients = Clients::load(store.clone(), &sessions, Arc::clone(&metrics), clock::now()).await;
+        let facts = TunnelFacts {
+            address: "access.example.com:443".parse().unwrap(),
+            key: key_of_node(&store).await.unwrap(),
+            devices: Devices::load(store.clone(), None).await.unwrap(),
+        };
         let context = Arc::new(Context {
             active,
             store: store.clone(),
-            sessions: Sessions::load(store.clone(), Arc::clone(&metrics), clock::now()).await.unwrap(),
+            sessions,
+            clients: clients.unwrap(),
             services: Services::load(store.clone()).await.unwrap(),
             tokens: Tokens::load(store.clone(), &authority, clock::now()).await.unwrap(),
+            saml: SamlProvider::load(store.clone(), clock::now()).await.unwrap(),
             seal: Seal::new(&[7; 32]).unwrap(),
             events: Events::start(settings, store, Arc::clone(&metrics)).unwrap(),
             carried: crate::tunnel::carrier::Carried::new(None, &metrics),
@@ -118,7 +131,7 @@ impl World {
             tunnels: Arc::default(),
             recent: crate::recent::Recent::default(),
         });
-        Self { portal: Portal::new(Arc::clone(&context)), context, reload, _directory: directory }
+        Self { portal: Portal::new(Arc::clone(&context), facts), context, reload, _directory: directory }
     }
 
     /// Every event so far, as `action allowed reason user`.

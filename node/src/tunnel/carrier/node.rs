@@ -5,7 +5,8 @@
 //! address; what is said to people and what is counted against a network is the address of the TCP connection.
 //!
 //! What comes by a stream is judged by the gate's own function before anything sees it. Its budgets are its own,
-//! so that strangers on TCP take nothing from those on UDP.
+//! so that strangers on TCP take nothing from those on UDP. Sessions have no legs on streams, so that a bind is dropped:
+//! the kernel could send nothing to where it comes from.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,6 +30,7 @@ use crate::places::{Full, Limits, Place, Places};
 
 use super::QUEUE;
 use super::pump::{Ended, carry};
+use crate::tunnel::relay::wire::is_request;
 
 /// The discard prefix.
 const PREFIX: [u16; 4] = [0x100, 0, 0, 0];
@@ -194,6 +196,9 @@ impl Stream {
         let inner = &self.carried.0;
         let local = inner.read().local;
         let take = |datagram: Bytes| {
+            if is_request(&datagram) {
+                return None;
+            }
             if let (Some(gate), Some(local)) = (&inner.gate, local) {
                 let passes = gate.admit(at_gate, local, &datagram).is_pass();
                 if !passes && gate.enforces() {

@@ -100,6 +100,8 @@ pub struct Route {
 pub struct Connected {
     pub endpoint: Endpoint,
     pub connection: Connection,
+    /// What carries it now, or will as soon as it has moved.
+    pub carrier: watch::Receiver<Carrier>,
     _follows: DropGuard,
 }
 
@@ -146,23 +148,6 @@ impl Route {
             tokio::spawn(try_again(Arc::downgrade(&route), route.carrier.subscribe()));
         }
         route
-    }
-
-    /// What carries now. A change moves the connections of [`Self::connect`] by itself; whoever has a
-    /// [`socket`](Self::socket) takes another one.
-    pub fn carrier(&self) -> watch::Receiver<Carrier> {
-        self.carrier.subscribe()
-    }
-
-    /// A socket of its own to the node, over what carries now: for a leg of a session.
-    ///
-    /// # Errors
-    /// When there is none to be had.
-    pub async fn socket(&self) -> Result<Arc<dyn AsyncUdpSocket>, DialError> {
-        match self.now() {
-            Carrier::Udp => Ok(self.udp_socket()?),
-            Carrier::Tcp => Ok(Arc::new(self.stream().await?)),
-        }
     }
 
     /// Dials, over UDP and then over TCP too, or over TCP where that carried last.
@@ -268,7 +253,8 @@ impl Route {
                 let _ = ended.run_until_cancelled(route.keep_going(dialled)).await;
             });
         }
-        Connected { endpoint, connection, _follows: ends.drop_guard() }
+        let carrier = self.carrier.subscribe();
+        Connected { endpoint, connection, carrier, _follows: ends.drop_guard() }
     }
 
     /// Keeps a connection on a carrier that carries, until it ends.

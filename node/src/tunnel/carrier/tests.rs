@@ -18,6 +18,7 @@ use super::socket::CarriedSocket;
 use super::{Carried, Ended, QUEUE, is_stream};
 use crate::metrics::Metrics;
 use crate::places::Full;
+use crate::tunnel::relay::wire::{REQUEST_LEN, is_request};
 
 const NODE: &str = "192.0.2.1:443";
 
@@ -130,6 +131,19 @@ async fn datagrams_go_both_ways_and_batches_are_taken_apart() {
     let _other = world.carried.take("203.0.113.1".parse().unwrap(), false).unwrap();
     assert_eq!(world.carried.real(peer), peer.ip());
     world.socket.try_send(&to(peer, b"late", None)).unwrap();
+}
+
+#[tokio::test]
+async fn no_session_has_a_leg_on_a_stream() {
+    let world = World::new(None);
+    let client = CarriedSocket::new(address(NODE), world.open(), ());
+    let binds: Vec<_> = (0..=u8::MAX).map(|first| [first; REQUEST_LEN]).filter(|it| is_request(it)).collect();
+    assert!(!binds.is_empty());
+    for bind in &binds {
+        client.try_send(&to(address(NODE), bind, None)).unwrap();
+    }
+    client.try_send(&to(address(NODE), b"QUIC", None)).unwrap();
+    assert_eq!(receive(&*world.socket).await.1, b"QUIC");
 }
 
 #[tokio::test]

@@ -10,13 +10,13 @@ const CAP: Duration = Duration::from_secs(30);
 const GOOD_AFTER: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
-pub(super) struct Backoff {
+pub(in super::super) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
     /// How long to wait now: half to all of the present step, by `random`.
-    pub(super) fn next(&mut self, random: u64) -> Duration {
+    pub(in super::super) fn next(&mut self, random: u64) -> Duration {
         let step = FIRST.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX)).min(CAP);
         self.failures = (self.failures + 1).min(16);
         let half = step / 2;
@@ -25,7 +25,7 @@ impl Backoff {
     }
 
     /// A connection has ended that was in service for so long.
-    pub(super) fn served(&mut self, time: Duration) {
+    pub(in super::super) fn served(&mut self, time: Duration) {
         if time >= GOOD_AFTER {
             self.failures = 0;
         }

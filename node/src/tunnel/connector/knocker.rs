@@ -12,14 +12,14 @@ use super::super::wire::DeviceSecret;
 use super::state::{Credentials, State};
 
 /// What a connector knocks with, and where that is kept.
-pub(super) struct Knocker {
+pub(in super::super) struct Knocker {
     device: Mutex<Option<DeviceSecret>>,
     kept: Option<(State, Credentials)>,
 }
 
 impl Knocker {
     /// Knocks as `device` and keeps nothing.
-    pub(super) const fn of(device: Option<DeviceSecret>) -> Self {
+    pub(in super::super) const fn of(device: Option<DeviceSecret>) -> Self {
         Self { device: Mutex::new(device), kept: None }
     }
 
@@ -30,7 +30,7 @@ impl Knocker {
 
     /// `client`, with a knock for one attempt: QUIC knows a connection by it for its whole life, so no two may share
     /// one. Dated by the clock of this machine, which must be right within ten minutes.
-    pub(super) fn knocking(&self, client: &ClientConfig) -> ClientConfig {
+    pub(in super::super) fn knocking(&self, client: &ClientConfig) -> ClientConfig {
         let mut client = client.clone();
         if let Some(device) = &*self.device() {
             let keys = device.keys();
@@ -44,7 +44,7 @@ impl Knocker {
     }
 
     /// The node says what to knock with from now on.
-    pub(super) fn adopt(&self, told: DeviceSecret) {
+    pub(in super::super) fn adopt(&self, told: DeviceSecret) {
         let mut device = self.device();
         if device.as_ref() == Some(&told) {
             return;

@@ -1,37 +1,39 @@
 //! One connection of a connector to a node.
 
-use std::collections::BTreeSet;
-use std::io;
-use std::net::SocketAddr;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{ClientConfig, Connection, ConnectionError, RecvStream, SendStream, VarInt};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use super::super::carrier::{Connected, DialError, Routes, Web};
+use super::super::carrier::{Carrier, Connected, Routes, Web};
 use super::super::control::{self, ControlError, FrameReader};
 use super::super::dial::dial;
 use super::super::pipe::pipe;
+use super::super::reach::{ReachError, reach};
+use super::super::relay::SessionRef;
 use super::super::session::{ConnectorAction, ConnectorInput, ConnectorSession, Credential};
 use super::super::wire::{
-    Authority, CloseCode, ConnectorName, DeviceSecret, NodeFrame, OpenReply, OpenRequest, Refusal, StreamCode,
+    Authority, CloseCode, ConnectorName, Decline, DeviceSecret, NodeFrame, Offer, OpenReply, OpenRequest,
+    Refusal, StreamCode,
 };
 use super::knocker::Knocker;
 use super::origins::{Origins, permits};
-
-/// Addresses of one node that are tried in one attempt.
-const MAX_ADDRESSES: usize = 8;
+use super::sessions::Sessions;
 
 /// The node gets so long to name the origin of a stream that it has opened.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The node gets so long to answer an enrolment in full.
 const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Ends of sessions that wait to be told to the node.
+const ENDED_QUEUE: usize = 64;
 
 /// Running streams get so long to end when the connector stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -42,14 +44,10 @@ const PARTING_TIMEOUT: Duration = Duration::from_secs(2);
 /// Why there is no connection, or none any more.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LinkError {
-    #[error("its name has no address")]
-    NoAddress,
-    #[error("its name cannot be resolved: {0}")]
-    Resolve(io::Error),
+    #[error(transparent)]
+    Reach(#[from] ReachError),
     #[error("it does not answer")]
     Timeout,
-    #[error("it has another key than this connector was enrolled with")]
-    WrongNode,
     #[error(transparent)]
     Refused(Refusal),
     #[error("it broke the protocol")]
@@ -58,28 +56,13 @@ pub(super) enum LinkError {
     Control(#[from] ControlError),
     #[error(transparent)]
     Connection(#[from] ConnectionError),
-    #[error(transparent)]
-    Dial(DialError),
     #[error("the connector stops")]
     Shutdown,
 }
 
 impl LinkError {
     pub(super) const fn is_wrong_node(&self) -> bool {
-        matches!(self, Self::WrongNode)
-    }
-}
-
-impl From<DialError> for LinkError {
-    fn from(error: DialError) -> Self {
-        match error {
-            DialError::Timeout => Self::Timeout,
-            DialError::Connection(ConnectionError::TransportError(error)) if is_our_refusal(&error) => {
-                Self::WrongNode
-            }
-            DialError::Connection(error) => error.into(),
-            other => Self::Dial(other),
-        }
+        matches!(self, Self::Reach(ReachError::WrongNode))
     }
 }
 
@@ -88,6 +71,8 @@ pub(super) struct Dialer {
     allow: Option<BTreeSet<Authority>>,
     knocker: Arc<Knocker>,
     routes: Routes,
+    /// Absent where a connection is for enrolment only.
+    sessions: Option<Arc<Sessions>>,
 }
 
 impl Dialer {
@@ -97,10 +82,12 @@ impl Dialer {
         web: Option<Web>,
         allow: Option<BTreeSet<Authority>>,
         knocker: Knocker,
+        sessions: Option<Arc<Sessions>>,
     ) -> Self {
         let knocker = Arc::new(knocker);
         let knocking = Arc::clone(&knocker);
-        Self { allow, knocker, routes: Routes::new(web, Arc::new(move || knocking.knocking(&client))) }
+        let routes = Routes::new(web, Arc::new(move || knocking.knocking(&client)));
+        Self { allow, knocker, routes, sessions }
     }
 
     /// Says who this connector is, and comes back with the name that the node knows it by and what to knock with
@@ -113,7 +100,7 @@ impl Dialer {
         let connected = self.connect(node, 0).await?;
         let Connected { endpoint, connection, .. } = &connected;
         let introduced = timeout(INTRODUCTION_TIMEOUT, async {
-            let mut link = Link::open(connection, credential, self.allow.clone()).await?;
+            let mut link = Link::open(connection, credential, self.allow.clone(), None).await?;
             let mut welcomed = None;
             loop {
                 match (link.step(connection, None).await?, &welcomed) {
@@ -144,7 +131,11 @@ impl Dialer {
         };
         let Connected { endpoint, connection, .. } = &connected;
         let since = Instant::now();
-        let mut link = Link::open(connection, Credential::Key, self.allow.clone()).await?;
+        let private = self.sessions.clone().map(|sessions| {
+            let (tell_ended, ended) = mpsc::channel(ENDED_QUEUE);
+            Private { sessions, node: node.clone(), carrier: connected.carrier.clone(), ended, tell_ended }
+        });
+        let mut link = Link::open(connection, Credential::Key, self.allow.clone(), private).await?;
         let ended = loop {
             match link.step(connection, Some(shutdown)).await {
                 Ok(Some(Milestone::Welcome(connector))) => {
@@ -174,35 +165,8 @@ impl Dialer {
 
     /// Tries the addresses of `node`, beginning with another one for each slot.
     async fn connect(&self, node: &Authority, slot: usize) -> Result<Connected, LinkError> {
-        let mut addresses: Vec<SocketAddr> = tokio::net::lookup_host((node.host(), node.port()))
-            .await
-            .map_err(LinkError::Resolve)?
-            .take(MAX_ADDRESSES)
-            .collect();
-        if addresses.is_empty() {
-            return Err(LinkError::NoAddress);
-        }
-        let first = slot % addresses.len();
-        addresses.rotate_left(first);
-        let mut last = LinkError::NoAddress;
-        for address in addresses {
-            match self.routes.to(address).connect().await.map_err(LinkError::from) {
-                Ok(connected) => return Ok(connected),
-                Err(error) => {
-                    debug!(%node, %address, %error, "no connection");
-                    last = error;
-                }
-            }
-        }
-        Err(last)
+        Ok(reach(node, slot, &self.routes).await?)
     }
-}
-
-/// Whether the handshake failed because we did not accept the node's certificate: the error is ours (it has no frame
-/// of the peer's) and carries the TLS alert for it (RFC 9001 §4.8).
-fn is_our_refusal(error: &quinn_proto::TransportError) -> bool {
-    const ACCESS_DENIED: u8 = 49;
-    error.code == quinn_proto::TransportErrorCode::crypto(ACCESS_DENIED)
 }
 
 enum Milestone {
@@ -221,6 +185,30 @@ struct Link {
     streams: TaskTracker,
     serving: Arc<Serving>,
     drain_until: Option<Instant>,
+    private: Option<Private>,
+}
+
+/// The private sessions that come over a connection.
+struct Private {
+    sessions: Arc<Sessions>,
+    /// As it is called in the state, whatever its address.
+    node: Authority,
+    /// What carries the connection.
+    carrier: watch::Receiver<Carrier>,
+    /// Sessions of this connection that have ended at this end.
+    ended: mpsc::Receiver<SessionRef>,
+    tell_ended: mpsc::Sender<SessionRef>,
+}
+
+impl Private {
+    /// Takes a session, unless there is no way for its leg: legs go by UDP only.
+    fn answer(&self, connection: &Connection, offer: Offer) -> Result<(), Decline> {
+        if *self.carrier.borrow() == Carrier::Tcp {
+            warn!(node = %self.node, "a private session is declined: they need UDP to the node, which brings nothing");
+            return Err(Decline::NoSocket);
+        }
+        self.sessions.offer(&self.node, connection, offer, self.tell_ended.clone())
+    }
 }
 
 /// What every origin stream looks at.
@@ -234,6 +222,7 @@ impl Link {
         connection: &Connection,
         credential: Credential,
         allow: Option<BTreeSet<Authority>>,
+        private: Option<Private>,
     ) -> Result<Self, LinkError> {
         let (mut send, recv) = connection.open_bi().await?;
         let (session, opening) = ConnectorSession::new(credential, Duration::ZERO);
@@ -247,6 +236,7 @@ impl Link {
             streams: TaskTracker::new(),
             serving: Arc::new(Serving { allow, draining: CancellationToken::new() }),
             drain_until: None,
+            private,
         })
     }
 
@@ -257,6 +247,7 @@ impl Link {
         shutdown: Option<&CancellationToken>,
     ) -> Result<Option<Milestone>, LinkError> {
         let deadline = self.session.deadline();
+        let sessions = self.private.as_ref().map(|private| Arc::clone(&private.sessions));
         let input = tokio::select! {
             frame = self.reader.next::<NodeFrame>() => match frame {
                 Ok(Some(frame)) => ConnectorInput::Frame(frame),
@@ -277,19 +268,34 @@ impl Link {
                 self.drain_until = Some(Instant::now() + DRAIN_TIMEOUT);
                 self.serving.draining.cancel();
                 self.streams.close();
+                if let Some(private) = &self.private {
+                    private.sessions.drain();
+                }
                 ConnectorInput::Drain
             }
-            () = drained(&self.streams, self.drain_until) => return Err(LinkError::Shutdown),
+            session = ended(self.private.as_mut()) => ConnectorInput::SessionEnded(session),
+            () = drained(&self.streams, sessions, self.drain_until) => return Err(LinkError::Shutdown),
         };
-        self.perform(input).await
+        self.perform(connection, input).await
     }
 
-    async fn perform(&mut self, input: ConnectorInput) -> Result<Option<Milestone>, LinkError> {
+    async fn perform(
+        &mut self,
+        connection: &Connection,
+        input: ConnectorInput,
+    ) -> Result<Option<Milestone>, LinkError> {
         let mut milestone = None;
-        for action in self.session.handle(input, self.began.elapsed()) {
+        let mut actions = VecDeque::from(self.session.handle(input, self.began.elapsed()));
+        while let Some(action) = actions.pop_front() {
             match action {
                 ConnectorAction::Send(frame) => control::send(&mut self.send, &frame).await?,
-                ConnectorAction::Welcome(name) => milestone = Some(Milestone::Welcome(name)),
+                ConnectorAction::Welcome(name) => {
+                    milestone = Some(Milestone::Welcome(name));
+                    if self.private.is_some() {
+                        let takes = ConnectorInput::TakesSessions;
+                        actions.extend(self.session.handle(takes, self.began.elapsed()));
+                    }
+                }
                 ConnectorAction::Device(device) => milestone = Some(Milestone::Device(device)),
                 ConnectorAction::NodeDrains => milestone = Some(Milestone::NodeDrains),
                 ConnectorAction::Refused(refusal) => return Err(LinkError::Refused(refusal)),
@@ -297,10 +303,25 @@ impl Link {
                     debug!(epoch, origins = origins.len(), "the node's origins");
                     self.origins.send_replace(Origins { epoch, of_node: origins.into_iter().collect() });
                 }
-                // Come only to a connector that has said that it takes sessions.
-                ConnectorAction::Offer(_)
-                | ConnectorAction::SessionReady { .. }
-                | ConnectorAction::EndSession { .. } => {}
+                // These come only to a connector that has said that it takes sessions.
+                ConnectorAction::Offer(offer) => {
+                    let Some(private) = &self.private else { continue };
+                    let session = offer.session;
+                    let input = match private.answer(connection, offer) {
+                        Ok(()) => ConnectorInput::Taken(session),
+                        Err(why) => ConnectorInput::Declined(session, why),
+                    };
+                    actions.extend(self.session.handle(input, self.began.elapsed()));
+                }
+                ConnectorAction::SessionReady { session, counter, path } => {
+                    let Some(private) = &self.private else { continue };
+                    debug!(index = session.index, path = path.as_str(), "the leg of a session is in force");
+                    private.sessions.ready(&private.node, session, counter);
+                }
+                ConnectorAction::EndSession { session, reason } => {
+                    let Some(private) = &self.private else { continue };
+                    private.sessions.end(&private.node, session, reason);
+                }
                 ConnectorAction::Close(CloseCode::Timeout) => return Err(LinkError::Timeout),
                 ConnectorAction::Close(CloseCode::Shutdown) => return Err(LinkError::Shutdown),
                 ConnectorAction::Close(_) => return Err(LinkError::Protocol),
@@ -317,11 +338,28 @@ async fn cancelled(shutdown: Option<&CancellationToken>) {
     }
 }
 
+async fn ended(private: Option<&mut Private>) -> SessionRef {
+    match private {
+        // Its other half is beside it, so it never ends.
+        Some(private) => match private.ended.recv().await {
+            Some(session) => session,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
 /// During a drain: every stream has ended, or has had its time.
-async fn drained(streams: &TaskTracker, until: Option<Instant>) {
+async fn drained(streams: &TaskTracker, sessions: Option<Arc<Sessions>>, until: Option<Instant>) {
     match until {
         Some(until) => {
-            let _ = timeout_at(until, streams.wait()).await;
+            let all = async {
+                streams.wait().await;
+                if let Some(sessions) = sessions {
+                    sessions.drained().await;
+                }
+            };
+            let _ = timeout_at(until, all).await;
         }
         None => std::future::pending().await,
     }

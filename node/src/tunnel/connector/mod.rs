@@ -3,7 +3,8 @@
 //! 1. Enrol once, when a token is given (`state` keeps the result).
 //! 2. Keep `connections` connections to every node (`link`), with `backoff` in between.
 //! 3. On each, dial the origins that the node names, as far as the local allow list goes, and pipe bytes.
-//! 4. At shutdown, take no new streams, let the running ones end, and go.
+//! 4. Take the private sessions that are offered on them (`sessions`), which end at the client and not at the node.
+//! 5. At shutdown, take no new streams, let the running ones end, and go.
 //!
 //! A node is trusted with the choice of origins; what it cannot choose is anything outside the local list.
 
@@ -11,6 +12,7 @@ mod backoff;
 mod knocker;
 mod link;
 mod origins;
+mod sessions;
 mod state;
 
 use std::collections::BTreeSet;
@@ -31,11 +33,12 @@ use super::session::Credential;
 use super::transport::{TransportError, connector_config};
 use super::wire::{Authority, ConnectorName, Refusal};
 
-use backoff::Backoff;
-use knocker::Knocker;
 use link::{Dialer, LinkError};
+use sessions::Sessions;
 use state::{Credentials, State};
 
+pub(super) use backoff::Backoff;
+pub(super) use knocker::Knocker;
 pub use state::StateError;
 
 /// How a connector runs.
@@ -45,7 +48,8 @@ pub struct ConnectorConfig {
     pub state: PathBuf,
     /// Needed once, and ignored when it is the one that this connector was enrolled with.
     pub token: Option<EnrolmentToken>,
-    /// The only origins it may ever dial, whatever a node says; without a list, all that a node names.
+    /// The only origins and private destinations it may ever dial, whatever a node says; without a list, all that a node
+    /// names or signs.
     pub allow: Option<BTreeSet<Authority>>,
     /// Connections to each node, at least 1.
     pub connections: usize,
@@ -94,9 +98,13 @@ pub async fn run(config: ConnectorConfig, shutdown: CancellationToken) -> Result
     info!(connector = %credentials.connector, nodes = credentials.nodes.len(), "the connector runs");
 
     let client = connector_config(&credentials.key()?, credentials.node_key)?;
+    let sessions = Sessions::new(credentials.key()?, credentials.node_key, config.allow.clone())?;
+    tokio::spawn(Arc::clone(&sessions).run());
     let nodes = credentials.nodes.clone();
     let web = web(&credentials);
-    let dialer = Arc::new(Dialer::new(client, web, config.allow, Knocker::kept(state, credentials)));
+    let knocker = Knocker::kept(state, credentials);
+    let dialer = Dialer::new(client, web, config.allow, knocker, Some(Arc::clone(&sessions)));
+    let dialer = Arc::new(dialer);
     let mut links = JoinSet::new();
     for node in &nodes {
         for slot in 0..config.connections.max(1) {
@@ -104,6 +112,7 @@ pub async fn run(config: ConnectorConfig, shutdown: CancellationToken) -> Result
         }
     }
     while links.join_next().await.is_some() {}
+    sessions.close().await;
     Ok(())
 }
 
@@ -116,7 +125,8 @@ async fn enrol(
 ) -> Result<Option<Credentials>, ConnectorError> {
     let pending = state.prepare(&token)?;
     let client = connector_config(&pending.key()?, pending.node_key)?;
-    let dialer = Dialer::new(client, web(&pending), None, Knocker::of(pending.device.clone()));
+    let knocker = Knocker::of(pending.device.clone());
+    let dialer = Dialer::new(client, web(&pending), None, knocker, None);
     let mut backoff = Backoff::default();
     loop {
         let mut wrong = Vec::new();

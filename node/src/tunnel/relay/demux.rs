@@ -125,6 +125,16 @@ impl Relay {
         self.table.read().unwrap_or_else(PoisonError::into_inner).usage(session)
     }
 
+    /// Lets go of all sockets: nothing is sent any more.
+    pub fn release(&self) {
+        self.sockets.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Whether packets of this tuple are a session's, or were.
+    pub fn has_flow(&self, input: Tuple) -> bool {
+        !matches!(self.judge(input), Err(Refused::NoFlow))
+    }
+
     pub fn losses(&self) -> Losses {
         let [refused, congested, binds] = self.losses.each_ref().map(|count| count.load(Ordering::Relaxed));
         Losses { refused, congested, binds }

@@ -164,6 +164,13 @@ impl End {
         self.ticket = ticket;
     }
 
+    /// Binds again under the key and ticket of a new control connection. What was in force stays in doubt, not out.
+    pub fn rekey(&mut self, key: BindKey, ticket: Ticket, now: Duration) -> Vec<EndOutput> {
+        let was_ready = self.may_send();
+        (self.key, self.ticket, self.counter) = (key, ticket, 0);
+        self.again(now, was_ready)
+    }
+
     /// When to hand in [`EndInput::Timer`].
     pub fn deadline(&self) -> Option<Duration> {
         match &self.state {

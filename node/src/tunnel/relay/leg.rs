@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -13,7 +15,7 @@ use tokio::time::Instant;
 
 use super::super::layered::{Layer, LayeredSocket};
 use super::end::{End, EndInput, EndOutput, LegState};
-use super::wire::is_challenge;
+use super::wire::{BindKey, REQUEST_LEN, Ticket, is_challenge};
 
 /// Before a connection has measured its path (RFC 9002 §6.2.2 begins with 333 ms of round trip, three times over).
 const INITIAL_PTO: Duration = Duration::from_millis(999);
@@ -32,6 +34,8 @@ pub struct BoundLeg {
 struct Inner {
     end: End,
     pto: Duration,
+    /// The socket would not take it yet: a new one takes nothing before its first look at the network.
+    unsent: Option<[u8; REQUEST_LEN]>,
 }
 
 impl BoundLeg {
@@ -47,7 +51,7 @@ impl BoundLeg {
             socket: RwLock::new(Arc::clone(&socket)),
             node: SocketAddr::new(node.ip().to_canonical(), node.port()),
             began: Instant::now(),
-            inner: Mutex::new(Inner { end, pto: INITIAL_PTO }),
+            inner: Mutex::new(Inner { end, pto: INITIAL_PTO, unsent: None }),
             state: watch::Sender::new(LegState::Binding),
             timer_moved: Notify::new(),
         });
@@ -72,11 +76,31 @@ impl BoundLeg {
                     None => std::future::pending().await,
                 }
             };
+            let unsent = self.inner().unsent.is_some();
             tokio::select! {
                 () = timer => self.handle(EndInput::Timer),
                 () = self.timer_moved.notified() => {}
+                () = self.writable(), if unsent => {
+                    let unsent = self.inner().unsent.take();
+                    if let Some(datagram) = unsent {
+                        self.perform(&[EndOutput::Send(datagram)]);
+                    }
+                }
             }
         }
+    }
+
+    /// A new control connection takes over: the leg binds again with the key and ticket that it was given there. Packets
+    /// go on where they went before.
+    pub fn rekey(&self, key: BindKey, ticket: Ticket) {
+        let now = self.began.elapsed();
+        let mut inner = self.inner();
+        let outputs = inner.end.rekey(key, ticket, now);
+        let state = inner.end.state();
+        self.state.send_if_modified(|current| std::mem::replace(current, state) != state);
+        drop(inner);
+        self.perform(&outputs);
+        self.timer_moved.notify_one();
     }
 
     /// The control connection says that bind number `counter` is in force.
@@ -87,6 +111,11 @@ impl BoundLeg {
     /// The connection's probe timeout, from which it follows how long a silence counts.
     pub fn set_pto(&self, pto: Duration) {
         self.inner().pto = pto;
+    }
+
+    /// The node's relay address.
+    pub const fn node(&self) -> SocketAddr {
+        self.node
     }
 
     pub fn state(&self) -> watch::Receiver<LegState> {
@@ -131,12 +160,25 @@ impl BoundLeg {
                         segment_size: None,
                         src_ip: None,
                     };
-                    // What cannot be sent is lost, and sent again.
-                    let _ = socket.try_send(&transmit);
+                    // What else cannot be sent is lost, and sent again.
+                    if socket
+                        .try_send(&transmit)
+                        .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+                    {
+                        self.inner().unsent = Some(*datagram);
+                        self.timer_moved.notify_one();
+                    }
                 }
                 EndOutput::Ready | EndOutput::GaveUp => {}
             }
         }
+    }
+
+    async fn writable(&self) {
+        let socket = Arc::clone(&self.socket.read().unwrap_or_else(PoisonError::into_inner));
+        let mut poller = socket.create_io_poller();
+        // A socket that fails is as good as one that takes datagrams: what it is given is lost.
+        let _ = poll_fn(|cx| poller.as_mut().poll_writable(cx)).await;
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -149,6 +191,19 @@ impl BoundLeg {
 /// The relay looks like one peer, the node: a quinn endpoint on this socket dials, or is dialled by, the node's address.
 pub struct LegLayer {
     leg: Arc<BoundLeg>,
+}
+
+impl LayeredSocket<LegLayer> {
+    /// Sends what an endpoint meant for another name of this leg.
+    pub(super) fn send_to_node(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.try_send(&Transmit {
+            destination: self.layer.leg.node,
+            ecn: transmit.ecn,
+            contents: transmit.contents,
+            segment_size: transmit.segment_size,
+            src_ip: None,
+        })
+    }
 }
 
 impl Layer for LegLayer {

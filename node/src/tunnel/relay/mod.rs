@@ -21,6 +21,7 @@
 mod demux;
 mod end;
 mod leg;
+mod legs;
 mod node;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ pub mod wire;
 pub use demux::{BindDatagram, Demux, Losses, Relay};
 pub use end::{End, EndInput, EndOutput, LegState};
 pub use leg::{BoundLeg, LegLayer};
+pub use legs::{LegAddress, Legs};
 pub use node::{Action, Binds, LegSecret, Own, RegisterError, Removed};
 pub use tuple::{Grant, Leg, MAX_SESSIONS, Pair, SessionRef, Terms, Tuple};
 pub use userspace::{Passage, Refused, Table, Usage};

@@ -16,14 +16,18 @@
 //!   Drain                  ◀──────────────▶   no new origin streams; running ones end
 //! ```
 //!
+//! An access client's end of its own control session, whose frames [`super::access_wire`] draws, is [`ClientSession`].
+//!
 //! [`NodeSession`] and [`ConnectorSession`] take what happened and the time since the session began, and answer with
 //! actions for a loop that owns the sockets. A peer that breaks the order of frames is disconnected.
 
+mod client;
 mod connector;
 mod node;
 
 use std::time::Duration;
 
+pub(super) use client::{ClientAction, ClientInput, ClientSession};
 pub(super) use connector::{ConnectorAction, ConnectorInput, ConnectorSession, Credential};
 pub(super) use node::{NodeAction, NodeInput, NodeSession};
 

@@ -10,6 +10,9 @@ use super::super::wire::{
 };
 use super::{HEALTHY_FOR, OPENING_TIMEOUT};
 
+/// Offers to a connector that it has not answered. Beyond, it is offered nothing more: who waits gives up.
+const MAX_UNANSWERED: usize = 4096;
+
 /// What happened.
 #[derive(Debug)]
 pub(in super::super) enum NodeInput {
@@ -134,7 +137,7 @@ impl NodeSession {
                 State::Opening { .. } | State::Redeeming { .. } | State::Closed => Vec::new(),
             },
             NodeInput::Offer(offer) => match &mut self.state {
-                State::Ready(Ready { offered: Some(offered), .. }) => {
+                State::Ready(Ready { offered: Some(offered), .. }) if offered.len() < MAX_UNANSWERED => {
                     offered.insert(offer.session);
                     vec![NodeAction::Send(NodeFrame::Session(offer))]
                 }

@@ -10,28 +10,33 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
+use crate::config::{Active, Config};
 use crate::event::{EventSettings, Events, FileTarget};
 use crate::flow::{
     Application, Aud, EncodedSlash, Facts, Host, HostPattern, Kind, Origin, OriginScheme, Path as UrlPath,
     Web,
 };
+use crate::gate::{self, Control, DatagramGate};
 use crate::metrics::Metrics;
 use crate::policy::{
     Action, Decision, Permit, PermitKind, PermitOf, Policy, PolicySet, Rule, Selector, decide,
 };
 use crate::recent::Recent;
+use crate::session::Sessions;
 use crate::store::Store;
+use crate::token::Tokens;
 use crate::tunnel::carrier::Carried;
 use crate::tunnel::connector::{self, ConnectorConfig, ConnectorError};
 use crate::tunnel::enrolment::{self, EnrolmentToken};
 use crate::tunnel::node::{NodeTunnel, ServeError, serve};
 use crate::tunnel::wire::EnrolmentSecret;
-use crate::tunnel::{Devices, Registry, TunnelStream};
+use crate::tunnel::{Devices, PrivateParts, PrivateSessions, Registry, TunnelStream};
 
 /// Nothing in these tests takes longer, except on purpose.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -54,6 +59,8 @@ pub(super) async fn until(what: &str, holds: impl Fn() -> bool) {
 pub(super) struct Lab {
     pub(super) directory: TempDir,
     pub(super) node: NodeTunnel,
+    pub(super) desk: Desk,
+    outfit: Outfit,
     pub(super) address: SocketAddr,
     shutdown: CancellationToken,
     serving: Option<JoinHandle<Result<(), ServeError>>>,
@@ -65,11 +72,17 @@ impl Lab {
     }
 
     pub(super) async fn start_on(socket: UdpSocket) -> Self {
+        Self::start_with(socket, Outfit::default()).await
+    }
+
+    pub(super) async fn start_with(socket: UdpSocket, outfit: Outfit) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let node = node(directory.path()).await;
+        let (node, desk) = node(directory.path(), &outfit).await;
         let mut lab = Self {
             directory,
             node,
+            desk,
+            outfit,
             address: socket.local_addr().unwrap(),
             shutdown: CancellationToken::new(),
             serving: None,
@@ -109,7 +122,7 @@ impl Lab {
 
     /// A new node with the same state at the same address.
     pub(super) async fn start_again(&mut self) {
-        self.node = node(self.directory.path()).await;
+        (self.node, self.desk) = node(self.directory.path(), &self.outfit).await;
         // The last node's socket closes a moment after its tasks have ended.
         let bound = (0..500).find_map(|_| {
             UdpSocket::bind(self.address).inspect_err(|_| std::thread::sleep(Duration::from_millis(10))).ok()
@@ -188,7 +201,69 @@ impl Lab {
     }
 }
 
-async fn node(directory: &Path) -> NodeTunnel {
+/// What a test does beside the tunnel: logins, tokens, reloads.
+pub(super) struct Desk {
+    pub(super) sessions: Sessions,
+    pub(super) tokens: Tokens,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) reload: watch::Sender<Arc<Active>>,
+}
+
+/// A node whose private applications anybody in `staff` may reach.
+const CONFIG: &str = r#"
+[node]
+domain = "access.example.com"
+listen = "[::]:443"
+[[node.certificate]]
+cert = "file"
+key = "file"
+[gate]
+dataplane = "userspace"
+ungated = true
+[[identity_provider]]
+name = "local"
+type = "local"
+[[policy]]
+name = "staff"
+action = "allow"
+include = [{ group = "staff" }]
+[[application]]
+name = "db"
+type = "tcp"
+origin = "10.0.0.5:5432"
+connector = "hq"
+policies = ["staff"]
+[[application]]
+name = "lan"
+type = "tcp"
+network = { prefix = "10.0.0.0/24", ports = [22] }
+connector = "hq"
+policies = ["staff"]
+[[application]]
+name = "wiki"
+url = "https://wiki.example.com"
+origin = "http://10.0.0.5:8080"
+policies = ["staff"]
+"#;
+
+/// That configuration, with changes.
+pub(super) fn config(directory: &Path, changes: &[(&str, &str)]) -> Arc<Active> {
+    std::fs::write(directory.join("file"), "x").unwrap();
+    let text = changes.iter().fold(CONFIG.to_owned(), |text, (from, to)| {
+        assert!(text.contains(from), "{from}");
+        text.replace(from, to)
+    });
+    Arc::new(Active::new(Config::parse(&text, &directory.join("node.toml")).unwrap()))
+}
+
+/// What a node has beside its tunnel; it outlives the node.
+#[derive(Clone, Default)]
+pub(super) struct Outfit {
+    pub(super) relay: Option<gate::Relay>,
+    pub(super) judge: Option<(DatagramGate, Control)>,
+}
+
+async fn node(directory: &Path, outfit: &Outfit) -> (NodeTunnel, Desk) {
     let store = Store::open(&directory.join("node")).unwrap();
     let settings = EventSettings {
         file: Some(FileTarget::Path(directory.join("events"))),
@@ -198,16 +273,32 @@ async fn node(directory: &Path) -> NodeTunnel {
     let metrics = Arc::new(Metrics::new().unwrap());
     let events = Events::start(settings, store.clone(), Arc::clone(&metrics)).unwrap();
     let devices = Devices::load(store.clone(), None).await.unwrap();
-    NodeTunnel {
+    let now = clock::now();
+    let sessions = Sessions::load(store.clone(), Arc::clone(&metrics), now).await.unwrap();
+    let tokens = Tokens::load(store.clone(), "access.example.com", now).await.unwrap();
+    let (reload, active) = watch::channel(config(directory, &[]));
+    let private = PrivateSessions::new(PrivateParts {
+        store: store.clone(),
+        sessions: sessions.clone(),
+        tokens: tokens.clone(),
+        events: events.clone(),
+        metrics: Arc::clone(&metrics),
+        active,
+        gate: outfit.relay.clone(),
+    });
+    let private = private.await.unwrap();
+    let node = NodeTunnel {
         store,
         events,
         registry: Arc::new(Registry::default()),
-        datagrams: None,
-        gate: None,
+        datagrams: outfit.judge.as_ref().map(|(gate, _)| gate.clone()),
+        gate: outfit.judge.as_ref().map(|(_, control)| control.clone()),
         recent: Recent::default(),
         devices,
+        private,
         carried: Carried::new(None, &metrics),
-    }
+    };
+    (node, Desk { sessions, tokens, metrics, reload })
 }
 
 pub(super) fn application(origin: SocketAddr, connector: Option<&str>) -> Application {

@@ -2,7 +2,9 @@
 
 mod amplification;
 mod drain;
+pub(crate) mod ends;
 mod enrol;
 mod flow;
 mod hostile;
 mod lab;
+mod private;

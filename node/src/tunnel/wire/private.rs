@@ -46,7 +46,7 @@ pub enum Decline {
 }
 
 /// Where the node relays the packets of a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum RelayPath {
     /// In the kernel, by the gate.
     Kernel,

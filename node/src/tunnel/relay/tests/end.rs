@@ -198,3 +198,27 @@ fn after_a_change_of_address_nothing_leaves_until_the_new_one_is_ready() {
     assert_eq!(end.handle(EndInput::Ready { counter: 2 }, ms(150)), [EndOutput::Ready]);
     assert!(end.may_send());
 }
+
+#[test]
+fn a_new_control_connection_binds_again_under_its_key_while_packets_go_on() {
+    let mut end = ready_end();
+    let LegSecret { key, ticket } = secret(OTHER, Leg::Client);
+    let bind = end.rekey(key.clone(), ticket, ms(100));
+    let [EndOutput::Send(datagram)] = bind[..] else { panic!("{bind:?}") };
+    let request = Request::parse(&datagram).unwrap();
+    assert_eq!(request.ticket(), &ticket);
+    assert_eq!(
+        request.prove(&key, SESSION.generation, address(OBSERVED)),
+        Some(Proven::Bind { counter: 1 }),
+        "counters begin anew under a new key"
+    );
+    assert_eq!(request.prove(&secret(SESSION, Leg::Client).key, SESSION.generation, address(OBSERVED)), None);
+    assert!(end.may_send() && end.state() == LegState::Binding);
+    assert_eq!(end.handle(EndInput::Challenge(&challenge(1)), ms(110)), [], "of the old key");
+    assert_eq!(end.handle(EndInput::Ready { counter: 1 }, ms(120)), [EndOutput::Ready]);
+
+    // One that was never in force stays silent.
+    let (mut fresh, _) = start(0);
+    fresh.rekey(key, ticket, ms(10));
+    assert!(!fresh.may_send());
+}

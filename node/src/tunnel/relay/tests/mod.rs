@@ -2,6 +2,7 @@
 
 mod demux;
 mod end;
+mod legs;
 mod node;
 mod simulation;
 mod sockets;

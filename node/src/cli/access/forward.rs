@@ -1,0 +1,207 @@
+//! `portcullis access tcp|ssh|rdp|udp`.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::access::Profile;
+use crate::access::forward::{ForwardError, Forwards, Target};
+use crate::tunnel::wire::Authority;
+
+use super::{output, status};
+
+/// RDP clients that are looked for, the newest first.
+const RDP_CLIENTS: [&str; 4] = ["xfreerdp3", "wlfreerdp3", "xfreerdp", "wlfreerdp"];
+
+/// Which application.
+#[derive(Args)]
+pub(super) struct Which {
+    /// The application, as the node calls it
+    application: String,
+    /// Where in it, for an application that is a network
+    #[arg(long, value_name = "HOST:PORT")]
+    destination: Option<Authority>,
+}
+
+#[derive(Args)]
+pub(super) struct TcpArgs {
+    #[command(flatten)]
+    which: Which,
+    /// Listen here; without it, standard input and output are one connection
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+}
+
+#[derive(Args)]
+pub(super) struct SshArgs {
+    /// The application, or the host of its address
+    host: String,
+    /// Where in it, for an application that is a network
+    #[arg(long, value_name = "HOST:PORT")]
+    destination: Option<Authority>,
+}
+
+#[derive(Args)]
+pub(super) struct RdpArgs {
+    #[command(flatten)]
+    which: Which,
+    /// Listen here; without it, on a free port of this machine's own
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Start an RDP client (FreeRDP) and end with it; what follows `--` is for the client
+    #[arg(long)]
+    launch: bool,
+    #[arg(last = true, requires = "launch")]
+    options: Vec<String>,
+}
+
+#[derive(Args)]
+pub(super) struct UdpArgs {
+    #[command(flatten)]
+    which: Which,
+    #[arg(long, value_name = "ADDR")]
+    listen: SocketAddr,
+}
+
+impl From<Which> for Target {
+    fn from(which: Which) -> Self {
+        Self { application: which.application, destination: which.destination }
+    }
+}
+
+pub(super) async fn tcp(profile: Profile, args: TcpArgs) -> anyhow::Result<()> {
+    let target = Target::from(args.which);
+    let Some(address) = args.listen else { return stdio(profile, &target).await };
+    let forwards = Arc::new(Forwards::new(profile.clone())?);
+    let forward = forwards.listen_tcp(&target, address).await?;
+    // What is wrong shows now, and not to whoever connects.
+    until_signal(&forwards, &profile, forwards.prepare(&target)).await?;
+    output::line(&format!("listening on {}", forward.address()))?;
+    until_signal(&forwards, &profile, async {
+        forward.run().await;
+        Ok(())
+    })
+    .await
+}
+
+pub(super) async fn udp(profile: Profile, args: UdpArgs) -> anyhow::Result<()> {
+    let target = Target::from(args.which);
+    let forwards = Arc::new(Forwards::new(profile.clone())?);
+    let forward = forwards.listen_udp(&target, args.listen)?;
+    until_signal(&forwards, &profile, forwards.prepare(&target)).await?;
+    output::line(&format!("listening on {} (UDP)", forward.address()))?;
+    until_signal(&forwards, &profile, async {
+        forward.run().await;
+        Ok(())
+    })
+    .await
+}
+
+pub(super) async fn ssh(profile: Profile, args: SshArgs) -> anyhow::Result<()> {
+    let application = name_of(&profile, args.host).await?;
+    stdio(profile, &Target { application, destination: args.destination }).await
+}
+
+pub(super) async fn rdp(profile: Profile, args: RdpArgs) -> anyhow::Result<()> {
+    let target = Target::from(args.which);
+    let forwards = Arc::new(Forwards::new(profile.clone())?);
+    let address = args.listen.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 0).into());
+    let forward = forwards.listen_tcp(&target, address).await?;
+    until_signal(&forwards, &profile, forwards.prepare(&target)).await?;
+    let address = forward.address();
+    if !args.launch {
+        output::line(&format!("listening on {address}: connect an RDP client there"))?;
+        return until_signal(&forwards, &profile, async {
+            forward.run().await;
+            Ok(())
+        })
+        .await;
+    }
+    let program = RDP_CLIENTS.into_iter().find(|name| is_installed(name));
+    let program =
+        program.with_context(|| format!("no RDP client is installed: {}", RDP_CLIENTS.join(", ")))?;
+    let mut client = tokio::process::Command::new(program);
+    client.arg(format!("/v:{address}")).args(args.options).stdin(Stdio::inherit()).kill_on_drop(true);
+    let mut client = client.spawn().with_context(|| format!("starting {program}"))?;
+    let status = async {
+        tokio::select! {
+            () = forward.run() => Ok(None),
+            status = client.wait() => Ok(Some(status)),
+        }
+    };
+    match until_signal(&forwards, &profile, status).await? {
+        Some(status) => {
+            let status = status?;
+            anyhow::ensure!(status.success(), "{program} ended with {status}");
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+async fn stdio(profile: Profile, target: &Target) -> anyhow::Result<()> {
+    let forwards = Arc::new(Forwards::new(profile.clone())?);
+    until_signal(&forwards, &profile, forwards.stdio(target)).await?;
+    forwards.stop().await;
+    Ok(())
+}
+
+/// Waits for `work`, listed for `access status` meanwhile, or for a signal, after which the process ends as one does
+/// that the signal has killed. Either way the node is told that the sessions are over.
+pub(super) async fn until_signal<T>(
+    forwards: &Arc<Forwards>,
+    profile: &Profile,
+    work: impl Future<Output = Result<T, ForwardError>>,
+) -> anyhow::Result<T> {
+    let listing = status::serve(profile, Arc::clone(forwards));
+    let mut signals = Vec::new();
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        signals.push((kind, signal(kind)?));
+    }
+    let killed = async {
+        let each = signals.iter_mut().map(|(kind, signal)| {
+            Box::pin(async move {
+                signal.recv().await;
+                *kind
+            })
+        });
+        futures_util::future::select_all(each).await.0
+    };
+    tokio::select! {
+        outcome = work => {
+            if outcome.is_err() {
+                forwards.stop().await;
+            }
+            Ok(outcome?)
+        }
+        kind = killed => {
+            forwards.stop().await;
+            drop(listing);
+            std::process::exit(128 + kind.as_raw_value());
+        }
+    }
+}
+
+/// What the node calls the application whose address has this host; the name itself where none has.
+async fn name_of(profile: &Profile, host: String) -> anyhow::Result<String> {
+    if !host.contains('.') {
+        return Ok(host);
+    }
+    let apps = profile.apps().await?;
+    if apps.iter().any(|app| app.name == host) {
+        return Ok(host);
+    }
+    let of_host =
+        |url: &str| url::Url::parse(url).is_ok_and(|url| url.host_str() == Some(&host.to_lowercase()));
+    let found = apps.into_iter().find(|app| app.url.as_deref().is_some_and(of_host));
+    Ok(found.map_or(host, |app| app.name))
+}
+
+fn is_installed(program: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|place| place.join(program).is_file()))
+}

@@ -1,0 +1,336 @@
+//! The endpoints of the SAML identity provider on the auth domain: `sso/saml/<application>`, its `/resume`, where a
+//! sign-in goes on after the login, and its `/saml-metadata`.
+//!
+//! ```text
+//! application                         node
+//! 1 AuthnRequest ──GET or POST──▶ 2 read, verify, check; sealed into a cookie of its own
+//!                                 3 (303 after a POST: the session's cookie comes with a GET only)
+//!                                 4 session? fresh enough? else the login, which comes back here
+//!                                 5 decide ─▶ Permit ─▶ signed answer
+//! 7 consumer service ◀──POST───── 6 a page that posts itself, or by its button
+//! ```
+//!
+//! Without a request the launcher begins, at 4. What cannot be trusted is answered here, with a ray id: only to a
+//! consumer service of the configuration does an answer go.
+
+mod request;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Method, Response, StatusCode};
+
+use crate::clock;
+use crate::cookie::{self, SetCookie};
+use crate::event::{Action, Event};
+use crate::flow::{Application, Kind, RayId, Reason, Saas, SaasProtocol, SamlService};
+use crate::policy::PermitKind;
+use crate::saas::saml::{Asked, Endpoint, NotIssued};
+use crate::saml::{self, AuthnRequest, Refusal};
+use crate::session::LiveSession;
+
+use super::browser::set_cookies;
+use super::form::Parameters;
+use super::handover::known_as;
+use super::login::ATTEMPT_LIFE;
+use super::page::{self, AutoPost, Frame, PageFacts};
+use super::target::{REQUEST, Target, is_request, resumption};
+use super::{Call, PREFIX};
+use request::{Ask, check};
+
+/// Followed by the name of the request.
+const COOKIE: &str = "__Secure-CF_Saml_";
+const PURPOSE: &str = "saml request";
+/// Characters that browsers keep of a cookie, with room for its name.
+const LONGEST_KEPT: usize = 3800;
+/// Requests that one browser may have open; beyond that it starts with a clean slate.
+const MOST_OPEN: usize = 6;
+
+/// One sign-in at one application.
+#[derive(Clone, Copy)]
+struct SignIn<'a> {
+    application: &'a Arc<Application>,
+    saas: &'a Saas,
+    service: &'a SamlService,
+    /// Path of the endpoint.
+    path: &'a str,
+    /// Its address.
+    sign_in: &'a str,
+}
+
+impl Call<'_> {
+    /// Answers `sso/saml/<rest>` on the auth domain.
+    pub(super) fn saml(&self, rest: &str) -> Response<Bytes> {
+        let (name, endpoint) = match rest.split_once('/') {
+            None => (rest, None),
+            Some((name, endpoint)) => (name, Some(endpoint)),
+        };
+        let found = self.active.policies.applications().find_map(|application| match &application.kind {
+            Kind::Saas(saas) => match &saas.protocol {
+                SaasProtocol::Saml(service) if service.name == name => Some((application, saas, service)),
+                SaasProtocol::Saml(_) | SaasProtocol::Oidc(_) => None,
+            },
+            Kind::Web(_) | Kind::Private(_) => None,
+        });
+        let Some((application, saas, service)) = found else {
+            return self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication);
+        };
+        let path = format!("{PREFIX}{}", saas.endpoint());
+        let sign_in = format!("{}{path}", self.site.origin(&self.site.auth));
+        let visit = SignIn { application, saas, service, path: &path, sign_in: &sign_in };
+        match (endpoint, &self.visit.method) {
+            (None, &Method::POST) => self.saml_form(visit),
+            (None, &Method::GET) => self.saml_query(visit),
+            (Some("resume"), &Method::GET) => self.saml_resume(visit),
+            (Some("saml-metadata"), &(Method::GET | Method::HEAD)) => {
+                let document = self.context.saml.metadata(service, endpoint_of(visit));
+                page::document("application/samlmetadata+xml", document)
+            }
+            (None, _) => self.saml_method("GET, POST"),
+            (Some("resume"), _) => self.saml_method("GET"),
+            (Some("saml-metadata"), _) => self.saml_method("GET, HEAD"),
+            (Some(_), _) => self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication),
+        }
+    }
+
+    fn saml_method(&self, allow: &'static str) -> Response<Bytes> {
+        let mut response = self.refuse(StatusCode::METHOD_NOT_ALLOWED, Reason::BadRequest);
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+        response
+    }
+
+    /// A request by POST: most come from another site, and the session's cookie with none of those.
+    fn saml_form(&self, visit: SignIn<'_>) -> Response<Bytes> {
+        let form = Parameters::of_form(&self.visit.headers, &self.visit.body);
+        let Some(form) = form else { return self.objection(visit, "not a form") };
+        let Some(message) = form.one(saml::Kind::Request.parameter()) else {
+            return self.objection(visit, "no SAMLRequest, or two");
+        };
+        if form.has("RelayState") && form.one("RelayState").is_none() {
+            return self.objection(visit, "two RelayState");
+        }
+        let received = saml::of_form(message, form.one("RelayState"), &visit.service.certificates);
+        match self.saml_check(visit, received) {
+            Ok((ask, None)) => self.keep(visit, &ask, |back| page::redirect(StatusCode::SEE_OTHER, back)),
+            Ok((ask, Some(refusal))) => self.saml_refusal(visit, &ask, refusal, None),
+            Err(why) => self.objection(visit, &why),
+        }
+    }
+
+    fn saml_query(&self, visit: SignIn<'_>) -> Response<Bytes> {
+        let raw = self.visit.query.as_deref().unwrap_or_default();
+        let query = Parameters::of_query(Some(raw));
+        if query.has(saml::Kind::Request.parameter()) {
+            let received = saml::of_query(raw, saml::Kind::Request, &visit.service.certificates);
+            return match self.saml_check(visit, received) {
+                Ok((ask, None)) => self.saml_answer(visit, ask, None),
+                Ok((ask, Some(refusal))) => self.saml_refusal(visit, &ask, refusal, None),
+                Err(why) => self.objection(visit, &why),
+            };
+        }
+        match Ask::unsolicited(visit.service, self.now) {
+            Some(ask) => self.saml_answer(visit, ask, None),
+            None => self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication),
+        }
+    }
+
+    /// Takes up a request that this browser kept.
+    fn saml_resume(&self, visit: SignIn<'_>) -> Response<Bytes> {
+        let query = Parameters::of_query(self.visit.query.as_deref());
+        let id = query.one(REQUEST).filter(|id| is_request(id)).unwrap_or_default();
+        let kept = cookie::read_one(&self.visit.headers, &format!("{COOKIE}{id}"))
+            .and_then(|sealed| self.context.seal.open::<(String, Ask)>(PURPOSE, sealed))
+            .filter(|(aud, ask)| {
+                let known = visit.service.consumers.iter().any(|known| known.location == ask.consumer);
+                aud == visit.application.aud.as_str()
+                    && known
+                    && ask.received_at.after(ATTEMPT_LIFE) > self.now
+            });
+        match kept {
+            Some((_, ask)) => self.saml_answer(visit, ask, Some(id)),
+            None => self.objection(visit, "the request is too old, or another browser's"),
+        }
+    }
+
+    fn saml_check(
+        &self,
+        visit: SignIn<'_>,
+        received: Result<saml::Received, saml::BindingError>,
+    ) -> Result<(Ask, Option<Refusal>), String> {
+        let received = received.map_err(|error| error.to_string())?;
+        let request = AuthnRequest::read(&received.message).map_err(|error| error.to_string())?;
+        check(request, received.signed, received.relay_state, visit.service, visit.sign_in, self.now)
+            .map_err(|objection| objection.to_string())
+    }
+
+    /// With the session there is, or after the login. `kept` names the cookie of a request that was kept already.
+    fn saml_answer(&self, visit: SignIn<'_>, ask: Ask, kept: Option<&str>) -> Response<Bytes> {
+        let fresh = |live: &LiveSession| !ask.force || live.session.created_at >= ask.received_at;
+        let allowed = |live: &LiveSession| {
+            let providers = &visit.application.providers;
+            providers.is_empty() || providers.contains(&live.session.person.provider)
+        };
+        let live = self.global_session();
+        let Some(live) = live.filter(|live| fresh(live) && allowed(live)) else {
+            if ask.passive {
+                return self.saml_refusal(visit, &ask, Refusal::NoPassive, kept);
+            }
+            let to_login = |back: &str| {
+                let target = Target {
+                    application: Arc::clone(visit.application),
+                    host: self.site.auth.clone(),
+                    back: back.to_owned(),
+                    app_session: None,
+                    retry: false,
+                    fresh: ask.force,
+                };
+                let login = self.site.endpoint(&self.site.auth, &format!("login/{}", self.site.auth));
+                page::redirect(StatusCode::FOUND, &format!("{login}?{}", target.query()))
+            };
+            return match kept {
+                Some(id) => to_login(&resumption(visit.saas, id)),
+                None => self.keep(visit, &ask, to_login),
+            };
+        };
+        let permit = match self.decide(visit.application, &live.session) {
+            Ok(permit) => permit,
+            Err(denial) => {
+                let status = StatusCode::FORBIDDEN;
+                let mut event =
+                    self.event(Action::SignIn, false).reason(denial.reason).session(&live.session);
+                if let Some(policy) = &denial.policy {
+                    event = event.policy(policy);
+                }
+                self.context.events.emit(event.application(visit.application).status(status.as_u16()));
+                return page::refusal(PageFacts {
+                    application: Some(&visit.application.name),
+                    person: Some(known_as(&live.session)),
+                    ..self.facts(status, denial.reason)
+                });
+            }
+        };
+        let PermitKind::Saas(of_saas) = permit.kind() else {
+            return self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication);
+        };
+        let issued =
+            self.context.saml.issue(of_saas, visit.service, endpoint_of(visit), &asked(&ask), self.now);
+        let event = |allowed| {
+            self.event(Action::SignIn, allowed)
+                .session(&live.session)
+                .application(visit.application)
+                .policy(permit.policy())
+        };
+        match issued {
+            Ok(answer) => {
+                let how = if ask.id.is_some() { "asked by the application" } else { "from the launcher" };
+                self.context.events.emit(event(true).detail(how));
+                self.post(visit, &ask, &answer, kept)
+            }
+            Err(NotIssued::Refused(refusal)) => self.saml_refusal(visit, &ask, refusal, kept),
+            Err(error @ (NotIssued::NoName | NotIssued::Nobody)) => {
+                let event = event(false).reason(Reason::NoMatch).detail(error.to_string());
+                self.context.events.emit(event.status(StatusCode::FORBIDDEN.as_u16()));
+                page::refusal(PageFacts {
+                    application: Some(&visit.application.name),
+                    person: Some(known_as(&live.session)),
+                    ..self.facts(StatusCode::FORBIDDEN, Reason::NoMatch)
+                })
+            }
+            Err(error @ NotIssued::Internal) => {
+                self.context.events.emit(event(false).reason(Reason::Internal).detail(error.to_string()));
+                self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal)
+            }
+        }
+    }
+
+    /// Keeps a request in the browser and goes on to where it is taken up again.
+    fn keep(
+        &self,
+        visit: SignIn<'_>,
+        ask: &Ask,
+        onward: impl FnOnce(&str) -> Response<Bytes>,
+    ) -> Response<Bytes> {
+        let id = RayId::from_bytes(clock::random()).to_string();
+        let Ok(sealed) = self.context.seal.seal(PURPOSE, &(visit.application.aud.as_str(), ask)) else {
+            return self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal);
+        };
+        if sealed.len() > LONGEST_KEPT {
+            return self.objection(visit, "the request is too long to be kept");
+        }
+        let mut response = onward(&resumption(visit.saas, &id));
+        let open = || {
+            cookie::pairs(&self.visit.headers).map(|(name, _)| name).filter(|name| name.starts_with(COOKIE))
+        };
+        if open().count() >= MOST_OPEN {
+            let clear = open().take(64).map(|name| SetCookie::clear(name, visit.path));
+            set_cookies(&mut response, clear);
+        }
+        // Only the endpoint sees it: several open requests are no weight on other requests.
+        let cookie = SetCookie::new(&format!("{COOKIE}{id}"), &sealed).path(visit.path);
+        set_cookies(&mut response, [cookie.until(ask.received_at.after(ATTEMPT_LIFE), self.now)]);
+        response
+    }
+
+    /// Tells the application why it gets no assertion, which is its own to know: nobody is named.
+    fn saml_refusal(
+        &self,
+        visit: SignIn<'_>,
+        ask: &Ask,
+        refusal: Refusal,
+        kept: Option<&str>,
+    ) -> Response<Bytes> {
+        self.context.events.emit(
+            self.event(Action::SignIn, false)
+                .reason(if refusal == Refusal::NoPassive { Reason::NoSession } else { Reason::BadRequest })
+                .application(visit.application)
+                .detail(format!("SAML request refused: {refusal:?}")),
+        );
+        match self.context.saml.refuse(endpoint_of(visit), &asked(ask), refusal, self.now) {
+            Some(answer) => self.post(visit, ask, &answer, kept),
+            None => self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal),
+        }
+    }
+
+    fn post(&self, visit: SignIn<'_>, ask: &Ask, answer: &str, kept: Option<&str>) -> Response<Bytes> {
+        let answer = saml::encode(answer);
+        let mut fields = vec![(saml::Kind::Response.parameter(), answer.as_str())];
+        fields.extend(ask.relay_state.as_deref().map(|state| ("RelayState", state)));
+        let mut response = page::auto_post(&AutoPost {
+            frame: Frame::new(Some(&self.site.auth), self.visit.ray),
+            application: &visit.application.name,
+            action: &ask.consumer,
+            fields: &fields,
+            nonce: &clock::new_session_id().to_string(),
+        });
+        if let Some(id) = kept {
+            set_cookies(&mut response, [SetCookie::clear(&format!("{COOKIE}{id}"), visit.path)]);
+        }
+        response
+    }
+
+    /// The page for a request that cannot be trusted, and its event.
+    fn objection(&self, visit: SignIn<'_>, why: &str) -> Response<Bytes> {
+        let status = StatusCode::BAD_REQUEST;
+        let event: Event =
+            self.event(Action::SignIn, false).reason(Reason::BadRequest).status(status.as_u16());
+        self.context.events.emit(event.application(visit.application).detail(why));
+        page::refusal(PageFacts {
+            application: Some(&visit.application.name),
+            ..self.facts(status, Reason::BadRequest)
+        })
+    }
+}
+
+fn endpoint_of(visit: SignIn<'_>) -> Endpoint<'_> {
+    Endpoint { sign_in: visit.sign_in }
+}
+
+fn asked(ask: &Ask) -> Asked<'_> {
+    Asked {
+        id: ask.id.as_deref(),
+        consumer: &ask.consumer,
+        name_id_format: ask.name_id_format.as_deref(),
+        contexts: ask.contexts.as_ref(),
+    }
+}

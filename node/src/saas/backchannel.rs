@@ -1,0 +1,122 @@
+//! Tells applications that a login has ended (OpenID Connect Back-Channel Logout 1.0): by an administrator's revocation, by
+//! a logout, or by another login in its place.
+//!
+//! Who has to be told is in the store, so that a restart forgets nobody. Each application is told at its configured address
+//! and nowhere else, a few times, with growing pauses; what it answers is never shown to anybody.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use http::header;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::context::Context;
+use crate::event::{Action, Event};
+use crate::fetch::HttpClient;
+use crate::flow::{Application, BackchannelLogout, Kind, OidcClient, Reason, SaasProtocol};
+use crate::store::{EndedLogin, StoreError};
+
+use super::oidc::{claims, issuer};
+
+/// Pauses before each further try; after the last, nobody tries again.
+const PAUSES: [Duration; 4] =
+    [Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(120), Duration::from_secs(600)];
+/// Logins that are looked at in one go, and applications that are told at the same time.
+const BATCH: u32 = 64;
+const CONCURRENT: usize = 8;
+/// How often it is looked whether a pause is over.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Runs until `shutdown`.
+pub(crate) async fn keep(context: Arc<Context>, shutdown: CancellationToken) {
+    loop {
+        match tell_all(&context).await {
+            Ok(told) if told >= BATCH as usize => continue,
+            Ok(_) => {}
+            Err(error) => tracing::error!(%error, "applications cannot be told of ended logins"),
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = context.sessions.endings() => {}
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+}
+
+/// Tells whoever is due; how many those were.
+async fn tell_all(context: &Context) -> Result<usize, StoreError> {
+    let due = context.store.ended_saas_logins(BATCH, clock::now()).await?;
+    let count = due.len();
+    let mut telling = futures_util::stream::iter(due)
+        .map(|login| async move { tell(context, &login).await })
+        .buffer_unordered(CONCURRENT);
+    while let Some(told) = telling.next().await {
+        told?;
+    }
+    Ok(count)
+}
+
+/// Tells one application, and notes how that went.
+async fn tell(context: &Context, login: &EndedLogin) -> Result<(), StoreError> {
+    let active = context.active();
+    let (session, store) = (&login.session, &context.store);
+    let done = || store.saas_login_told(session.id, &login.application, clock::now());
+    let Some(application) = active.policies.application(&login.application) else { return done().await };
+    let Kind::Saas(saas) = &application.kind else { return done().await };
+    let SaasProtocol::Oidc(client) = &saas.protocol else { return done().await };
+    let Some(to) = &client.backchannel_logout else { return done().await };
+    let event = |told| {
+        let event = Event::new(Action::Logout, told).session(session).application(application);
+        context.events.emit(event.detail("back-channel logout"));
+    };
+    let issuer = issuer(&active.config.node, client);
+    match post(context, application, client, to, &issuer, login).await {
+        Ok(()) => {
+            event(true);
+            done().await
+        }
+        Err(error) => {
+            let tries = usize::try_from(login.tries).unwrap_or(usize::MAX);
+            tracing::warn!(application = application.name, %error, "a back-channel logout failed");
+            match PAUSES.get(tries) {
+                Some(pause) => {
+                    let next = clock::now().after(*pause);
+                    store.saas_login_later(session.id, &login.application, next).await
+                }
+                None => {
+                    let event = Event::new(Action::Logout, false).session(session).application(application);
+                    let event = event.reason(Reason::OriginDown);
+                    context.events.emit(event.detail(format!("back-channel logout given up: {error}")));
+                    done().await
+                }
+            }
+        }
+    }
+}
+
+async fn post(
+    context: &Context,
+    application: &Application,
+    client: &OidcClient,
+    to: &BackchannelLogout,
+    issuer: &str,
+    login: &EndedLogin,
+) -> Result<(), String> {
+    let now = clock::now();
+    let sub = context.tokens.pairwise(&application.aud, &login.session.person);
+    let claims = claims::logout_token(client, issuer, &sub, &login.session, clock::random(), now);
+    let token = context.tokens.mint_logout(&claims, now).map_err(|error| error.to_string())?;
+    let form =
+        url::form_urlencoded::Serializer::new(String::new()).append_pair("logout_token", &token).finish();
+    let http = HttpClient::new(to.ca.as_deref()).map_err(|error| error.to_string())?;
+    let http = if to.local { http } else { http.remote_only() };
+    let request = http::Request::post(&to.uri)
+        .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+        .header(header::CONTENT_LENGTH, form.len())
+        .body(form.into_bytes())
+        .map_err(|error| error.to_string())?;
+    let answer = http.send(request).await.map_err(|error| error.to_string())?;
+    if answer.status().is_success() { Ok(()) } else { Err(format!("it answered {}", answer.status())) }
+}

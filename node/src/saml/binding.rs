@@ -1,0 +1,141 @@
+//! How messages travel through a browser (SAML bindings §3.4, §3.5).
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use miniz_oxide::inflate::decompress_to_vec_with_limit;
+use percent_encoding::percent_decode_str;
+
+use super::keys::{Certificate, Method};
+use super::signature::{self, SignatureError};
+use super::xml::{self, Element, XmlError};
+
+/// Bytes of the longest RelayState. The specification allows 80; service providers send addresses.
+pub const LONGEST_RELAY_STATE: usize = 1024;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BindingError {
+    #[error("there is no message, or a parameter is there twice")]
+    Parameters,
+    #[error("the message is not base64")]
+    Base64,
+    #[error("the message does not inflate to at most {0} bytes")]
+    Deflate(usize),
+    #[error("RelayState is longer than {LONGEST_RELAY_STATE} bytes")]
+    RelayState,
+    #[error(transparent)]
+    Xml(#[from] XmlError),
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+}
+
+/// Which of the two kinds of message is expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Request,
+    Response,
+}
+
+impl Kind {
+    pub const fn parameter(self) -> &'static str {
+        match self {
+            Self::Request => "SAMLRequest",
+            Self::Response => "SAMLResponse",
+        }
+    }
+}
+
+/// A message as it came. Whether somebody signed it is in [`Received::signed`]: where it says so, the signature was
+/// verified, over all that [`Received::message`] holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    pub message: Element,
+    pub relay_state: Option<String>,
+    pub signed: bool,
+}
+
+/// Reads what came in a query (HTTP-Redirect). A signature is over the very octets that came. Without `keys` a
+/// signature cannot be told from a wrong one: it is not looked at, and does not count.
+pub fn of_query(query: &str, kind: Kind, keys: &[Certificate]) -> Result<Received, BindingError> {
+    let raw = |name: &str| raw_parameter(query, name);
+    let message = raw(kind.parameter())?.ok_or(BindingError::Parameters)?;
+    let relay_state = raw("RelayState")?;
+    let (method, value) = (raw("SigAlg")?, raw("Signature")?);
+    let signed = match (method, value) {
+        (None, None) => false,
+        (Some(_), Some(_)) if keys.is_empty() => false,
+        (Some(method), Some(value)) => {
+            let mut octets = format!("{}={message}", kind.parameter());
+            if let Some(state) = relay_state {
+                octets.push_str(&format!("&RelayState={state}"));
+            }
+            octets.push_str(&format!("&SigAlg={method}"));
+            let method = Method::parse(&decoded(method)?).ok_or(SignatureError::Algorithm)?;
+            let value = STANDARD.decode(decoded(value)?).map_err(|_| SignatureError::Shape)?;
+            if !keys.iter().any(|key| key.verifies(method, octets.as_bytes(), &value)) {
+                return Err(SignatureError::Key.into());
+            }
+            true
+        }
+        (Some(_), None) | (None, Some(_)) => return Err(SignatureError::Shape.into()),
+    };
+    let deflated = STANDARD.decode(decoded(message)?).map_err(|_| BindingError::Base64)?;
+    let limit = xml::MESSAGE.bytes;
+    let bytes = decompress_to_vec_with_limit(&deflated, limit).map_err(|_| BindingError::Deflate(limit))?;
+    let message = xml::parse(&bytes, xml::MESSAGE)?;
+    // In this binding the message carries no signature of its own (§3.4.4.1).
+    if signature::is_signed(&message) {
+        return Err(SignatureError::Misplaced.into());
+    }
+    Ok(Received { message, relay_state: relay_state_of(relay_state.map(decoded).transpose()?)?, signed })
+}
+
+/// Reads what came in a form (HTTP-POST), from the decoded values of its fields.
+pub fn of_form(
+    message: &str,
+    relay_state: Option<&str>,
+    keys: &[Certificate],
+) -> Result<Received, BindingError> {
+    if message.len() > xml::MESSAGE.bytes * 4 / 3 {
+        return Err(XmlError::TooLarge(xml::MESSAGE.bytes).into());
+    }
+    let compact: String = message.split_ascii_whitespace().collect();
+    let bytes = STANDARD.decode(compact).map_err(|_| BindingError::Base64)?;
+    let message = xml::parse(&bytes, xml::MESSAGE)?;
+    let relay_state = relay_state_of(relay_state.map(str::to_owned))?;
+    if keys.is_empty() || !signature::is_signed(&message) {
+        return Ok(Received { message, relay_state, signed: false });
+    }
+    let message = signature::verify(message, keys)?;
+    Ok(Received { message, relay_state, signed: true })
+}
+
+/// A message as a form carries it (HTTP-POST).
+pub fn encode(message: &str) -> String {
+    STANDARD.encode(message)
+}
+
+/// The value of the one parameter `name`, as it came.
+fn raw_parameter<'a>(query: &'a str, name: &str) -> Result<Option<&'a str>, BindingError> {
+    let mut values = query
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .filter(|(found, _)| *found == name)
+        .map(|(_, value)| value);
+    let value = values.next();
+    match values.next() {
+        None => Ok(value),
+        Some(_) => Err(BindingError::Parameters),
+    }
+}
+
+fn decoded(value: &str) -> Result<String, BindingError> {
+    let spaced = value.replace('+', " ");
+    percent_decode_str(&spaced).decode_utf8().map(String::from).map_err(|_| BindingError::Parameters)
+}
+
+fn relay_state_of(state: Option<String>) -> Result<Option<String>, BindingError> {
+    match state {
+        Some(state) if state.len() > LONGEST_RELAY_STATE => Err(BindingError::RelayState),
+        state => Ok(state.filter(|state| !state.is_empty())),
+    }
+}

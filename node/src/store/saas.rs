@@ -1,0 +1,383 @@
+//! What applications elsewhere were granted: one row from the code of a sign-in to the end of its tokens, and which
+//! applications have to be told when a session ends.
+//!
+//! A grant ends with the session it was made from, whatever its own row says. Tokens are not kept: they name their grant
+//! and are sealed, so that one nobody was given never gets this far.
+
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::flow::{Session, SessionId, UnixTime};
+
+use super::{Store, StoreError};
+
+/// A grant that is good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SaasGrant<T> {
+    pub(crate) session: SessionId,
+    /// Name of the application.
+    pub(crate) application: String,
+    pub(crate) body: T,
+    /// 0 until the code is redeemed, then the number of the refresh token that is good.
+    pub(crate) generation: u32,
+    pub(crate) expires_at: UnixTime,
+}
+
+/// What became of a code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Redemption {
+    First,
+    /// It was redeemed before: the grant is revoked.
+    Again,
+    /// There is no such grant, or it has ended.
+    Gone,
+}
+
+/// What became of a refresh token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// It is spent; the next one has this number.
+    Next(u32),
+    /// It was spent before: the grant is revoked.
+    Reused,
+    /// There is no such grant, or it has ended.
+    Gone,
+}
+
+/// A session that has ended and an application that has not been told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct EndedLogin {
+    pub(crate) session: Session,
+    pub(crate) application: String,
+    /// How often telling it has failed.
+    pub(crate) tries: u32,
+}
+
+/// Grants of one session that are kept; beyond that the oldest ends.
+const MOST_OF_SESSION: i64 = 256;
+
+const LIVE: &str =
+    "SELECT saas_grant.session, saas_grant.application, saas_grant.body, saas_grant.generation,
+        saas_grant.expires_at
+    FROM saas_grant JOIN session ON session.id = saas_grant.session
+    WHERE saas_grant.id = ?1 AND saas_grant.expires_at > ?2 AND saas_grant.revoked_at IS NULL
+    AND session.revoked_at IS NULL AND session.expires_at > ?2";
+
+impl Store {
+    /// Keeps a new grant, which ends at `expires_at` unless its code is redeemed before. Grants that are over are
+    /// forgotten.
+    pub(crate) async fn insert_saas_grant<T: Serialize>(
+        &self,
+        id: [u8; 16],
+        session: SessionId,
+        application: &str,
+        body: &T,
+        expires_at: UnixTime,
+        now: UnixTime,
+    ) -> Result<(), StoreError> {
+        let body = serde_json::to_string(body).map_err(|e| StoreError::Malformed(e.to_string()))?;
+        let application = application.to_owned();
+        self.run(move |connection| {
+            let transaction = connection.transaction()?;
+            transaction.execute("DELETE FROM saas_grant WHERE expires_at <= ?1", [now.0])?;
+            transaction.execute(
+                "DELETE FROM saas_grant WHERE session = ?1 AND id NOT IN
+                 (SELECT id FROM saas_grant WHERE session = ?1 ORDER BY created_at DESC, rowid DESC LIMIT ?2)",
+                params![session.as_bytes(), MOST_OF_SESSION - 1],
+            )?;
+            transaction.execute(
+                "INSERT INTO saas_grant (id, session, application, body, generation, created_at, expires_at)
+                 VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6)",
+                params![id, session.as_bytes(), application, body, now.0, expires_at.0],
+            )?;
+            transaction.commit()?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// The grant, if it is good at `now`.
+    pub(crate) async fn saas_grant<T: DeserializeOwned>(
+        &self,
+        id: [u8; 16],
+        now: UnixTime,
+    ) -> Result<Option<SaasGrant<T>>, StoreError> {
+        let Some(grant) = self.run(move |connection| Ok(find(connection, id, now)?)).await? else {
+            return Ok(None);
+        };
+        let body = serde_json::from_str(&grant.body).map_err(|e| StoreError::Malformed(e.to_string()))?;
+        let SaasGrant { session, application, generation, expires_at, .. } = grant;
+        Ok(Some(SaasGrant { session, application, body, generation, expires_at }))
+    }
+
+    /// Spends the code of a grant, which then lives until `expires_at`; its application has a login now. A code that comes
+    /// again ends the grant.
+    pub(crate) async fn redeem_saas_grant(
+        &self,
+        id: [u8; 16],
+        expires_at: UnixTime,
+        now: UnixTime,
+    ) -> Result<Redemption, StoreError> {
+        self.run(move |connection| {
+            let transaction = connection.transaction()?;
+            let Some(grant) = find(&transaction, id, now)? else { return Ok(Redemption::Gone) };
+            let redemption = if grant.generation == 0 {
+                transaction.execute(
+                    "UPDATE saas_grant SET generation = 1, expires_at = ?2 WHERE id = ?1",
+                    params![id, expires_at.0],
+                )?;
+                transaction.execute(
+                    "INSERT INTO saas_login (session, application, tries, next_try) VALUES (?1, ?2, 0, 0)
+                     ON CONFLICT DO NOTHING",
+                    params![grant.session.as_bytes(), grant.application],
+                )?;
+                Redemption::First
+            } else {
+                revoke(&transaction, id, now)?;
+                Redemption::Again
+            };
+            transaction.commit()?;
+            Ok(redemption)
+        })
+        .await
+    }
+
+    /// Spends the refresh token with the number `presented`. One that was spent before ends the grant.
+    pub(crate) async fn turn_saas_grant(
+        &self,
+        id: [u8; 16],
+        presented: u32,
+        now: UnixTime,
+    ) -> Result<Turn, StoreError> {
+        self.run(move |connection| {
+            let transaction = connection.transaction()?;
+            let Some(grant) = find(&transaction, id, now)? else { return Ok(Turn::Gone) };
+            let turn = if grant.generation == presented && presented > 0 {
+                let next = presented.saturating_add(1);
+                transaction
+                    .execute("UPDATE saas_grant SET generation = ?2 WHERE id = ?1", params![id, next])?;
+                Turn::Next(next)
+            } else {
+                revoke(&transaction, id, now)?;
+                Turn::Reused
+            };
+            transaction.commit()?;
+            Ok(turn)
+        })
+        .await
+    }
+
+    /// Ends a grant and every token of it.
+    pub(crate) async fn revoke_saas_grant(&self, id: [u8; 16], now: UnixTime) -> Result<(), StoreError> {
+        self.run(move |connection| {
+            let transaction = connection.transaction()?;
+            revoke(&transaction, id, now)?;
+            transaction.commit()?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Logins at applications whose session was revoked or logged out and that are due to be told of it, at most `most`.
+    pub(crate) async fn ended_saas_logins(
+        &self,
+        most: u32,
+        now: UnixTime,
+    ) -> Result<Vec<EndedLogin>, StoreError> {
+        let rows = self
+            .run(move |connection| {
+                connection
+                    .prepare_cached(
+                        "SELECT session.body, saas_login.application, saas_login.tries
+                         FROM saas_login JOIN session ON session.id = saas_login.session
+                         WHERE saas_login.told_at IS NULL AND saas_login.next_try <= ?1
+                         AND session.revoked_at IS NOT NULL ORDER BY saas_login.next_try LIMIT ?2",
+                    )?
+                    .query_map(params![now.0, most], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+                    .collect::<Result<Vec<(String, String, u32)>, _>>()
+                    .map_err(StoreError::from)
+            })
+            .await?;
+        rows.into_iter()
+            .map(|(body, application, tries)| {
+                let session = serde_json::from_str(&body)
+                    .map_err(|e| StoreError::Malformed(format!("session: {e}")))?;
+                Ok(EndedLogin { session, application, tries })
+            })
+            .collect()
+    }
+
+    /// Notes that an application was told of the end of a session, or that nobody will tell it again.
+    pub(crate) async fn saas_login_told(
+        &self,
+        session: SessionId,
+        application: &str,
+        now: UnixTime,
+    ) -> Result<(), StoreError> {
+        let application = application.to_owned();
+        self.run(move |connection| {
+            connection.execute(
+                "UPDATE saas_login SET told_at = ?3 WHERE session = ?1 AND application = ?2",
+                params![session.as_bytes(), application, now.0],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Notes that an application could not be told and when that is tried again.
+    pub(crate) async fn saas_login_later(
+        &self,
+        session: SessionId,
+        application: &str,
+        next_try: UnixTime,
+    ) -> Result<(), StoreError> {
+        let application = application.to_owned();
+        self.run(move |connection| {
+            connection.execute(
+                "UPDATE saas_login SET tries = tries + 1, next_try = ?3 WHERE session = ?1 AND application = ?2",
+                params![session.as_bytes(), application, next_try.0],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn find(connection: &Connection, id: [u8; 16], now: UnixTime) -> rusqlite::Result<Option<SaasGrant<String>>> {
+    connection
+        .prepare_cached(LIVE)?
+        .query_row(params![id, now.0], |row| {
+            Ok(SaasGrant {
+                session: SessionId::from_bytes(row.get(0)?),
+                application: row.get(1)?,
+                body: row.get(2)?,
+                generation: row.get(3)?,
+                expires_at: UnixTime(row.get(4)?),
+            })
+        })
+        .optional()
+}
+
+fn revoke(transaction: &Transaction<'_>, id: [u8; 16], now: UnixTime) -> rusqlite::Result<()> {
+    transaction.execute(
+        "UPDATE saas_grant SET revoked_at = ?2 WHERE id = ?1 AND revoked_at IS NULL",
+        params![id, now.0],
+    )?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::PersonId;
+    use crate::store::SessionFilter;
+
+    const NOW: UnixTime = UnixTime(100);
+    const SESSION: SessionId = SessionId::from_bytes([1; 16]);
+
+    async fn store(directory: &std::path::Path) -> Store {
+        let store = Store::open(directory).unwrap();
+        let session = Session {
+            id: SESSION,
+            person: PersonId { provider: "local".into(), subject: "ann".into() },
+            email: None,
+            display_name: "x".into(),
+            groups: vec![],
+            amr: vec![],
+            address: [192, 0, 2, 1].into(),
+            created_at: UnixTime(0),
+            expires_at: UnixTime(1000),
+        };
+        store.insert_session(&session).await.unwrap();
+        store
+    }
+
+    async fn grant(store: &Store, id: u8) -> [u8; 16] {
+        store.insert_saas_grant([id; 16], SESSION, "git", &"body", UnixTime(160), NOW).await.unwrap();
+        [id; 16]
+    }
+
+    async fn good(store: &Store, id: [u8; 16], now: i64) -> Option<u32> {
+        let grant = store.saas_grant::<String>(id, UnixTime(now)).await.unwrap()?;
+        assert_eq!(
+            (grant.session, grant.application.as_str(), grant.body.as_str()),
+            (SESSION, "git", "body")
+        );
+        Some(grant.generation)
+    }
+
+    #[tokio::test]
+    async fn a_code_is_redeemed_once_in_time_and_its_replay_ends_the_grant() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(directory.path()).await;
+        let late = grant(&store, 1).await;
+        let redeem = |id, now| store.redeem_saas_grant(id, UnixTime(900), UnixTime(now));
+        assert_eq!(redeem(late, 160).await.unwrap(), Redemption::Gone);
+        let id = grant(&store, 2).await;
+        assert_eq!(redeem(id, 159).await.unwrap(), Redemption::First);
+        assert_eq!((good(&store, id, 899).await, good(&store, id, 900).await), (Some(1), None));
+        assert_eq!(redeem(id, 161).await.unwrap(), Redemption::Again);
+        assert_eq!(good(&store, id, 161).await, None, "its tokens are gone too");
+        assert_eq!(redeem(id, 161).await.unwrap(), Redemption::Gone);
+    }
+
+    #[tokio::test]
+    async fn a_spent_refresh_token_ends_the_grant() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(directory.path()).await;
+        let id = grant(&store, 1).await;
+        let turn = |presented| store.turn_saas_grant(id, presented, NOW);
+        store.redeem_saas_grant(id, UnixTime(900), NOW).await.unwrap();
+        assert_eq!(turn(1).await.unwrap(), Turn::Next(2));
+        assert_eq!(turn(2).await.unwrap(), Turn::Next(3));
+        assert_eq!(turn(1).await.unwrap(), Turn::Reused);
+        assert_eq!(turn(3).await.unwrap(), Turn::Gone);
+        let unredeemed = grant(&store, 2).await;
+        assert_eq!(store.turn_saas_grant(unredeemed, 0, NOW).await.unwrap(), Turn::Reused);
+    }
+
+    #[tokio::test]
+    async fn a_grant_never_outlives_its_session_and_the_application_is_told_until_it_knows() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(directory.path()).await;
+        let (id, other) = (grant(&store, 1).await, grant(&store, 2).await);
+        store.redeem_saas_grant(id, UnixTime(5000), NOW).await.unwrap();
+        store.redeem_saas_grant(other, UnixTime(5000), NOW).await.unwrap();
+        assert_eq!((good(&store, id, 999).await, good(&store, id, 1000).await), (Some(1), None));
+        let untold = |now| store.ended_saas_logins(10, UnixTime(now));
+        assert_eq!(untold(100).await.unwrap(), []);
+        store.revoke_sessions(&SessionFilter::Id(SESSION), NOW).await.unwrap();
+        assert_eq!(good(&store, id, 100).await, None);
+        let ended = untold(100).await.unwrap();
+        assert_eq!((ended.len(), ended[0].application.as_str(), ended[0].tries), (1, "git", 0));
+        store.saas_login_later(SESSION, "git", UnixTime(130)).await.unwrap();
+        assert_eq!(untold(129).await.unwrap(), []);
+        assert_eq!(untold(130).await.unwrap()[0].tries, 1);
+        store.saas_login_told(SESSION, "git", UnixTime(131)).await.unwrap();
+        assert_eq!(untold(999).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_session_has_a_bounded_number_of_grants() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(directory.path()).await;
+        for number in 0..300_u16 {
+            let mut id = [0; 16];
+            id[..2].copy_from_slice(&number.to_be_bytes());
+            store.insert_saas_grant(id, SESSION, "git", &"body", UnixTime(160), NOW).await.unwrap();
+        }
+        let count: i64 = store
+            .run(|connection| {
+                Ok(connection.query_row("SELECT count(*) FROM saas_grant", [], |row| row.get(0))?)
+            })
+            .await
+            .unwrap();
+        assert_eq!(count, MOST_OF_SESSION);
+        let mut newest = [0; 16];
+        newest[..2].copy_from_slice(&299_u16.to_be_bytes());
+        assert_eq!(good(&store, newest, 100).await, Some(0));
+        assert_eq!(good(&store, [0; 16], 100).await, None, "the oldest went");
+    }
+}

@@ -1,0 +1,270 @@
+//! Where a private session gets its number, and who relays its packets: the gate where it can, or the daemon.
+//!
+//! 1. [`Carrier::open`]: a number, good until its expiry, which the gate keeps too.
+//! 2. [`Carrier::place`]: both legs are where they are. The gate sends packets on by itself, or, where it cannot (IPv4 to
+//!    IPv6, a local route, an interface that it does not guard), judges and counts them and lets them through to the
+//!    node's socket.
+//! 3. [`Carrier::cut`]: no packet passes any more; what each end had sent.
+//!
+//! Calls to the gate block, some of them for milliseconds: a thread that may waits for them.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tracing::error;
+
+use crate::clock;
+use crate::gate::{self, FlowGrant, PeerAddress, RelayError, Way};
+
+use super::super::relay::{MAX_SESSIONS, Pair, SessionRef, Terms, Tuple, Usage};
+use super::super::wire::RelayPath;
+
+/// Numbers and flows of sessions.
+pub(super) enum Carrier {
+    Gate(gate::Relay),
+    /// No gate, or none that relays.
+    Daemon(Mutex<Numbers>),
+}
+
+/// Why a session has no number or no flows.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CarrierError {
+    #[error("the node has as many sessions as it can")]
+    Full,
+    #[error(transparent)]
+    Relay(RelayError),
+    #[error(transparent)]
+    Gate(#[from] gate::GateError),
+    #[error("the node is shutting down")]
+    Stopped,
+}
+
+impl From<RelayError> for CarrierError {
+    fn from(error: RelayError) -> Self {
+        match error {
+            RelayError::Full => Self::Full,
+            error => Self::Relay(error),
+        }
+    }
+}
+
+impl Carrier {
+    pub(super) fn new(gate: Option<gate::Relay>) -> Self {
+        match gate {
+            Some(gate) => Self::Gate(gate),
+            None => Self::Daemon(Mutex::new(Numbers::new(u32::from_ne_bytes(clock::random())))),
+        }
+    }
+
+    /// Whether the gate keeps the sessions' expiry too.
+    pub(super) const fn has_gate(&self) -> bool {
+        matches!(self, Self::Gate(_))
+    }
+
+    /// A number for a session of `person`.
+    pub(super) async fn open(
+        &self,
+        person: String,
+        lifetime: Duration,
+    ) -> Result<(SessionRef, Terms), CarrierError> {
+        let expires = clock::monotonic().saturating_add(lifetime);
+        match self {
+            Self::Daemon(numbers) => {
+                let session = lock(numbers).next().ok_or(CarrierError::Full)?;
+                Ok((session, Terms { identity: 0, epoch: 0, expires }))
+            }
+            Self::Gate(gate) => {
+                let gate = gate.clone();
+                let opened = blocking(move || {
+                    let identity = gate.identity(&person)?;
+                    let session = gate.open_session(identity, lifetime)?;
+                    Ok::<_, CarrierError>((session, identity))
+                });
+                let (session, identity) = opened.await??;
+                Ok((of_gate(session), terms(identity, expires)))
+            }
+        }
+    }
+
+    /// The number of a session of `person` that an earlier process has given, if it is still good.
+    pub(super) async fn adopt(
+        &self,
+        session: SessionRef,
+        person: String,
+        lifetime: Duration,
+    ) -> Result<Option<Terms>, CarrierError> {
+        let expires = clock::monotonic().saturating_add(lifetime);
+        match self {
+            Self::Daemon(numbers) => {
+                Ok(lock(numbers).claim(session).then_some(Terms { identity: 0, epoch: 0, expires }))
+            }
+            Self::Gate(gate) => {
+                let gate = gate.clone();
+                let identity = blocking(move || {
+                    let identity = gate.identity(&person)?;
+                    let is_theirs = gate.sessions().contains(&(to_gate(session), identity.index));
+                    Ok::<_, CarrierError>(is_theirs.then_some(identity))
+                });
+                Ok(identity.await??.map(|identity| terms(identity, expires)))
+            }
+        }
+    }
+
+    /// Sessions of the gate that nobody here knows.
+    pub(super) fn strangers(&self, known: impl Fn(SessionRef) -> bool) -> Vec<SessionRef> {
+        match self {
+            Self::Daemon(_) => Vec::new(),
+            Self::Gate(gate) => {
+                let sessions = gate.sessions().into_iter().map(|(session, _)| of_gate(session));
+                sessions.filter(|session| !known(*session)).collect()
+            }
+        }
+    }
+
+    /// Lets the session pass between its legs. On [`RelayPath::Userspace`] the daemon's table has to carry it.
+    pub(super) async fn place(&self, pair: Pair) -> Result<RelayPath, CarrierError> {
+        match self {
+            Self::Daemon(_) => Ok(RelayPath::Userspace),
+            Self::Gate(gate) => {
+                let gate = gate.clone();
+                Ok(match blocking(move || gate.place(&grant(&pair))).await?? {
+                    Way::Gate => RelayPath::Kernel,
+                    Way::Host => RelayPath::Userspace,
+                })
+            }
+        }
+    }
+
+    /// Ends sessions. What each end had sent, of those that the gate has counted.
+    pub(super) async fn cut(
+        &self,
+        sessions: Vec<SessionRef>,
+    ) -> Result<Vec<(SessionRef, [Usage; 2])>, CarrierError> {
+        match self {
+            Self::Daemon(numbers) => {
+                let mut numbers = lock(numbers);
+                sessions.into_iter().for_each(|session| numbers.give_back(session));
+                Ok(Vec::new())
+            }
+            Self::Gate(gate) => {
+                let gate = gate.clone();
+                let sessions: Vec<_> = sessions.into_iter().map(to_gate).collect();
+                let ended = blocking(move || gate.revoke_all(&sessions)).await??;
+                Ok(ended.into_iter().map(|ended| (of_gate(ended.session), counted(ended.usage))).collect())
+            }
+        }
+    }
+
+    /// What a session has carried so far, where the gate counts.
+    pub(super) fn usage(&self, session: SessionRef) -> Option<[Usage; 2]> {
+        match self {
+            Self::Daemon(_) => None,
+            Self::Gate(gate) => match gate.usage(to_gate(session)) {
+                Ok(usage) => usage.map(counted),
+                Err(error) => {
+                    error!(error = &error as &dyn std::error::Error, "a session's counts cannot be read");
+                    None
+                }
+            },
+        }
+    }
+}
+
+/// Numbers where there is no gate to give them. A number comes with a generation that no other session of this process
+/// has, and of an earlier one's hardly any.
+pub(super) struct Numbers {
+    used: BTreeSet<u32>,
+    next: u32,
+    generation: u32,
+}
+
+impl Numbers {
+    const fn new(generation: u32) -> Self {
+        Self { used: BTreeSet::new(), next: 0, generation }
+    }
+
+    fn next(&mut self) -> Option<SessionRef> {
+        if self.used.len() >= MAX_SESSIONS as usize {
+            return None;
+        }
+        while !self.used.insert(self.next) {
+            self.next = (self.next + 1) % MAX_SESSIONS;
+        }
+        let index = self.next;
+        self.next = (self.next + 1) % MAX_SESSIONS;
+        self.generation = self.generation.wrapping_add(1);
+        Some(SessionRef { index, generation: self.generation })
+    }
+
+    fn claim(&mut self, session: SessionRef) -> bool {
+        session.index < MAX_SESSIONS && self.used.insert(session.index)
+    }
+
+    fn give_back(&mut self, session: SessionRef) {
+        self.used.remove(&session.index);
+    }
+}
+
+fn lock(numbers: &Mutex<Numbers>) -> MutexGuard<'_, Numbers> {
+    numbers.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, CarrierError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| CarrierError::Stopped)
+}
+
+/// The daemon's table compares epochs for equality only, which their lower halves will do for.
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
+const fn terms(identity: gate::IdentityRef, expires: Duration) -> Terms {
+    Terms { identity: identity.index, epoch: identity.epoch as u32, expires }
+}
+
+pub(super) const fn of_gate(session: gate::SessionRef) -> SessionRef {
+    SessionRef { index: session.index, generation: session.generation }
+}
+
+const fn to_gate(session: SessionRef) -> gate::SessionRef {
+    gate::SessionRef { index: session.index, generation: session.generation }
+}
+
+fn grant(pair: &Pair) -> FlowGrant {
+    FlowGrant { session: to_gate(pair.session), client: end(pair.client), connector: end(pair.connector) }
+}
+
+const fn end(tuple: Tuple) -> PeerAddress {
+    PeerAddress { local: tuple.local(), remote: tuple.remote() }
+}
+
+pub(super) fn counted(usage: [gate::Usage; 2]) -> [Usage; 2] {
+    usage.map(|usage| Usage { packets: usage.packets, bytes: usage.bytes })
+}
+
+/// Whether the address is one of this host's: only such a one can be bound.
+pub(super) fn is_own(address: SocketAddr) -> bool {
+    std::net::UdpSocket::bind(SocketAddr::new(address.ip(), 0)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_given_once_and_its_place_again_under_another_generation() {
+        let mut numbers = Numbers::new(u32::MAX);
+        let first = numbers.next().unwrap();
+        assert_eq!(first, SessionRef { index: 0, generation: 0 });
+        assert!(!numbers.claim(SessionRef { index: 0, generation: 9 }));
+        assert!(numbers.claim(SessionRef { index: 1, generation: 9 }));
+        assert!(!numbers.claim(SessionRef { index: MAX_SESSIONS, generation: 9 }));
+        assert_eq!(numbers.next().unwrap().index, 2);
+        let rest: Vec<_> = std::iter::from_fn(|| numbers.next()).collect();
+        assert_eq!(rest.len() + 3, MAX_SESSIONS as usize);
+        numbers.give_back(first);
+        let again = numbers.next().unwrap();
+        assert_eq!(again.index, first.index);
+        assert_ne!(again.generation, first.generation);
+        assert_eq!(numbers.next(), None);
+    }
+}

@@ -1,0 +1,394 @@
+//! How a session ends: one way, whatever the reason.
+//!
+//! 1. It leaves the book and the bind machine, and the daemon's table, at once: nothing of it can begin any more.
+//! 2. The gate is told; when that has returned no packet passes.
+//! 3. Both ends are told why, and the one event says who, what, how long and how many bytes.
+//!
+//! Who asks for a revocation by [`PrivateSessions::end_logins`] and its like gets the answer after 2, whoever did it. What
+//! the gate does not take is said loudly there, and tried again every second.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::interval;
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use crate::clock;
+use crate::event::{Action, Event};
+use crate::flow::{ClientId, SessionId};
+use crate::gate;
+use crate::session::LiveSession;
+
+use super::super::relay::{Leg, Relay, SessionRef, Usage};
+use super::super::wire::{EndReason, RelayPath};
+use super::binding::Told;
+use super::book::{About, Entry, REATTACH_TIMEOUT};
+use super::carrier::{CarrierError, counted, of_gate};
+use super::permit::{Wanted, permit};
+use super::{ClientSeat, Inner, LOOK_EVERY, PrivateSessions, Shared};
+
+/// The gate's own keeper clears away what has expired, and knows what it has carried: it comes first.
+const EXPIRY_GRACE: Duration = Duration::from_secs(5);
+
+/// The reason of a session that the daemon relayed until it stopped, in events and metrics.
+const NODE_STOPPED: &str = "node_stopped";
+
+/// Sessions were cut here and may still pass in the gate.
+#[derive(Debug, thiserror::Error)]
+#[error("sessions are ended, but the gate does not take it: {0}")]
+pub struct EndError(Arc<str>);
+
+impl PrivateSessions {
+    /// Ends the private sessions of these logins, which the store has revoked. Returns when no packet of them passes.
+    ///
+    /// # Errors
+    /// When the gate does not take it.
+    pub async fn end_logins(&self, logins: &[SessionId], reason: EndReason) -> Result<(), EndError> {
+        let logins: BTreeSet<_> = logins.iter().copied().collect();
+        self.end_matching(|about| logins.contains(&about.login.id), reason).await
+    }
+
+    /// Ends the private sessions that a connector serves, which the store has revoked.
+    ///
+    /// # Errors
+    /// When the gate does not take it.
+    pub async fn end_connector(&self, connector: &str, reason: EndReason) -> Result<(), EndError> {
+        self.end_matching(|about| about.connector.as_str() == connector, reason).await
+    }
+
+    /// Takes over what the gate has ended by itself, since it had expired: with what it has carried.
+    pub fn expired(&self, ended: &[gate::Ended]) {
+        let over = ended.iter().map(|ended| (of_gate(ended.session), ended)).collect::<BTreeMap<_, _>>();
+        let ending = over.keys().map(|session| (*session, EndReason::Expired)).collect();
+        let mut gone = self.shared.lock().take_out(&self.shared.relay, ending);
+        for one in &mut gone {
+            one.usage = over.get(&one.session).map(|ended| counted(ended.usage));
+            self.shared.say_goodbye(one, &one.usage.unwrap_or_default());
+        }
+        if !gone.is_empty() {
+            self.shared.count();
+        }
+    }
+
+    /// The node has stopped. What the gate relays goes on; what the daemon does is over, unless both ends come back soon, and
+    /// what it has carried would be lost.
+    pub(in super::super) fn leave(&self) {
+        self.shared.relay.release();
+        if self.shared.carrier.has_gate() {
+            return;
+        }
+        let all = self.shared.lock().book.matching(|_| true);
+        let ending = all.into_iter().map(|session| (session, EndReason::RelayFailed)).collect();
+        for over in self.shared.lock().take_out(&self.shared.relay, ending) {
+            self.shared.account(&over.entry, &over.usage.unwrap_or_default(), NODE_STOPPED);
+        }
+    }
+
+    /// Those included that somebody else is just ending: by the same revocation, as a rule.
+    async fn end_matching(&self, which: impl Fn(&About) -> bool, reason: EndReason) -> Result<(), EndError> {
+        let sessions = self.shared.lock().book.matching(|entry| which(&entry.about));
+        let ending = sessions.into_iter().map(|session| (session, reason)).collect();
+        let _ = self.shared.end(ending).await;
+        let mut cuts = self.shared.cuts.subscribe();
+        loop {
+            let (waits, failed) = {
+                let inner = self.shared.lock();
+                let mut cutting = inner.cutting.values().filter(|cutting| which(&cutting.about));
+                let waits = cutting.clone().any(|cutting| cutting.failed.is_none());
+                (waits, cutting.find_map(|cutting| cutting.failed.clone()))
+            };
+            match (waits, failed) {
+                (true, _) => {
+                    let _ = cuts.changed().await;
+                }
+                (false, Some(error)) => return Err(EndError(error)),
+                (false, None) => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Why the sessions of a login that is over are.
+pub(super) fn login_over(login: &LiveSession) -> EndReason {
+    if login.is_revoked_by_administrator() { EndReason::Revoked } else { EndReason::LoginEnded }
+}
+
+/// Out of the book, and not yet surely out of the gate.
+pub(super) struct Cutting {
+    about: Arc<About>,
+    /// Why it is not. It is tried again.
+    failed: Option<Arc<str>>,
+}
+
+/// Taken out of the book.
+struct Over {
+    session: SessionRef,
+    entry: Entry,
+    reason: EndReason,
+    usage: Option<[Usage; 2]>,
+}
+
+impl Shared {
+    /// Ends sessions, and does not wait for it.
+    pub(super) fn end_soon(self: &Arc<Self>, ending: Vec<(SessionRef, EndReason)>) {
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            // It is logged where it fails.
+            let _ = shared.end(ending).await;
+        });
+    }
+
+    /// Ends sessions; to the end, even if whoever asked goes away.
+    pub(super) async fn end(
+        self: &Arc<Self>,
+        ending: Vec<(SessionRef, EndReason)>,
+    ) -> Result<(), CarrierError> {
+        let over = {
+            let mut inner = self.lock();
+            let over = inner.take_out(&self.relay, ending);
+            for Over { session, entry, .. } in &over {
+                let cutting = Cutting { about: Arc::clone(&entry.about), failed: None };
+                inner.cutting.insert(*session, cutting);
+            }
+            over
+        };
+        if over.is_empty() {
+            return Ok(());
+        }
+        let shared = Arc::clone(self);
+        let cut = async move {
+            let cut = shared.cut(over.iter().map(|over| over.session).collect()).await;
+            let by_gate: BTreeMap<_, _> = cut.as_deref().unwrap_or_default().iter().copied().collect();
+            for over in &over {
+                let usage = by_gate.get(&over.session).copied().or(over.usage).unwrap_or_default();
+                shared.say_goodbye(over, &usage);
+            }
+            shared.count();
+            cut.map(drop)
+        };
+        tokio::spawn(cut).await.map_err(|_| CarrierError::Stopped)?
+    }
+
+    /// Tells the gate, and keeps what it does not take.
+    async fn cut(&self, sessions: Vec<SessionRef>) -> Result<Vec<(SessionRef, [Usage; 2])>, CarrierError> {
+        let cut = self.carrier.cut(sessions.clone()).await;
+        let failed = cut.as_ref().err().map(|error| Arc::<str>::from(error.to_string()));
+        if let Some(error) = &failed {
+            error!("revoked sessions may still pass in the gate: {error}");
+        }
+        let mut inner = self.lock();
+        for session in sessions {
+            match (&failed, inner.cutting.get_mut(&session)) {
+                (Some(_), Some(cutting)) => cutting.failed.clone_from(&failed),
+                (Some(_), None) => {}
+                (None, _) => {
+                    inner.cutting.remove(&session);
+                }
+            }
+        }
+        drop(inner);
+        self.cuts.send_modify(|cuts| *cuts = cuts.wrapping_add(1));
+        cut
+    }
+
+    /// Tries again what the gate has not taken.
+    async fn cut_again(&self) {
+        let failed: Vec<SessionRef> = {
+            let inner = self.lock();
+            let failed = inner.cutting.iter().filter(|(_, cutting)| cutting.failed.is_some());
+            failed.map(|(session, _)| *session).collect()
+        };
+        if !failed.is_empty() {
+            let _ = self.cut(failed).await;
+        }
+    }
+
+    fn say_goodbye(&self, over: &Over, usage: &[Usage; 2]) {
+        let Over { session, entry, reason, .. } = over;
+        let inner = self.lock();
+        for (leg, seat) in [(Leg::Client, entry.client), (Leg::Connector, entry.connector)] {
+            // A connector that has ended or declined it has let go of it.
+            let knows =
+                leg == Leg::Connector && matches!(reason, EndReason::ConnectorEnded | EndReason::Declined);
+            if let Some(control) = seat.control()
+                && !knows
+            {
+                inner.tell_control(control, *session, leg, &Told::Ended(*reason));
+            }
+        }
+        drop(inner);
+        self.account(entry, usage, reason.as_str());
+    }
+
+    /// The one event, and its metric.
+    fn account(&self, entry: &Entry, usage: &[Usage; 2], reason: &str) {
+        let about = &entry.about;
+        self.metrics.private_ended.with_label_values(&[reason]).inc();
+        let [up, down] = usage;
+        self.events.emit(
+            Event::new(Action::Disconnect, true)
+                .session(&about.login)
+                .application(&about.application)
+                .address(about.address)
+                .connector(about.connector.as_str())
+                .duration(clock::monotonic().saturating_sub(about.since))
+                .relayed(up.bytes, down.bytes)
+                .detail(reason),
+        );
+    }
+
+    /// Whether policy in force now allows the session to go on, with its client at `address`.
+    pub(super) fn still_allowed(&self, about: &About, address: IpAddr) -> bool {
+        let active = self.active();
+        let wanted = Wanted {
+            login: &about.login,
+            address,
+            application: &about.application.name,
+            destination: about.destination.as_ref(),
+        };
+        permit(&active.policies, &wanted, clock::now()).is_ok_and(|allowed| {
+            allowed.connector == about.connector
+                && allowed.reach == about.reach
+                && allowed.protocol == about.protocol
+        })
+    }
+
+    /// Ends what policy no longer allows, after each reload.
+    pub(super) async fn follow_policy(self: Arc<Self>, shutdown: CancellationToken) {
+        let mut active = self.active.clone();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                changed = active.changed() => if changed.is_err() {
+                    return shutdown.cancelled().await;
+                },
+            }
+            active.mark_unchanged();
+            let abouts: Vec<_> =
+                self.lock().book.iter().map(|(session, entry)| (session, Arc::clone(&entry.about))).collect();
+            let refused = abouts.into_iter().filter(|(_, about)| !self.still_allowed(about, about.address));
+            let _ = self.end(refused.map(|(session, _)| (session, EndReason::NotAllowed)).collect()).await;
+        }
+    }
+
+    /// Ends what time has ended, and what an earlier process has left and nobody has resumed.
+    pub(super) async fn look(self: Arc<Self>, shutdown: CancellationToken) {
+        let mut tick = interval(LOOK_EVERY);
+        let mut strangers_at = Some(self.began.saturating_add(REATTACH_TIMEOUT));
+        let mut second = 0_u32;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = tick.tick() => {}
+            }
+            let now = clock::monotonic();
+            let grace = if self.carrier.has_gate() { EXPIRY_GRACE } else { Duration::ZERO };
+            let due = self.lock().book.due(now, grace);
+            let _ = self.end(due).await;
+            if strangers_at.is_some_and(|at| at <= now) {
+                strangers_at = None;
+                self.end_strangers().await;
+            }
+            second = (second + 1) % 4;
+            if second == 0 {
+                self.end_logged_out().await;
+                self.cut_again().await;
+            }
+        }
+    }
+
+    /// Sessions of an earlier process whose ends have not come back.
+    async fn end_strangers(&self) {
+        let strangers = self.carrier.strangers(|session| self.lock().book.get(session).is_some());
+        if strangers.is_empty() {
+            return;
+        }
+        match self.carrier.cut(strangers).await {
+            Ok(ended) => {
+                for (_, [up, down]) in ended {
+                    self.metrics.private_ended.with_label_values(&[EndReason::ClientGone.as_str()]).inc();
+                    self.events.emit(
+                        Event::new(Action::Disconnect, true)
+                            .relayed(up.bytes, down.bytes)
+                            .detail("left by an earlier process and not resumed"),
+                    );
+                }
+            }
+            Err(error) => error!("sessions that nobody has resumed may still pass in the gate: {error}"),
+        }
+    }
+
+    /// Clients are logged out in the store, by whoever does it: their sessions and connections end within a second.
+    async fn end_logged_out(self: &Arc<Self>) {
+        let clients: BTreeSet<ClientId> = {
+            let inner = self.lock();
+            let seated = inner.clients.values().map(|seat| seat.client);
+            seated.chain(inner.book.iter().map(|(_, entry)| entry.about.client)).collect()
+        };
+        if clients.is_empty() {
+            return;
+        }
+        let live = match self.store.live_clients(clock::now()).await {
+            Ok(live) => live.into_iter().map(|client| client.id).collect::<BTreeSet<_>>(),
+            Err(error) => return error!(%error, "who is logged in cannot be looked up"),
+        };
+        let over = self.lock().book.matching(|entry| !live.contains(&entry.about.client));
+        let over = over.into_iter().map(|session| (session, EndReason::LoginEnded)).collect();
+        let _ = self.end(over).await;
+        // What its sessions are told comes first.
+        self.lock()
+            .clients
+            .values()
+            .filter(|seat| !live.contains(&seat.client))
+            .for_each(ClientSeat::log_out);
+    }
+
+    /// Sees to it that the login's sessions end with it.
+    pub(super) fn watch_login(self: &Arc<Self>, login: &LiveSession) {
+        let id = login.session.id;
+        if !self.lock().watched.insert(id) {
+            return;
+        }
+        let (shared, login) = (Arc::downgrade(self), login.clone());
+        tokio::spawn(async move {
+            login.ended.cancelled().await;
+            let Some(shared) = shared.upgrade() else { return };
+            let over = {
+                let mut inner = shared.lock();
+                inner.watched.remove(&id);
+                inner.book.matching(|entry| entry.about.login.id == id)
+            };
+            let reason = login_over(&login);
+            let over = over.into_iter().map(|session| (session, reason)).collect();
+            let _ = shared.end(over).await;
+        });
+    }
+
+    /// Tells the metrics how many there are.
+    pub(super) fn count(&self) {
+        let inner = self.lock();
+        for (path, name) in [
+            (None, "none"),
+            (Some(RelayPath::Kernel), RelayPath::Kernel.as_str()),
+            (Some(RelayPath::Userspace), RelayPath::Userspace.as_str()),
+        ] {
+            let count = i64::try_from(inner.book.on_path(path)).unwrap_or(i64::MAX);
+            self.metrics.private_sessions.with_label_values(&[name]).set(count);
+        }
+    }
+}
+
+impl Inner {
+    fn take_out(&mut self, relay: &Relay, ending: Vec<(SessionRef, EndReason)>) -> Vec<Over> {
+        let mut all = Vec::new();
+        for (session, reason) in ending {
+            let Some(entry) = self.book.remove(session) else { continue };
+            let usage = self.binds.remove(session).and_then(|removed| relay.remove(&removed));
+            all.push(Over { session, entry, reason, usage });
+        }
+        all
+    }
+}

@@ -1,0 +1,157 @@
+//! Connections of connectors that take private sessions: who is offered one, and who is offered it again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use crate::clock;
+
+use super::super::identity::KeyHash;
+use super::super::registry::Link;
+use super::super::relay::wire::BindKey;
+use super::super::relay::{Leg, LegSecret, SessionRef};
+use super::super::session::NodeInput;
+use super::super::wire::{CloseCode, ConnectorName, EndReason, Offer};
+use super::book::ControlId;
+use super::{Inner, PrivateSessions, Shared};
+
+/// What waits for a connector that does not read: more than all its sessions can ask for at a time. Beyond, it is gone.
+const TO_LINK: usize = 65_536;
+
+/// A connection of a connector that takes sessions.
+pub(in super::super) struct LinkSeat {
+    pub(super) link: Arc<Link>,
+    pub(super) key: KeyHash,
+    to: mpsc::Sender<NodeInput>,
+}
+
+/// The seat of a connection in service; empty when dropped.
+pub(in super::super) struct ToLink {
+    private: PrivateSessions,
+    control: ControlId,
+    inputs: mpsc::Receiver<NodeInput>,
+}
+
+impl LinkSeat {
+    pub(super) fn tell(&self, input: NodeInput) {
+        if self.to.try_send(input).is_err() && self.link.connection.close_reason().is_none() {
+            warn!(connector = %self.link.connector, "a connector does not read what it is told about its sessions");
+            self.link.connection.close(CloseCode::Timeout.into(), b"control frames are not read");
+        }
+    }
+}
+
+impl ToLink {
+    /// What to tell the connector next.
+    pub(in super::super) async fn next(&mut self) -> Option<NodeInput> {
+        self.inputs.recv().await
+    }
+
+    /// The connector has taken a session.
+    pub(in super::super) fn taken(&self, session: SessionRef) {
+        self.private.shared.lock().book.taken(session, self.control);
+    }
+
+    /// The connector will not serve a session, or does so no longer. Nothing of one that is another's.
+    pub(in super::super) fn ended(&self, session: SessionRef, reason: EndReason) {
+        let is_its_own = self.private.shared.lock().book.is_of_link(session, self.control);
+        if is_its_own {
+            self.private.shared.end_soon(vec![(session, reason)]);
+        }
+    }
+}
+
+impl Drop for ToLink {
+    fn drop(&mut self) {
+        self.private.shared.link_gone(self.control);
+    }
+}
+
+impl PrivateSessions {
+    /// The connection takes sessions from now on, and at once those of its connector that nobody serves.
+    pub(in super::super) fn takes_sessions(&self, link: &Arc<Link>, key: KeyHash) -> ToLink {
+        let (to, inputs) = mpsc::channel(TO_LINK);
+        let mut inner = self.shared.lock();
+        let control = inner.control();
+        inner.links.insert(control, LinkSeat { link: Arc::clone(link), key, to });
+        let unserved = inner.book.unserved(&link.connector);
+        drop(inner);
+        self.shared.offer_again(&unserved);
+        ToLink { private: self.clone(), control, inputs }
+    }
+}
+
+impl Shared {
+    fn link_gone(self: &Arc<Self>, control: ControlId) {
+        let mut inner = self.lock();
+        inner.links.remove(&control);
+        let left = inner.book.link_gone(control, clock::monotonic());
+        drop(inner);
+        self.offer_again(&left);
+    }
+
+    /// Offers sessions whose connector nobody speaks for to another connection of it, if there is one.
+    pub(super) fn offer_again(self: &Arc<Self>, sessions: &[SessionRef]) {
+        let mut failed = Vec::new();
+        for session in sessions {
+            let mut inner = self.lock();
+            let Some(entry) = inner.book.get(*session) else { continue };
+            let about = Arc::clone(&entry.about);
+            let Some(link) = inner.link_for(&about.connector) else { continue };
+            if inner.links.get(&link).is_some_and(|seat| seat.key != about.connector_key) {
+                failed.push((*session, EndReason::ConnectorRevoked));
+                continue;
+            }
+            // Signed again: the old one is with the client and the connector that was.
+            match self.sign(*session, &about) {
+                Ok(grant) => {
+                    if !self.offer(&mut inner, *session, link, grant) {
+                        debug!(connector = %about.connector, "a connection yields no bind key");
+                    }
+                }
+                Err(error) => {
+                    warn!(%error, "a grant cannot be signed");
+                    failed.push((*session, EndReason::RelayFailed));
+                }
+            }
+        }
+        if !failed.is_empty() {
+            self.end_soon(failed);
+        }
+    }
+
+    /// Offers a session that is in the book to a connection. False: its TLS yields no key, so it is as good as lost.
+    pub(super) fn offer(
+        &self,
+        inner: &mut Inner,
+        session: SessionRef,
+        link: ControlId,
+        grant: Vec<u8>,
+    ) -> bool {
+        let Some(seat) = inner.links.get(&link) else { return false };
+        let Ok(key) = BindKey::export(&seat.link.connection, session, Leg::Connector) else { return false };
+        let Some(ticket) = self.ticket() else { return false };
+        if inner.binds.expect(session, Leg::Connector, LegSecret { key, ticket }).is_err() {
+            return false;
+        }
+        seat.tell(NodeInput::Offer(Offer { session, ticket, grant }));
+        inner.book.offered(session, link, clock::monotonic());
+        true
+    }
+}
+
+impl Inner {
+    /// The connection that a session of this connector goes to: one that is heard, with the fewest sessions.
+    pub(super) fn link_for(&self, connector: &ConnectorName) -> Option<ControlId> {
+        let fits = |seat: &LinkSeat| seat.link.connector == *connector && seat.link.takes_streams();
+        let candidates: BTreeMap<_, _> = self.links.iter().filter(|(_, seat)| fits(seat)).collect();
+        if candidates.len() < 2 {
+            return candidates.into_keys().next().copied();
+        }
+        let rank =
+            |(control, seat): &(&ControlId, &LinkSeat)| (!seat.link.is_healthy(), self.book.load(**control));
+        candidates.into_iter().min_by_key(rank).map(|(control, _)| *control)
+    }
+}

@@ -1,0 +1,208 @@
+//! The node's half of private sessions: from a client's `Open` to the one event that says how it ended.
+//!
+//! ```text
+//! client      Hello(token) ─▶ who it is                    client: token, login, bounds
+//!             Open ─────────▶ decide ─▶ Permit             permit: policy, and where it leads
+//!                             number, ticket, grant        open, carrier: the gate's numbers or the daemon's
+//!             ◀── Opened      Offer ──▶ connector          links: a connection that takes sessions
+//!             Bind ─────────▶ Binds ◀── Bind               binding: the two legs, then the gate or the daemon's relay
+//!             ◀── Ready       Ready ──▶
+//!             ◀── EndSession  EndSession ──▶               ending: store first, then the gate, then everybody is told
+//! ```
+//!
+//! 1. `book` is the machine: which sessions there are, whose, and when time has ended them. It does nothing itself.
+//! 2. Everything else is a loop or a call around it, on one [`PrivateSessions`].
+//! 3. A session is in the book or it is over. Whoever takes it out cuts it, tells both ends and writes the one event.
+//!
+//! **What a mistake costs.** A false accept carries somebody's packets to a connector, which believes only the signed
+//! grant: made for one client's key, one application, one address. A false reject costs a person the session.
+
+mod binding;
+mod book;
+mod carrier;
+mod client;
+mod ending;
+mod links;
+mod listing;
+mod open;
+mod permit;
+mod resume;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use quinn::Connection;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock;
+use crate::config::Active;
+use crate::event::Events;
+use crate::flow::{ClientId, SessionId};
+use crate::gate;
+use crate::metrics::Metrics;
+use crate::session::Sessions;
+use crate::store::Store;
+use crate::token::Tokens;
+
+use super::access_wire::AccessFrame;
+use super::enrolment::{EnrolmentError, node_key};
+use super::identity::TunnelKey;
+use super::ids::Mint;
+use super::relay::{BindDatagram, Binds, Relay, SessionRef};
+use binding::Work;
+use book::{Book, ControlId};
+use carrier::Carrier;
+use ending::Cutting;
+
+pub use ending::EndError;
+pub use listing::PrivateSession;
+
+pub(super) use client::serve_client;
+pub(super) use links::ToLink;
+
+use links::LinkSeat;
+
+/// Placements that wait for the gate.
+const WORK_QUEUE: usize = 4096;
+
+/// How often time is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// What private sessions need of the node.
+pub struct PrivateParts {
+    pub store: Store,
+    pub sessions: Sessions,
+    pub tokens: Tokens,
+    pub events: Events,
+    pub metrics: Arc<Metrics>,
+    pub active: watch::Receiver<Arc<Active>>,
+    /// The gate's relay, where there is one.
+    pub gate: Option<gate::Relay>,
+}
+
+/// The private sessions of one node. Clones share them.
+#[derive(Clone)]
+pub struct PrivateSessions {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    store: Store,
+    sessions: Sessions,
+    tokens: Tokens,
+    events: Events,
+    metrics: Arc<Metrics>,
+    active: watch::Receiver<Arc<Active>>,
+    key: TunnelKey,
+    carrier: Carrier,
+    /// Carries what the gate does not, and hands over binds.
+    relay: Arc<Relay>,
+    /// Mints tickets; absent until the tunnel is served.
+    mint: RwLock<Option<Mint>>,
+    inner: Mutex<Inner>,
+    work: mpsc::Sender<Work>,
+    /// Counts answers of the gate about ends.
+    cuts: watch::Sender<u64>,
+    queues: tokio::sync::Mutex<Queues>,
+    began: Duration,
+}
+
+struct Queues {
+    binds: mpsc::Receiver<BindDatagram>,
+    work: mpsc::Receiver<Work>,
+}
+
+/// What one lock guards.
+#[derive(Default)]
+struct Inner {
+    book: Book,
+    binds: Binds,
+    clients: BTreeMap<ControlId, ClientSeat>,
+    links: BTreeMap<ControlId, LinkSeat>,
+    /// What the gate is being told to end.
+    cutting: BTreeMap<SessionRef, Cutting>,
+    /// Logins whose end somebody waits for.
+    watched: BTreeSet<SessionId>,
+    next_control: u64,
+}
+
+/// An access client's connection.
+#[derive(Clone)]
+struct ClientSeat {
+    client: ClientId,
+    connection: Connection,
+    to: mpsc::Sender<AccessFrame>,
+}
+
+impl PrivateSessions {
+    /// Those of a node that begins. Sessions that an earlier process has left in the gate can be resumed for a while.
+    ///
+    /// # Errors
+    /// When the store has no key for the tunnel.
+    pub async fn new(parts: PrivateParts) -> Result<Self, EnrolmentError> {
+        let key = node_key(&parts.store).await?;
+        let (relay, binds) = Relay::new(clock::monotonic);
+        let (work, works) = mpsc::channel(WORK_QUEUE);
+        let PrivateParts { store, sessions, tokens, events, metrics, active, gate } = parts;
+        let shared = Shared {
+            store,
+            sessions,
+            tokens,
+            events,
+            metrics,
+            active,
+            key,
+            carrier: Carrier::new(gate),
+            relay,
+            mint: RwLock::default(),
+            inner: Mutex::default(),
+            work,
+            cuts: watch::Sender::default(),
+            queues: tokio::sync::Mutex::new(Queues { binds, work: works }),
+            began: clock::monotonic(),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// What goes between the node's sockets and QUIC.
+    pub(super) fn relay(&self) -> &Arc<Relay> {
+        &self.shared.relay
+    }
+
+    /// Serves until `shutdown`. Tickets are minted by `mint`, and nothing is relayed to the node's own `ports`.
+    pub(super) fn serve(&self, mint: Mint, ports: BTreeSet<u16>, shutdown: CancellationToken) -> TaskTracker {
+        *self.shared.mint.write().unwrap_or_else(PoisonError::into_inner) = Some(mint);
+        let tasks = TaskTracker::new();
+        tasks.spawn(Arc::clone(&self.shared).bind(ports, shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.shared).look(shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.shared).follow_policy(shutdown));
+        tasks.close();
+        tasks
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn active(&self) -> Arc<Active> {
+        Arc::clone(&self.active.borrow())
+    }
+}
+
+impl Inner {
+    fn control(&mut self) -> ControlId {
+        self.next_control += 1;
+        ControlId(self.next_control)
+    }
+}
+
+impl std::fmt::Debug for PrivateSessions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PrivateSessions").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,71 @@
+//! UDP through a session: payloads of every size, many flows.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use tokio::net::UdpSocket;
+
+use super::super::lab::soon;
+use super::*;
+use crate::tunnel::client::{StreamError, UdpFlow};
+
+/// Sends back what it gets.
+async fn echo() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 65_536];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+            socket.send_to(&buffer[..length], from).await.unwrap();
+        }
+    });
+    address
+}
+
+fn payload(length: usize, seed: usize) -> Bytes {
+    (0..length).map(|n| u8::try_from((n * 31 + seed) % 251).unwrap()).collect()
+}
+
+async fn back(flow: &mut UdpFlow, payload: &Bytes) {
+    soon(flow.send(payload)).await.unwrap();
+    let got = soon(flow.receive()).await.unwrap();
+    assert!(got == *payload, "{} bytes came back as {}", payload.len(), got.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn payloads_of_every_size_come_back_whole() {
+    let world = World::start(Protocol::Udp, host(echo().await)).await;
+    let session = soon(world.client.session("app", None)).await.unwrap();
+    let mut flow = soon(session.open_udp()).await.unwrap();
+    for length in [1, 0, 500, 1100, 1200, 1300, 1472, 2000, 9000, 30_000, 65_506, 65_507] {
+        back(&mut flow, &payload(length, length)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flows_do_not_mix_and_their_numbers_can_be_used_again() {
+    let world = World::start(Protocol::Udp, host(echo().await)).await;
+    let session = soon(world.client.session("app", None)).await.unwrap();
+    for _ in 0..3 {
+        let mut flows = Vec::new();
+        for _ in 0..50 {
+            flows.push(soon(session.open_udp()).await.unwrap());
+        }
+        for (n, flow) in flows.iter().enumerate() {
+            soon(flow.send(&payload(3000, n))).await.unwrap();
+        }
+        for (n, flow) in flows.iter_mut().enumerate() {
+            assert!(soon(flow.receive()).await.unwrap() == payload(3000, n), "flow {n}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_for_one_protocol_carries_no_other() {
+    let world = World::start(Protocol::Udp, host(echo().await)).await;
+    let session = soon(world.client.session("app", None)).await.unwrap();
+    assert!(matches!(soon(session.open_tcp()).await.unwrap_err(), StreamError::Refused));
+    let world = World::start(Protocol::Tcp, host(echo().await)).await;
+    let session = soon(world.client.session("app", None)).await.unwrap();
+    assert!(matches!(soon(session.open_udp()).await.unwrap_err(), StreamError::Refused));
+}

@@ -1,0 +1,189 @@
+//! Peers that cheat: none of them opens, moves, ends or hears anything that is another's.
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use super::super::lab::{Lab, config, soon};
+use super::ends::{Client, Login, TestConnector, echoes, enrol, key};
+use crate::clock;
+use crate::tunnel::access_wire::{AccessFrame, AccessRefusal, ClientFrame, Denial, RequestId};
+use crate::tunnel::relay::Leg;
+use crate::tunnel::relay::wire::{BindKey, CHALLENGE_LEN, Challenge, seal_answer, seal_bind};
+use crate::tunnel::wire::{ConnectorFrame, EndReason};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const SILENCE: Duration = Duration::from_millis(500);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_of_use_to_its_own_device_and_login_alone() {
+    let lab = Lab::start().await;
+    let ann = Login::new(&lab, "ann").await;
+    let cases = [
+        (key(), ann.token.clone(), AccessRefusal::OtherDevice, "bad_token"),
+        (key(), "not.a.token".to_owned(), AccessRefusal::BadToken, "bad_token"),
+    ];
+    for (key, token, refusal, _) in cases {
+        let mut client = Client::hello(&lab, &key, &token).await;
+        assert_eq!(client.hear().await, AccessFrame::Refused(refusal));
+        soon(client.connection.closed()).await;
+    }
+    lab.logged("\"bad_token\"", 2).await;
+    // A global or application token is another kind.
+    let global = lab.desk.tokens.mint_global(&ann.session, clock::now()).unwrap();
+    let mut client = Client::hello(&lab, &ann.key, &global).await;
+    assert_eq!(client.hear().await, AccessFrame::Refused(AccessRefusal::BadToken));
+    lab.node.store.revoke_client(ann.client, clock::now()).await.unwrap();
+    let mut client = Client::hello(&lab, &ann.key, &ann.token).await;
+    assert_eq!(client.hear().await, AccessFrame::Refused(AccessRefusal::LoginEnded));
+    lab.logged("\"session_ended\"", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_out_of_order_end_the_connection() {
+    let lab = Lab::start().await;
+    let ann = Login::new(&lab, "ann").await;
+    let open = ClientFrame::Open { request: RequestId(1), application: "db".into(), destination: None };
+    let mut client = Client::silent(&lab, &ann.key).await;
+    client.say(&open).await;
+    soon(client.connection.closed()).await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    client
+        .say(&ClientFrame::Open { request: RequestId(1), application: "x".repeat(129), destination: None })
+        .await;
+    soon(client.connection.closed()).await;
+    // An access client is no connector: its frames mean nothing here, nor do a connector's there.
+    let mut client = Client::silent(&lab, &ann.key).await;
+    crate::tunnel::control::send(&mut client.send, &ConnectorFrame::Hello).await.unwrap();
+    soon(client.connection.closed()).await;
+    lab.logged("\"bad_request\"", 3).await;
+    assert!(lab.node.registry.connectors().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_has_a_bounded_number_of_connections() {
+    let lab = Lab::start().await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        held.push(Client::welcome(&lab, &ann).await);
+    }
+    let mut ninth = Client::hello(&lab, &ann.key, &ann.token).await;
+    assert_eq!(ninth.hear().await, AccessFrame::Refused(AccessRefusal::TooManyConnections));
+    held.pop().unwrap().connection.close(0u8.into(), b"");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    Client::welcome(&lab, &ann).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_nobody_elses_to_close_resume_or_take() {
+    let lab = Lab::start().await;
+    let connector = TestConnector::start(&lab).await;
+    let (ann, eve) = (Login::new(&lab, "ann").await, Login::new(&lab, "eve").await);
+    let mut client = Client::welcome(&lab, &ann).await;
+    let (opened, _leg, through) = client.session(&ann, "db").await;
+    let mut cheat = Client::welcome(&lab, &eve).await;
+    cheat.say(&ClientFrame::Close { session: opened.session }).await;
+    assert_eq!(cheat.resume(&opened.grant).await, Err(Denial::Gone), "ann's grant");
+    assert_eq!(cheat.resume(b"no grant at all").await, Err(Denial::Gone));
+    let mut forged = opened.grant.clone();
+    *forged.last_mut().unwrap() ^= 1;
+    assert_eq!(client.resume(&forged).await, Err(Denial::Gone), "not the node's");
+    // The same device under another login: what the former had is not the latter's.
+    let key = ends_key(&ann);
+    let again = Login::on_device(&lab, &eve.session, key).await;
+    let mut of_device = Client::welcome(&lab, &again).await;
+    assert_eq!(of_device.resume(&opened.grant).await, Err(Denial::Gone));
+
+    let other_key = enrol(&lab, "branch").await;
+    let other = TestConnector::connect(&lab, other_key, std::sync::Arc::default(), true).await;
+    other.say.send(ConnectorFrame::SessionEnded { session: opened.session }).unwrap();
+    tokio::time::sleep(SILENCE).await;
+    assert!(other.connection.close_reason().is_none());
+    // Taking what was not offered ends the connection.
+    other.say.send(ConnectorFrame::Taken { session: opened.session }).unwrap();
+    soon(other.connection.closed()).await;
+    assert!(connector.seen.lock().unwrap().ended.iter().all(|(_, reason)| *reason == EndReason::LoginEnded));
+    drop(through);
+}
+
+fn ends_key(login: &Login) -> crate::tunnel::TunnelKey {
+    super::ends::key_again(&login.key)
+}
+
+/// The client's bind under the cheat's control: on the wire, byte by byte.
+#[tokio::test(flavor = "multi_thread")]
+async fn binds_count_once_from_where_they_come_and_for_their_own_session() {
+    let lab = Lab::start().await;
+    let _connector = TestConnector::start(&lab).await;
+    let (ann, eve) = (Login::new(&lab, "ann").await, Login::new(&lab, "eve").await);
+    let mut client = Client::welcome(&lab, &ann).await;
+    let mut cheat = Client::welcome(&lab, &eve).await;
+    let (opened, _leg, through) = client.session(&ann, "db").await;
+    let of_cheat = cheat.open("db", None).await.unwrap();
+    let socket = || {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect(lab.address).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        socket
+    };
+    let heard = |socket: &UdpSocket| {
+        let mut bytes = [0; 128];
+        socket.recv(&mut bytes).ok().map(|length| bytes[..length].to_vec())
+    };
+    let of_ann = BindKey::export(&client.connection, opened.session, Leg::Client).unwrap();
+    let of_eve = BindKey::export(&cheat.connection, opened.session, Leg::Client).unwrap();
+    let own = BindKey::export(&cheat.connection, of_cheat.session, Leg::Client).unwrap();
+    let as_connector = BindKey::export(&cheat.connection, of_cheat.session, Leg::Connector).unwrap();
+    let late = 1_000_000;
+    for (what, datagram) in [
+        ("another's key", seal_bind(&of_eve, opened.session, Leg::Client, &opened.ticket, late)),
+        ("another's ticket", seal_bind(&own, of_cheat.session, Leg::Client, &opened.ticket, late)),
+        ("the other leg", seal_bind(&as_connector, of_cheat.session, Leg::Connector, &of_cheat.ticket, late)),
+        ("a counter that was used", seal_bind(&of_ann, opened.session, Leg::Client, &opened.ticket, 1)),
+    ] {
+        let socket = socket();
+        socket.send(&datagram).unwrap();
+        assert_eq!(heard(&socket), None, "{what}");
+    }
+    // A good bind from elsewhere is asked for its address; an answer from a third place is not taken.
+    let (first, second) = (socket(), socket());
+    let bind = seal_bind(&own, of_cheat.session, Leg::Client, &of_cheat.ticket, late);
+    first.send(&bind).unwrap();
+    let challenge = heard(&first).expect("a challenge");
+    assert_eq!(challenge.len(), CHALLENGE_LEN);
+    second.send(&bind).unwrap();
+    assert_eq!(heard(&second), None, "replayed");
+    let challenge = Challenge::open(&challenge, &own, of_cheat.session, Leg::Client).unwrap();
+    let answer = seal_answer(&own, of_cheat.session, Leg::Client, &of_cheat.ticket, &challenge);
+    second.send(&answer).unwrap();
+    assert!(
+        tokio::time::timeout(SILENCE, cheat.hear_all()).await.is_err(),
+        "an address that another socket has proved is not this one's"
+    );
+    first.send(&answer).unwrap();
+    assert!(matches!(cheat.hear_all().await, AccessFrame::Ready { .. }), "the control: from the right place");
+    assert!(echoes(&through, PATIENCE).await, "ann's session has not noticed");
+}
+
+/// Policy knows networks, and packets need not come from where the control connection does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leg_is_judged_by_the_address_at_which_it_is() {
+    let lab = Lab::start().await;
+    let _connector = TestConnector::start(&lab).await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    let opened = client.open("db", None).await.unwrap();
+    let elsewhere = client.bind_from("127.0.0.2:0", &opened);
+    client.ready(&elsewhere).await;
+    client.say(&ClientFrame::Close { session: opened.session }).await;
+    client.ended().await;
+
+    let office =
+        [("{ group = \"staff\" }]", "{ group = \"staff\" }]\nrequire = [{ ip = \"127.0.0.1/32\" }]")];
+    lab.desk.reload.send_replace(config(lab.directory.path(), &office));
+    let (_, _leg, through) = client.session(&ann, "db").await;
+    let opened = client.open("db", None).await.unwrap();
+    let _elsewhere = client.bind_from("127.0.0.2:0", &opened);
+    assert_eq!(client.ended().await, (opened.session, EndReason::NotAllowed));
+    assert!(echoes(&through, PATIENCE).await);
+}

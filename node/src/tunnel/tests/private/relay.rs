@@ -1,0 +1,130 @@
+//! Who relays: the gate, the daemon for the gate, or the daemon alone.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis_common::{PassReason, Verdict};
+
+use super::super::lab::{Lab, Outfit, soon, until};
+use super::ends::{Client, Login, TestConnector, echoes, enrol};
+use crate::clock;
+use crate::gate::{self, DatagramGate};
+use crate::store::SessionFilter;
+use crate::tunnel::access_wire::{AccessFrame, ClientFrame, Denial};
+use crate::tunnel::wire::{ConnectorFrame, EndReason, RelayPath};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const SILENCE: Duration = Duration::from_millis(500);
+
+fn port(socket: &UdpSocket) -> u16 {
+    socket.local_addr().unwrap().port()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_xdp_judges_binds_and_flows_pass_and_no_strangers_datagram() {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (gate, control) = DatagramGate::in_memory(vec![port(&socket)]);
+    let outfit = Outfit { judge: Some((gate.clone(), control)), relay: None };
+    let lab = Lab::start_with(socket, outfit).await;
+    let _connector = TestConnector::start(&lab).await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    let (opened, _leg, through) = client.session(&ann, "db").await;
+    assert!(echoes(&through, PATIENCE).await);
+    let passed = |reason| gate.counters().of(Verdict::Pass(reason));
+    assert!(passed(PassReason::RelayBind) >= 4, "two binds and two answers");
+    client.say(&ClientFrame::Close { session: opened.session }).await;
+    client.ended().await;
+    assert!(!echoes(&through, SILENCE).await);
+    // A bind whose ticket the node did not mint never gets as far as the machine.
+    let before = passed(PassReason::RelayBind);
+    let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+    stranger.send_to(&[1; 46], lab.address).unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(passed(PassReason::RelayBind), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_gate_cannot_rewrite_the_daemon_relays_and_the_gate_judges() {
+    let socket = UdpSocket::bind("[::]:0").unwrap();
+    let port = port(&socket);
+    let (relay, _) = gate::in_memory(vec![port]);
+    let mut lab = Lab::start_with(socket, Outfit { relay: Some(relay.clone()), judge: None }).await;
+    lab.address = SocketAddr::from(([127, 0, 0, 1], port));
+    let six: SocketAddr = format!("[::1]:{port}").parse().unwrap();
+    let key = enrol(&lab, "hq").await;
+    let connector = TestConnector::connect_at(&lab, six, key, Arc::default(), true).await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    let (opened, _leg, through) = client.session(&ann, "db").await;
+    assert!(echoes(&through, PATIENCE).await, "from IPv4 to IPv6");
+    let [(session, _)] = relay.sessions()[..] else { panic!("one session") };
+    assert_eq!((session.index, session.generation), (opened.session.index, opened.session.generation));
+    let placed = relay.placed(session).unwrap();
+    assert!(placed.to_host && placed.client.remote.is_ipv4() && placed.connector.remote.is_ipv6());
+    connector.say.send(ConnectorFrame::SessionEnded { session: opened.session }).unwrap();
+    assert_eq!(client.ended().await, (opened.session, EndReason::ConnectorEnded));
+    assert!(!echoes(&through, SILENCE).await);
+    assert!(relay.sessions().is_empty(), "the gate lets nothing through either");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gates_session_outlives_the_daemon_and_is_taken_up_again() {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (relay, _) = gate::in_memory(vec![port(&socket)]);
+    let mut lab = Lab::start_with(socket, Outfit { relay: Some(relay.clone()), judge: None }).await;
+    let connector = TestConnector::start(&lab).await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    let opened = client.open("db", None).await.unwrap();
+    let leg = client.bind(&opened);
+    assert_eq!(client.ready(&leg).await, RelayPath::Kernel);
+    let [(session, _)] = relay.sessions()[..] else { panic!("one session") };
+    let before = relay.placed(session).unwrap();
+    assert!(!before.to_host);
+    assert_eq!(lab.node.private.list()[0].path.as_deref(), Some("kernel"));
+
+    let stopping = lab.begin_stop();
+    assert_eq!(client.hear().await, AccessFrame::Drain);
+    connector.connection.close(0u8.into(), b"");
+    soon(stopping).await.unwrap().unwrap();
+    assert_eq!(relay.placed(session), Some(before), "the gate relays on");
+    lab.start_again().await;
+    let mut again = Client::welcome(&lab, &ann).await;
+    let resumed = again.resume(&opened.grant).await.unwrap();
+    assert_eq!(resumed.session, opened.session);
+    let _back = TestConnector::connect(&lab, connector.key, Arc::default(), true).await;
+    let moved = again.bind(&resumed);
+    assert_eq!(again.ready(&moved).await, RelayPath::Kernel);
+    assert_eq!(relay.sessions().len(), 1);
+    assert_ne!(relay.placed(session).unwrap(), before, "both legs are elsewhere now");
+
+    lab.node.private.end_logins(&[ann.id()], EndReason::Revoked).await.unwrap();
+    assert!(relay.sessions().is_empty() && relay.placed(session).is_none());
+    assert_eq!(again.ended().await, (opened.session, EndReason::Revoked));
+    assert_eq!(again.resume(&opened.grant).await, Err(Denial::Gone));
+    lab.logged("\"detail\":\"revoked\"", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gate_that_does_not_take_a_revocation_is_no_secret_and_is_told_again() {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (relay, break_it) = gate::in_memory(vec![port(&socket)]);
+    let lab = Lab::start_with(socket, Outfit { relay: Some(relay.clone()), judge: None }).await;
+    let _connector = TestConnector::start(&lab).await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    let opened = client.open("db", None).await.unwrap();
+    let leg = client.bind(&opened);
+    client.ready(&leg).await;
+    break_it(true);
+    lab.desk.sessions.revoke(&SessionFilter::Id(ann.id()), clock::now()).await.unwrap();
+    assert_eq!(client.ended().await, (opened.session, EndReason::LoginEnded), "both ends know all the same");
+    let error = lab.node.private.end_logins(&[ann.id()], EndReason::Revoked).await.unwrap_err();
+    assert!(error.to_string().contains("gate"), "whoever did it, whoever asks: {error}");
+    assert_eq!(relay.sessions().len(), 1);
+    break_it(false);
+    until("the gate is told again", || relay.sessions().is_empty()).await;
+    lab.node.private.end_logins(&[ann.id()], EndReason::Revoked).await.unwrap();
+}
