@@ -70,8 +70,11 @@ fn a_shell_a_command_and_its_status_pass() {
     let bob = lab.machine("bob").unwrap();
     let told = bob.fails(&["ssh", "shell"]).unwrap();
     assert!(told.contains("you are not allowed to reach `shell`"), "{told}");
-    let denied: Vec<Value> = lab.events_of("connect", "shell", 1).unwrap();
-    assert_eq!(denied.iter().filter(|event| event["allowed"] == false).count(), 1);
+    wait_until("the one event of it", SOON, || {
+        let events: Vec<Value> = lab.events_of("connect", "shell", 1)?;
+        Ok((events.iter().filter(|event| event["allowed"] == false).count() == 1).then_some(()))
+    })
+    .unwrap();
 }
 
 #[test]
