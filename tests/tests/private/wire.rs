@@ -92,6 +92,8 @@ fn who_is_let_in_reaches_the_target_and_nobody_else() {
     })
     .unwrap();
     world.event_for("request", "echo", "connector_gone");
+    // Events are written in order: by now a second one of the other target would be there.
+    assert_eq!(bad(world.realm.events("request", 0).unwrap()), 1);
 }
 
 #[test]
