@@ -5,6 +5,8 @@
 //! each with the others, has seen any. Comments are refused in messages, where they have hidden
 //! the end of a name from readers that stop at the first text node; metadata, which people write, may have them.
 
+use std::sync::Arc;
+
 use roxmltree::{Document, NodeType, ParsingOptions};
 
 /// How much a document may hold.
@@ -87,12 +89,18 @@ pub enum Node {
     Text(String),
 }
 
-/// An element with resolved names: namespace declarations are not kept, they follow from the names.
+/// Prefixes and the namespaces they stand for; the empty prefix is the default.
+pub(super) type Scope = Arc<[(String, String)]>;
+
+/// An element with resolved names. Which namespaces are declared where follows from the names, but for a signature that
+/// lists prefixes to declare besides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Element {
     pub name: Name,
     pub attributes: Vec<Attribute>,
     pub children: Vec<Node>,
+    /// What was declared where it stood; elements that declare nothing share their parent's. Of those we make, nothing.
+    pub(super) scope: Scope,
 }
 
 impl Element {
@@ -102,7 +110,7 @@ impl Element {
             namespace: namespace.uri.to_owned(),
             local: local.to_owned(),
         };
-        Self { name, attributes: Vec::new(), children: Vec::new() }
+        Self { name, attributes: Vec::new(), children: Vec::new(), scope: Arc::default() }
     }
 
     pub fn with(mut self, attribute: &str, value: impl Into<String>) -> Self {
@@ -198,7 +206,7 @@ pub fn parse(bytes: &[u8], limits: Limits) -> Result<Element, XmlError> {
     for node in document.root().children().filter(|node| !node.is_element()) {
         reader.admit(node.node_type())?;
     }
-    let element = reader.element(document.root_element(), 1)?;
+    let element = reader.element(document.root_element(), &Arc::default(), 1)?;
     reader.ids.sort_unstable();
     if reader.ids.windows(2).any(|pair| pair.first() == pair.last()) {
         return Err(XmlError::DuplicateId);
@@ -218,10 +226,16 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn element(&mut self, node: roxmltree::Node<'_, '_>, depth: usize) -> Result<Element, XmlError> {
+    fn element(
+        &mut self,
+        node: roxmltree::Node<'_, '_>,
+        around: &Scope,
+        depth: usize,
+    ) -> Result<Element, XmlError> {
         if depth > self.limits.depth {
             return Err(XmlError::TooDeep(self.limits.depth));
         }
+        let scope = scope_of(node, around);
         let mut attributes = Vec::new();
         for attribute in node.attributes() {
             if attributes.len() == ATTRIBUTES {
@@ -240,7 +254,7 @@ impl Reader<'_> {
         let mut children = Vec::new();
         for child in node.children() {
             match child.node_type() {
-                NodeType::Element => children.push(Node::Element(self.element(child, depth + 1)?)),
+                NodeType::Element => children.push(Node::Element(self.element(child, &scope, depth + 1)?)),
                 NodeType::Text => children.push(Node::Text(child.text().unwrap_or_default().to_owned())),
                 other => self.admit(other)?,
             }
@@ -250,7 +264,7 @@ impl Reader<'_> {
             namespace: node.tag_name().namespace().unwrap_or_default().to_owned(),
             local: node.tag_name().name().to_owned(),
         };
-        Ok(Element { name, attributes, children })
+        Ok(Element { name, attributes, children, scope })
     }
 
     /// What is neither element nor text.
@@ -269,5 +283,18 @@ impl Reader<'_> {
         let end = rest.find(|c: char| c.is_ascii_whitespace() || "=/>".contains(c)).unwrap_or(rest.len());
         let name = rest.get(..end).unwrap_or_default();
         name.split_once(':').map(|(prefix, _)| prefix.to_owned()).unwrap_or_default()
+    }
+}
+
+/// The namespaces where `node` stands, shared with `around` where they are the same.
+fn scope_of(node: roxmltree::Node<'_, '_>, around: &Scope) -> Scope {
+    let declared = || {
+        let all = node.namespaces().map(|namespace| (namespace.name().unwrap_or_default(), namespace.uri()));
+        all.filter(|(prefix, _)| *prefix != "xml")
+    };
+    let same = declared().eq(around.iter().map(|(prefix, uri)| (prefix.as_str(), uri.as_str())));
+    match same {
+        true => Arc::clone(around),
+        false => declared().map(|(prefix, uri)| (prefix.to_owned(), uri.to_owned())).collect(),
     }
 }

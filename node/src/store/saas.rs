@@ -411,7 +411,7 @@ mod tests {
     async fn an_application_is_told_by_the_name_that_it_heard_last() {
         let directory = tempfile::tempdir().unwrap();
         let store = store(directory.path()).await;
-        let name = |value: &str| NameId { format: "f".into(), value: value.into() };
+        let name = |value: &str| NameId::new("f", value);
         store.insert_saml_login(SESSION, "crm", &name("one")).await.unwrap();
         store.insert_saml_login(SESSION, "crm", &name("two")).await.unwrap();
         assert!(store.insert_saml_login(SessionId::from_bytes([9; 16]), "crm", &name("x")).await.is_err());

@@ -173,7 +173,7 @@ impl SamlProvider {
     ) -> Option<(String, String)> {
         let envelope = Envelope { issuer: endpoint.sign_in, destination: to, in_response_to: None, now };
         let index = self.session_index(service, session);
-        saml::end_session(&envelope, name_id, &index, self.keys().signer(now), &fill)
+        saml::end_session_by_soap(&envelope, name_id, &index, self.keys().signer(now), &fill)
     }
 
     /// The node's metadata for one service provider (SAML metadata §2.4.3).

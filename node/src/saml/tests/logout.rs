@@ -1,6 +1,6 @@
 //! Single logout, both ways.
 
-use super::super::logout::{LogoutRequest, end_session, has_ended, logged_out};
+use super::super::logout::{LogoutRequest, end_session_by_soap, has_ended, logged_out};
 use super::super::metadata::LogoutService;
 use super::*;
 
@@ -30,7 +30,7 @@ fn a_request_is_read_whole() {
     let read = read.unwrap();
     assert_eq!((read.head.id.as_str(), read.sessions), ("_l1", vec!["_a".to_owned(), "_b".to_owned()]));
     assert_eq!(read.not_on_or_after, Some(UnixTime(1_795_924_801)));
-    let long = "x".repeat(65);
+    let long = "x".repeat(257);
     for (what, message, error) in [
         ("a sign-in", request(), RequestError::Kind),
         ("an end that is none", logout_request(&[("NotOnOrAfter", "soon")], &[]), RequestError::Value),
@@ -67,9 +67,9 @@ fn answers_are_signed_by_message_or_by_query() {
 #[test]
 fn a_request_by_soap_is_signed_and_only_its_own_success_counts() {
     let pem = Pem::rsa();
-    let name_id = NameId { format: names::NAMEID_EMAIL.into(), value: "ann@example.org".into() };
+    let name_id = NameId::new(names::NAMEID_EMAIL, "ann@example.org");
     let to = envelope("https://sp.example.org/soap", None);
-    let (id, text) = end_session(&to, &name_id, "_s", &pem.key(), &fill).unwrap();
+    let (id, text) = end_session_by_soap(&to, &name_id, "_s", &pem.key(), &fill).unwrap();
     let soap = xml::parse(text.as_bytes(), MESSAGE).unwrap();
     let body = soap.elements().next().unwrap();
     assert!(soap.name.namespace == SOAP && soap.name.local == "Envelope" && body.name.local == "Body");
