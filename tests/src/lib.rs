@@ -18,6 +18,8 @@
 //! | [`idp`] | a real OpenID provider that cheats on demand |
 //! | [`access`] | a person's machine with `portcullis access` |
 //! | [`quic`] | a QUIC client of the tunnel that is nobody's connector |
+//! | [`saml_fuzz`] | changed SAML documents, and what must hold whatever they are |
+//! | [`simplesaml`] | SimpleSAMLphp as SAML identity provider |
 //! | [`sshd`] | an OpenSSH server with users of its own |
 //! | [`private_lab`] | private applications: a gated node, a connector in an office that lets nothing in, a client |
 //! | [`tunnel_lab`] | a gated node, an office and a stranger, each on a link of its own |
@@ -43,6 +45,8 @@ pub mod process;
 pub mod quic;
 pub mod realm;
 pub mod relay;
+pub mod saml_fuzz;
+pub mod simplesaml;
 pub mod sshd;
 pub mod third_party;
 pub mod tunnel_lab;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::sent::Sent;
 use crate::flow::{Application, Host, RayId, Reason, Service, Session, SessionId, UnixTime};
 
 /// What happened.
@@ -112,6 +113,9 @@ pub struct Event {
     connector: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     session_id: Option<SessionId>,
+    /// What an application elsewhere was told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sent: Option<Sent>,
     /// How many requests a summary stands for.
     #[serde(skip_serializing_if = "Option::is_none")]
     count: Option<u64>,
@@ -150,6 +154,7 @@ impl Event {
             duration: None,
             connector: None,
             session_id: None,
+            sent: None,
             count: None,
             detail: None,
         }
@@ -251,6 +256,12 @@ impl Event {
     #[must_use]
     pub fn claimed_user(mut self, user: &str) -> Self {
         self.user_id = Some(user.chars().take(LONGEST_NAME).collect());
+        self
+    }
+
+    #[must_use]
+    pub fn sent(mut self, sent: Sent) -> Self {
+        self.sent = Some(sent);
         self
     }
 

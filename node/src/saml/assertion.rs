@@ -123,9 +123,8 @@ fn verified(
     let count = |element: &Element| {
         element.count(ASSERTION, "Assertion") + element.count(ASSERTION, "EncryptedAssertion")
     };
-    let is_assertion = |element: &Element| {
-        element.is(ASSERTION, "Assertion") || element.is(ASSERTION, "EncryptedAssertion")
-    };
+    let is_assertion =
+        |element: &Element| element.is(ASSERTION, "Assertion") || element.is(ASSERTION, "EncryptedAssertion");
     if count(&response) == 0 && status(&response) != Some(names::SUCCESS) {
         return Err(ResponseError::Status);
     }
@@ -274,10 +273,7 @@ fn confirmed(data: &Element, expected: Expected<'_>) -> Result<Confirmed, Respon
 }
 
 /// Every condition has to hold, and one that nobody knows does not (core §2.5.1); when they end.
-fn check_conditions(
-    conditions: &Element,
-    expected: Expected<'_>,
-) -> Result<Option<UnixTime>, ResponseError> {
+fn check_conditions(conditions: &Element, expected: Expected<'_>) -> Result<Option<UnixTime>, ResponseError> {
     let end = time_of(conditions, "NotOnOrAfter")?;
     check_times(time_of(conditions, "NotBefore")?, end, expected.now)?;
     let mut restricted = false;

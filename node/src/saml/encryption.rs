@@ -4,7 +4,9 @@
 //! hash's resistance to collisions. What is opened may also use SHA-256 for both. CBC and PKCS#1 v1.5 are refused: their
 //! answers to wrong texts have given texts away. Whatever is wrong with an encrypted assertion, the answer is the same.
 
-use aws_lc_rs::aead::{AES_128_GCM, AES_192_GCM, AES_256_GCM, Aad, Algorithm, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::aead::{
+    AES_128_GCM, AES_192_GCM, AES_256_GCM, Aad, Algorithm, LessSafeKey, NONCE_LEN, Nonce, UnboundKey,
+};
 use aws_lc_rs::rsa::{OAEP_SHA1_MGF1SHA1, OaepPublicEncryptingKey, PublicEncryptingKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -88,7 +90,7 @@ pub(super) fn open(encrypted: &Element, keys: &[&dyn Decrypter]) -> Option<Eleme
             let Ok(plain) = LessSafeKey::new(key).open_in_place(nonce, Aad::empty(), &mut plain) else {
                 continue;
             };
-            return xml::parse(plain, xml::MESSAGE).ok().filter(|element| element.is(ASSERTION, "Assertion"));
+            return xml::parse_inside(data, plain).filter(|element| element.is(ASSERTION, "Assertion"));
         }
     }
     None
@@ -107,7 +109,10 @@ fn cipher(data: &Element) -> Option<&'static Algorithm> {
 fn oaep(wrapped: &Element) -> Option<Oaep> {
     let method = wrapped.one(XENC, "EncryptionMethod")?;
     let of = |namespace, local| {
-        method.all(namespace, local).next().map_or(Some(names::SHA1), |element| element.attribute("Algorithm"))
+        method
+            .all(namespace, local)
+            .next()
+            .map_or(Some(names::SHA1), |element| element.attribute("Algorithm"))
     };
     if method.count(XENC, "OAEPparams") > 0 {
         return None;

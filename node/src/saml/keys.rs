@@ -130,7 +130,7 @@ impl Method {
 }
 
 /// Signs for the node. The private key, and the randomness that its library asks for, stay with whoever holds it.
-pub trait Signer {
+pub trait Signer: Sync {
     /// Carries the public half to others.
     fn certificate(&self) -> &Certificate;
 
@@ -146,7 +146,7 @@ pub enum Oaep {
 }
 
 /// Opens for the node what others encrypt to its certificates.
-pub trait Decrypter {
+pub trait Decrypter: Sync {
     /// The key that was wrapped.
     fn unwrap_key(&self, method: Oaep, wrapped: &[u8]) -> Option<Zeroizing<Vec<u8>>>;
 }

@@ -155,9 +155,5 @@ pub fn has_ended(answer: &[u8], id: &str) -> Result<(), String> {
     if response.attribute("InResponseTo") != Some(id) {
         return Err("it answered another request".to_owned());
     }
-    if is_success(response) {
-        Ok(())
-    } else {
-        Err("it answered that it did not end the session".to_owned())
-    }
+    if is_success(response) { Ok(()) } else { Err("it answered that it did not end the session".to_owned()) }
 }

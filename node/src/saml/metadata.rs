@@ -8,6 +8,7 @@ use super::c14n::canonical;
 use super::keys::{Certificate, KeyError};
 use super::names::{self, DSIG, METADATA, PROTOCOL};
 use super::signature::key_info;
+use super::upstream::Service;
 use super::xml::{self, Element, XmlError};
 
 /// Consumer services and keys that are read at most.
@@ -65,31 +66,20 @@ pub struct Validity {
 /// Where a service provider takes messages of single logout; the first of each binding counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LogoutService {
-    /// Takes answers through the browser by HTTP-Redirect.
-    pub redirect: Option<String>,
-    /// The same by HTTP-POST.
-    pub post: Option<String>,
+    /// Takes requests and answers through the browser.
+    pub browser: Service,
     /// Takes requests of the node's by SOAP.
     pub soap: Option<String>,
 }
 
 impl LogoutService {
     fn read(role: &Element) -> Self {
-        let of = |binding: &str| {
-            role.all(METADATA, "SingleLogoutService")
-                .find(|service| service.attribute("Binding") == Some(binding))
-        };
-        let answers = |binding| {
-            let service = of(binding)?;
-            service.attribute("ResponseLocation").or_else(|| service.attribute("Location")).map(str::to_owned)
-        };
-        Self {
-            redirect: answers(names::BINDING_REDIRECT),
-            post: answers(names::BINDING_POST),
-            soap: of(names::BINDING_SOAP)
-                .and_then(|service| service.attribute("Location"))
-                .map(str::to_owned),
-        }
+        let soap = role
+            .all(METADATA, "SingleLogoutService")
+            .find(|service| service.attribute("Binding") == Some(names::BINDING_SOAP))
+            .and_then(|service| service.attribute("Location"))
+            .map(str::to_owned);
+        Self { browser: Service::read(role, "SingleLogoutService"), soap }
     }
 }
 

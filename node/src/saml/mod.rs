@@ -38,7 +38,8 @@ mod xml;
 
 pub use assertion::{Assertion, Expected, ResponseError, SKEW, accept};
 pub use binding::{
-    BindingError, Kind, LONGEST_RELAY_STATE, Received, encode, of_form, of_query, redirect, unverified,
+    BindingError, Kind, LONGEST_RELAY_STATE, Onward, Received, encode, of_form, of_query, redirect, send,
+    unverified,
 };
 pub use c14n::canonical;
 pub use encryption::can_encrypt_to;
@@ -51,5 +52,6 @@ pub use names::{
 };
 pub use request::{AuthnRequest, Comparison, Consumer, Head, RequestError};
 pub use response::{Envelope, NameId, Refusal, Statement, Subject, failure, identifier, success};
+pub use signature::SignatureError;
 pub use upstream::{Ask, OwnServiceProvider, Place, Provider, Service, ask, request_id};
 pub use xml::{MESSAGE as MESSAGE_LIMITS, METADATA as METADATA_LIMITS, XmlError, parse};

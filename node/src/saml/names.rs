@@ -11,12 +11,10 @@ pub(super) const METADATA: Namespace =
 pub(super) const SOAP: Namespace =
     Namespace { prefix: "soap", uri: "http://schemas.xmlsoap.org/soap/envelope/" };
 pub(super) const DSIG: Namespace = Namespace { prefix: "ds", uri: "http://www.w3.org/2000/09/xmldsig#" };
-pub(super) const XENC11: Namespace =
-    Namespace { prefix: "xenc11", uri: "http://www.w3.org/2009/xmlenc11#" };
+pub(super) const XENC11: Namespace = Namespace { prefix: "xenc11", uri: "http://www.w3.org/2009/xmlenc11#" };
 pub(super) const XENC: Namespace = Namespace { prefix: "xenc", uri: "http://www.w3.org/2001/04/xmlenc#" };
 
-pub(super) const EXCLUSIVE: Namespace =
-    Namespace { prefix: "ec", uri: EXCLUSIVE_C14N };
+pub(super) const EXCLUSIVE: Namespace = Namespace { prefix: "ec", uri: EXCLUSIVE_C14N };
 
 pub(super) const EXCLUSIVE_C14N: &str = "http://www.w3.org/2001/10/xml-exc-c14n#";
 pub(super) const ENVELOPED: &str = "http://www.w3.org/2000/09/xmldsig#enveloped-signature";

@@ -189,11 +189,9 @@ fn assertion(envelope: &Envelope<'_>, subject: &Subject<'_>, random: &dyn Fn(&mu
     if let Some(id) = envelope.in_response_to {
         confirmation = confirmation.with("InResponseTo", id);
     }
-    let about = Element::new(ASSERTION, "Subject")
-        .child(subject.name_id.element())
-        .child(
-            Element::new(ASSERTION, "SubjectConfirmation").with("Method", names::BEARER).child(confirmation),
-        );
+    let about = Element::new(ASSERTION, "Subject").child(subject.name_id.element()).child(
+        Element::new(ASSERTION, "SubjectConfirmation").with("Method", names::BEARER).child(confirmation),
+    );
     let conditions = Element::new(ASSERTION, "Conditions")
         .with("NotBefore", instant(UnixTime(now.0.saturating_sub(SKEW)))?)
         .with("NotOnOrAfter", until.as_str())

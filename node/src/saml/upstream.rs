@@ -41,7 +41,7 @@ pub struct Place {
 }
 
 impl Service {
-    fn read(role: &Element, local: &str) -> Self {
+    pub(super) fn read(role: &Element, local: &str) -> Self {
         let of = |binding: &str| {
             let mut all = role.all(METADATA, local);
             let service = all.find(|service| service.attribute("Binding") == Some(binding))?;

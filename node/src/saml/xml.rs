@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use roxmltree::{Document, NodeType, ParsingOptions};
 
+use super::c14n::canonical_with;
+
 /// How much a document may hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -56,6 +58,8 @@ pub enum XmlError {
     TooManyAttributes,
     #[error("there are too many declarations of namespaces")]
     TooManyNamespaces,
+    #[error("a prefix stands for no namespace")]
+    Undeclared,
     #[error("an ID is there twice")]
     DuplicateId,
     #[error("not well-formed: {0}")]
@@ -214,6 +218,23 @@ pub fn parse(bytes: &[u8], limits: Limits) -> Result<Element, XmlError> {
     Ok(element)
 }
 
+/// Reads an element that stood in the place of `place`, whose namespaces it may lean on: encryption takes text out of its
+/// surroundings and leaves their declarations behind (XML Encryption §4.3.3).
+pub(super) fn parse_inside(place: &Element, text: &[u8]) -> Option<Element> {
+    let mut around = Element::new(Namespace { prefix: "", uri: "" }, "around");
+    around.scope = Arc::clone(&place.scope);
+    let prefixes: Vec<&str> = place.scope.iter().map(|(prefix, _)| prefix.as_str()).collect();
+    let listed: Vec<&str> = prefixes.iter().map(|p| if p.is_empty() { "#default" } else { p }).collect();
+    let around = canonical_with(&around, &listed);
+    let (open, close) = around.split_at_checked(around.len().checked_sub("</around>".len())?)?;
+    let whole = [open.as_bytes(), text, close.as_bytes()].concat();
+    let mut whole = parse(&whole, MESSAGE).ok()?;
+    match (whole.children.pop()?, whole.children.is_empty()) {
+        (Node::Element(element), true) => Some(element),
+        _ => None,
+    }
+}
+
 /// The parser's words name what it met, which may be as long as the document.
 fn malformed(error: &roxmltree::Error) -> XmlError {
     XmlError::Malformed(error.to_string().chars().filter(|c| !c.is_control()).take(120).collect())
@@ -236,6 +257,10 @@ impl Reader<'_> {
             return Err(XmlError::TooDeep(self.limits.depth));
         }
         let scope = scope_of(node, around);
+        // What Namespaces in XML 1.0 forbids (§2.2), and the parser takes.
+        if scope.iter().any(|(prefix, uri)| !prefix.is_empty() && uri.is_empty()) {
+            return Err(XmlError::Undeclared);
+        }
         let mut attributes = Vec::new();
         for attribute in node.attributes() {
             if attributes.len() == ATTRIBUTES {

@@ -235,6 +235,28 @@ impl Store {
         .await
     }
 
+    /// What an application that speaks SAML calls the person of a session.
+    pub(crate) async fn saml_login(
+        &self,
+        session: SessionId,
+        application: &str,
+    ) -> Result<Option<NameId>, StoreError> {
+        let application = application.to_owned();
+        let name_id: Option<Option<String>> = self
+            .run(move |connection| {
+                connection
+                    .prepare_cached("SELECT name_id FROM saas_login WHERE session = ?1 AND application = ?2")?
+                    .query_row(params![session.as_bytes(), application], |row| row.get(0))
+                    .optional()
+                    .map_err(StoreError::from)
+            })
+            .await?;
+        let read = |text: String| {
+            serde_json::from_str(&text).map_err(|e| StoreError::Malformed(format!("name: {e}")))
+        };
+        name_id.flatten().map(read).transpose()
+    }
+
     /// The applications elsewhere that sessions have signed in at, by name.
     pub(crate) async fn saas_logins(
         &self,

@@ -172,6 +172,17 @@ CREATE TABLE saml_key (
 ",
     // What an application that speaks SAML calls the person of a login.
     "ALTER TABLE saas_login ADD COLUMN name_id TEXT;",
+    // What identity providers call the logins that sessions began with.
+    r"
+CREATE TABLE provider_login (
+    session BLOB PRIMARY KEY REFERENCES session (id) ON DELETE CASCADE,
+    provider TEXT NOT NULL,
+    name TEXT NOT NULL,
+    session_index TEXT,
+    body TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX provider_login_name ON provider_login (provider, name);
+",
 ];
 
 /// Opens the file, sets it up for durable concurrent use and migrates it.

@@ -2,6 +2,7 @@
 
 use super::super::logout::{LogoutRequest, end_session_by_soap, has_ended, logged_out};
 use super::super::metadata::LogoutService;
+use super::super::upstream::{Place, Service};
 use super::*;
 
 const SOAP: &str = "http://schemas.xmlsoap.org/soap/envelope/";
@@ -51,14 +52,16 @@ fn answers_are_signed_by_message_or_by_query() {
     assert!(read.is(PROTOCOL, "LogoutResponse") && read.attribute("InResponseTo") == Some("_l1"));
 
     let bare = logged_out(&to, None, &fill).unwrap();
-    let address = binding::redirect(to.destination, Kind::Response, &bare, Some("a b&c"), &key).unwrap();
+    let address =
+        binding::redirect(to.destination, Kind::Response, &bare, Some("a b&c"), Some(&key)).unwrap();
     let query = address.strip_prefix("https://sp.example.org/sls?a=1&").unwrap();
     let received = binding::of_query(query, Kind::Response, &[pem.certificate()]).unwrap();
     assert!(received.signed && received.relay_state.as_deref() == Some("a b&c"));
     assert_eq!(canonical(&received.message), bare);
     let other = Pem::rsa().certificate();
     assert!(binding::of_query(query, Kind::Response, &[other]).is_err());
-    let address = binding::redirect("https://sp.example.org/sls", Kind::Response, &bare, None, &key).unwrap();
+    let address =
+        binding::redirect("https://sp.example.org/sls", Kind::Response, &bare, None, Some(&key)).unwrap();
     assert!(
         address.starts_with("https://sp.example.org/sls?SAMLResponse=") && !address.contains("RelayState")
     );
@@ -122,8 +125,10 @@ fn metadata_says_where_logouts_go() {
     assert_eq!(
         read(&all),
         LogoutService {
-            redirect: Some("https://a/out".into()),
-            post: Some("https://a/post".into()),
+            browser: Service {
+                redirect: Some(Place { location: "https://a/in".into(), answers: "https://a/out".into() }),
+                post: Some(Place { location: "https://a/post".into(), answers: "https://a/post".into() }),
+            },
             soap: Some("https://a/soap".into()),
         }
     );

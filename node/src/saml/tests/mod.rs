@@ -1,3 +1,4 @@
+mod assertion;
 mod hostile;
 mod logout;
 mod third_parties;
