@@ -237,7 +237,9 @@ fn check(path: &Path) -> anyhow::Result<()> {
     crate::role::check_files(&config)?;
     let local = config.identity_providers.iter().any(|p| matches!(p.kind, ProviderKind::Local));
     let federated = config.identity_providers.len() > usize::from(local);
-    let asks_store = local || !config.service_tokens().is_empty() || saml::services(&config).next().is_some();
+    let federates = config.identity_providers.iter().any(|p| matches!(p.kind, ProviderKind::Saml(_)));
+    let signs = federates || saml::services(&config).next().is_some();
+    let asks_store = local || !config.service_tokens().is_empty() || signs;
     let (users, service_tokens, saml_keys) = if asks_store && config.node.state.join("store.sqlite").exists()
     {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

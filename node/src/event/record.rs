@@ -325,13 +325,13 @@ impl Event {
         self.identity_provider.as_deref()
     }
 
-    /// Whether a stranger can make it happen at will: a request of nobody in particular, a login or sign-in that
-    /// failed, a refused connector, a certificate for nobody.
+    /// Whether a stranger can make it happen at will: a request of nobody in particular, a login, sign-in or
+    /// logout that failed, a refused connector, a certificate for nobody.
     pub(super) fn is_of_a_stranger(&self) -> bool {
         match self.action {
             Action::Request => self.session_id.is_none() && self.service_token.is_none(),
             Action::Certificate => self.session_id.is_none(),
-            Action::Login | Action::SignIn => self.session_id.is_none() && !self.allowed,
+            Action::Login | Action::SignIn | Action::Logout => self.session_id.is_none() && !self.allowed,
             Action::Connect => self.session_id.is_none() && !self.allowed,
             _ => false,
         }

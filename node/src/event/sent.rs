@@ -16,18 +16,18 @@ pub struct Sent {
     name_id: String,
     attributes: BTreeMap<String, Vec<String>>,
     /// Values that are not shown.
-    #[serde(skip_serializing_if = "is_none")]
-    more: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    more: Option<usize>,
 }
 
 impl Sent {
     pub fn new<'a>(name_id: &str, attributes: impl IntoIterator<Item = (&'a str, &'a [String])>) -> Self {
         let cut = |text: &str| text.chars().take(LONGEST).collect::<String>();
-        let mut sent = Self { name_id: cut(name_id), attributes: BTreeMap::new(), more: 0 };
-        let mut length = 0;
+        let mut sent = Self { name_id: cut(name_id), attributes: BTreeMap::new(), more: None };
+        let (mut length, mut more) = (0, 0);
         for (name, values) in attributes {
             if sent.attributes.len() == MOST {
-                sent.more += values.len();
+                more += values.len();
                 continue;
             }
             let name = cut(name);
@@ -36,16 +36,12 @@ impl Sent {
             for value in values {
                 let value = cut(value);
                 length += value.chars().count();
-                if kept.len() < MOST && length <= ALL { kept.push(value) } else { sent.more += 1 }
+                if kept.len() < MOST && length <= ALL { kept.push(value) } else { more += 1 }
             }
         }
+        sent.more = (more > 0).then_some(more);
         sent
     }
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_none(count: &usize) -> bool {
-    *count == 0
 }
 
 #[cfg(test)]
@@ -57,7 +53,7 @@ mod tests {
         let many: Vec<String> = (0..100).map(|n| format!("g{n}")).collect();
         let long = ["x".repeat(1000)];
         let sent = Sent::new("ann", [("groups", &many[..]), ("long", &long[..])]);
-        assert_eq!((sent.attributes["groups"].len(), sent.more), (64, 36));
+        assert_eq!((sent.attributes["groups"].len(), sent.more), (64, Some(36)));
         assert_eq!(sent.attributes["long"], ["x".repeat(256)]);
         let names: Vec<String> = (0..100).map(|n| format!("a{n}")).collect();
         let values = vec!["y".repeat(256); 8];
@@ -66,7 +62,7 @@ mod tests {
         let text = serde_json::to_string(&sent).unwrap();
         assert!(text.len() < 16 * 1024, "{}", text.len());
         let kept: usize = sent.attributes.values().map(Vec::len).sum();
-        assert_eq!(kept + sent.more, 800);
+        assert_eq!(kept + sent.more.unwrap(), 800);
         assert!(!serde_json::to_string(&Sent::new("ann", [])).unwrap().contains("more"));
     }
 }

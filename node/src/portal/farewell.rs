@@ -28,6 +28,7 @@ use super::browser::set_cookies;
 use super::form::Parameters;
 use super::login::ATTEMPT_LIFE;
 use super::page::{self, Frame, MessagePage};
+use super::target::hash;
 use super::{Call, PREFIX};
 
 const COOKIE: &str = "__Host-CF_Logout";
@@ -114,6 +115,10 @@ impl Call<'_> {
         let round = sealed
             .and_then(|sealed| self.context.seal.open::<Round>(PURPOSE, sealed))
             .filter(|round| round.expires_at > self.now);
+        let round = match round {
+            Some(round) => self.first_time(round).await,
+            None => None,
+        };
         let Some(mut round) = round else {
             // Whoever is logged in is not told otherwise.
             return match self.global_session() {
@@ -148,6 +153,18 @@ impl Call<'_> {
         };
         set_cookies(&mut response, [kept]);
         response
+    }
+
+    /// Each step once: every one costs a signature and an event.
+    async fn first_time(&self, round: Round) -> Option<Round> {
+        let step = hash(&format!("{} {} {}", round.session, round.applications.len(), round.provider));
+        match self.context.store.use_once(PURPOSE, &step, round.expires_at, self.now).await {
+            Ok(first) => first.then_some(round),
+            Err(error) => {
+                tracing::error!(%error, "a logout cannot go on elsewhere");
+                None
+            }
+        }
     }
 
     async fn farewell_to(&self, name: &str, session: SessionId) -> Option<Onward> {
