@@ -7,9 +7,11 @@
 //! | [`ports`] | ports on loopback that no other test of this machine gets |
 //! | [`mod@bench`] | the measurements of `cargo xtask bench` |
 //! | [`ca`] | a certificate authority made on the spot |
+//! | [`numbered`] | a flow of which not one datagram may be lost |
 //! | [`origin`] | an HTTP origin that records every request it sees |
 //! | [`flood`] | packets from everywhere, and who is served meanwhile |
 //! | [`gate`] | packets by hand, the XDP program run on them, a model of its maps |
+//! | [`stranger`] | somebody without authority who sends without pause |
 //! | [`third_party`] | JavaScript programs that are not ours |
 //! | [`demo`] | the steps of `cargo xtask demo` |
 //! | [`portcullis`] | the binary under test: node, connector, admin commands |
@@ -35,6 +37,7 @@ pub mod flood;
 pub mod gate;
 pub mod idp;
 pub mod netns;
+pub mod numbered;
 pub mod origin;
 pub mod portcullis;
 pub mod ports;
@@ -44,6 +47,7 @@ pub mod quic;
 pub mod realm;
 pub mod relay;
 pub mod sshd;
+pub mod stranger;
 pub mod third_party;
 pub mod tunnel_lab;
 pub mod web;

@@ -5,6 +5,7 @@ mod ending;
 mod losses;
 mod parties;
 mod paths;
+mod reloads;
 
 use std::time::Duration;
 
