@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use clap::Parser;
-use portcullis_tests::bench::{self, Options, clean_up_on_signals};
+use clap::{Parser, ValueEnum as _};
+use portcullis_tests::bench::{self, Group, Options, clean_up_on_signals};
 
 #[derive(Parser)]
 #[command(
@@ -18,6 +18,9 @@ struct Args {
     /// Exit with 1 when a target is missed
     #[arg(long)]
     check: bool,
+    /// Measure this group of rows alone; may be given more than once
+    #[arg(long, value_enum, value_name = "GROUP")]
+    only: Vec<Group>,
     /// Rounds, of which the median counts
     #[arg(long, default_value_t = 7)]
     runs: usize,
@@ -56,13 +59,15 @@ fn run(args: &Args) -> Result<bool> {
     // What else runs here takes the CPU away less often. It needs root, as the lab does.
     rustix::process::nice(-20).context("taking priority needs root")?;
     let options = Options { runs: args.runs, length: Duration::from_millis(args.length), cpu };
-    let report = bench::run(&options, &|what| eprintln!("  · {what}"))?;
+    let groups = if args.only.is_empty() { Group::value_variants() } else { &args.only };
+    let report = bench::run(&options, groups, &|what| eprintln!("  · {what}"))?;
     print!("{}", report.table());
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&report.json())? + "\n";
         std::fs::write(path, text).with_context(|| path.display().to_string())?;
     }
     if let Some(path) = &args.svg {
+        ensure!(!report.curves.is_empty(), "nothing to draw: the group `curves` was not measured");
         report.write_svg(path)?;
     }
     Ok(!args.check || report.is_met())
