@@ -13,12 +13,15 @@
 //! Calls block, those that remove entries for some milliseconds: memory of a removed entry is used again only when no
 //! CPU can still read it, and a revocation returns only when no CPU still acts on what was revoked.
 
+mod ending;
 #[cfg(test)]
 mod faults;
 mod flows;
 mod hops;
 mod host;
 mod maps;
+mod moving;
+mod reading;
 mod routing;
 mod sessions;
 mod state;
