@@ -92,7 +92,7 @@ impl State {
     }
 
     /// Removes one entry, to be put down as `direction`.
-    pub(super) fn pick_up(
+    fn pick_up(
         &mut self,
         session: SessionRef,
         side: usize,

@@ -55,7 +55,7 @@ impl State {
         self.directions().filter_map(|direction| Some(ends(&direction.onward?.output))).collect()
     }
 
-    pub(super) fn directions(&self) -> impl Iterator<Item = Direction> {
+    fn directions(&self) -> impl Iterator<Item = Direction> {
         self.placed().into_iter().map(|(_, _, direction)| direction)
     }
 
