@@ -74,7 +74,7 @@ fn reload(lab: &mut PrivateLab, nth: usize) {
     let change = format!(
         "\n# Changes.\n[tunnel]\ndark = {}\n[[policy]]\nname = \"extra-{nth}\"\naction = \"{}\"\n\
          include = [{{ group = \"group-{nth}\" }}]\n",
-        nth % 2 == 0,
+        nth.is_multiple_of(2),
         if is_wrong { "permit" } else { "allow" },
     );
     let new = lab.node.dir().join("node.toml.changed");
