@@ -7,6 +7,7 @@
 //! | [`ports`] | ports on loopback that no other test of this machine gets |
 //! | [`mod@bench`] | the measurements of `cargo xtask bench` |
 //! | [`ca`] | a certificate authority made on the spot |
+//! | [`masque`] | a client of connect-udp, for what the product's own would never send |
 //! | [`origin`] | an HTTP origin that records every request it sees |
 //! | [`flood`] | packets from everywhere, and who is served meanwhile |
 //! | [`gate`] | packets by hand, the XDP program run on them, a model of its maps |
@@ -34,6 +35,7 @@ pub mod demo;
 pub mod flood;
 pub mod gate;
 pub mod idp;
+pub mod masque;
 pub mod netns;
 pub mod origin;
 pub mod portcullis;
