@@ -474,6 +474,7 @@ mod tests {
         }
         assert_eq!(*told.lock().unwrap(), []);
         // Updates that nothing was read for.
+        tokio::time::advance(Duration::from_secs(3)).await;
         let flood = update(1).repeat(usize::try_from(limits::H2_EMPTY_FRAMES).unwrap());
         say(&mut client, &mut server, &flood).await.unwrap();
         say(&mut client, &mut server, &update(1)).await.unwrap_err();
