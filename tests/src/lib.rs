@@ -10,6 +10,7 @@
 //! | [`masque`] | a client of connect-udp, for what the product's own would never send |
 //! | [`origin`] | an HTTP origin that records every request it sees |
 //! | [`flood`] | packets from everywhere, and who is served meanwhile |
+//! | [`h2_flood`] | HTTP/2 frames that nobody sends who wants an answer |
 //! | [`gate`] | packets by hand, the XDP program run on them, a model of its maps |
 //! | [`third_party`] | JavaScript programs that are not ours |
 //! | [`demo`] | the steps of `cargo xtask demo` |
@@ -34,6 +35,7 @@ pub mod ca;
 pub mod demo;
 pub mod flood;
 pub mod gate;
+pub mod h2_flood;
 pub mod idp;
 pub mod masque;
 pub mod netns;
