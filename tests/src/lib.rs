@@ -7,6 +7,7 @@
 //! | [`ports`] | ports on loopback that no other test of this machine gets |
 //! | [`mod@bench`] | the measurements of `cargo xtask bench` |
 //! | [`ca`] | a certificate authority made on the spot |
+//! | [`masque`] | a client of connect-udp, for what the product's own would never send |
 //! | [`origin`] | an HTTP origin that records every request it sees |
 //! | [`flood`] | packets from everywhere, and who is served meanwhile |
 //! | [`h2_flood`] | HTTP/2 frames that nobody sends who wants an answer |
@@ -36,6 +37,7 @@ pub mod flood;
 pub mod gate;
 pub mod h2_flood;
 pub mod idp;
+pub mod masque;
 pub mod netns;
 pub mod origin;
 pub mod portcullis;

@@ -49,6 +49,13 @@ table inet firewall {
     }
 }";
 
+/// Not a filter of the host's own: that would tell the sender.
+const LOSES_UDP: &str = "
+table netdev loses {
+    chain out { type filter hook egress device eth0 priority 0; udp dport 443 drop; }
+    chain in { type filter hook ingress device eth0 priority 0; udp sport 443 drop; }
+}";
+
 /// Which addresses the two ends use, and who relays.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -177,6 +184,13 @@ impl PrivateLab {
         Ok(metrics.lines().filter_map(of).sum::<f64>() as u64)
     }
 
+    /// From now on the client's network, or the office's, or both, lose what goes by UDP to the node and comes from it, and
+    /// nobody is told; or neither does.
+    pub fn lose_udp(&self, at_client: bool, at_office: bool) -> Result<()> {
+        self.client.nft(if at_client { LOSES_UDP } else { "" })?;
+        self.office.nft(&format!("{FIREWALL}{}", if at_office { LOSES_UDP } else { "" }))
+    }
+
     /// The client's network changes: it has another address from now on.
     pub fn move_client(&self, from: &str, to: &str) -> Result<()> {
         self.client.run(&format!("ip address delete {from}/24 dev eth0"))?;
@@ -205,9 +219,18 @@ impl Forward {
 
 /// What `access status` says of the only forward: its path.
 pub fn path(machine: &Machine) -> Result<String> {
+    told(machine, "path")
+}
+
+/// What `access status` says of the only forward: what carries it.
+pub fn carrier(machine: &Machine) -> Result<String> {
+    told(machine, "carrier")
+}
+
+fn told(machine: &Machine, what: &str) -> Result<String> {
     let status: Value = serde_json::from_str(&machine.ok(&["status", "--json"])?)?;
-    let path = status[0]["forwards"][0]["path"].as_str();
-    Ok(path.with_context(|| format!("no path: {status}"))?.to_owned())
+    let text = status[0]["forwards"][0][what].as_str();
+    Ok(text.with_context(|| format!("no {what}: {status}"))?.to_owned())
 }
 
 /// Sends `bytes` to an echo on TCP, ends that direction, and reads until the other one has ended too.

@@ -12,14 +12,14 @@ use portcullis_tests::process::wait_until;
 use crate::SOON;
 
 /// Numbered lines to an echo and back, one at a time, until it is stopped.
-struct Conversation {
+pub(crate) struct Conversation {
     count: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<Result<Duration, std::io::Error>>,
 }
 
 impl Conversation {
-    fn start(lab: &PrivateLab, forward: &Forward) -> Self {
+    pub(crate) fn start(lab: &PrivateLab, forward: &Forward) -> Self {
         let stream = lab.client.enter(|| TcpStream::connect(forward.address)).unwrap().unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
         let (count, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
@@ -48,7 +48,7 @@ impl Conversation {
     }
 
     /// Waits for twenty more answers.
-    fn goes_on(&self) {
+    pub(crate) fn goes_on(&self) {
         let until = self.count.load(Ordering::Relaxed) + 20;
         wait_until("the conversation to go on", SOON, || {
             assert!(!self.thread.is_finished(), "the connection was cut");
@@ -58,7 +58,7 @@ impl Conversation {
     }
 
     /// The longest wait for an answer.
-    fn end(self) -> Duration {
+    pub(crate) fn end(self) -> Duration {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap().unwrap()
     }

@@ -28,6 +28,7 @@ use tokio::time::{Instant, timeout};
 use crate::flow::UnixTime;
 
 use super::access_wire::{AccessRefusal, AccessToken, Denial, Ray};
+use super::carrier::Carrier;
 use super::end_to_end;
 use super::identity::{KeyHash, TunnelKey};
 use super::reach::ReachError;
@@ -48,6 +49,8 @@ const QUEUE: usize = 256;
 /// What it takes to be let in by a node, fresh.
 pub(crate) struct Credentials {
     pub(crate) address: Authority,
+    /// Where the node serves HTTPS, at the same addresses: the way over TCP.
+    pub(crate) web: Option<Authority>,
     pub(crate) node: KeyHash,
     pub(crate) device: DeviceSecret,
     pub(crate) token: AccessToken,
@@ -128,6 +131,8 @@ pub(crate) struct SessionStatus {
     pub(crate) destination: Option<Authority>,
     /// Absent as long as the leg is not in force.
     pub(crate) path: Option<RelayPath>,
+    /// What carries the leg.
+    pub(crate) carrier: Carrier,
     pub(crate) expires: UnixTime,
 }
 

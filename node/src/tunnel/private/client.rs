@@ -77,7 +77,8 @@ pub(in super::super) async fn serve_client(
     place: Place,
     shutdown: &CancellationToken,
 ) {
-    let address = connection.remote_address().ip().to_canonical();
+    let remote = connection.remote_address();
+    let address = node.carried.real(remote).unwrap_or(remote.ip());
     let visit = Visit { node, shared: &node.private.shared, connection: &connection, local, key, address };
     match visit.run(place, shutdown).await {
         Ok(()) => {}
@@ -174,8 +175,11 @@ impl Visit<'_> {
         drop(place);
         debug!(address = %self.address, version = version.as_str(), "an access client");
         self.node.recent.remember(&proven.login.session.person.to_string(), self.address, clock::now());
-        let _standing =
-            self.node.gate.as_ref().map(|gate| Standing::begin(gate, self.connection, self.local));
+        let _standing = self
+            .node
+            .gate
+            .as_ref()
+            .map(|gate| Standing::begin(gate, &self.node.carried, self.connection, self.local));
         self.welcome(&mut send, &proven).await?;
 
         let mut conversation = Conversation { visit: self, seat, control: seated.control, proven };
@@ -330,13 +334,13 @@ impl Conversation<'_> {
     }
 
     async fn answer(&mut self, frame: ClientFrame) -> Result<Option<AccessFrame>, Over> {
-        let Visit { node, shared, connection, key, .. } = *self.visit;
+        let Visit { node, shared, connection, key, address, .. } = *self.visit;
         let asker = Asker {
             control: self.control,
             seat: &self.seat,
             login: &self.proven.login,
             key,
-            address: connection.remote_address().ip().to_canonical(),
+            address: node.carried.real(connection.remote_address()).unwrap_or(address),
         };
         match frame {
             ClientFrame::Hello { .. } => Err(Over::Protocol("a second Hello")),

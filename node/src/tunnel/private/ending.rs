@@ -22,7 +22,7 @@ use crate::flow::{ClientId, SessionId};
 use crate::gate;
 use crate::session::LiveSession;
 
-use super::super::relay::{Leg, Relay, SessionRef, Usage};
+use super::super::relay::{Leg, Relay, Sent, SessionRef, Usage};
 use super::super::wire::{EndReason, RelayPath};
 use super::binding::Told;
 use super::book::{About, Entry, REATTACH_TIMEOUT};
@@ -68,10 +68,10 @@ impl PrivateSessions {
     pub fn expired(&self, ended: &[gate::Ended]) {
         let over = ended.iter().map(|ended| (of_gate(ended.session), ended)).collect::<BTreeMap<_, _>>();
         let ending = over.keys().map(|session| (*session, EndReason::Expired)).collect();
-        let mut gone = self.shared.lock().take_out(&self.shared.relay, ending);
-        for one in &mut gone {
-            one.usage = over.get(&one.session).map(|ended| counted(ended.usage));
-            self.shared.say_goodbye(one, &one.usage.unwrap_or_default());
+        let gone = self.shared.lock().take_out(&self.shared.relay, ending);
+        for one in &gone {
+            let by_gate = over.get(&one.session).map(|ended| counted(ended.usage));
+            self.shared.say_goodbye(one, &one.usage(by_gate));
         }
         if !gone.is_empty() {
             self.shared.count();
@@ -88,7 +88,7 @@ impl PrivateSessions {
         let all = self.shared.lock().book.matching(|_| true);
         let ending = all.into_iter().map(|session| (session, EndReason::RelayFailed)).collect();
         for over in self.shared.lock().take_out(&self.shared.relay, ending) {
-            self.shared.account(&over.entry, &over.usage.unwrap_or_default(), NODE_STOPPED);
+            self.shared.account(&over.entry, &over.usage(None), NODE_STOPPED);
         }
     }
 
@@ -133,7 +133,15 @@ struct Over {
     session: SessionRef,
     entry: Entry,
     reason: EndReason,
-    usage: Option<[Usage; 2]>,
+    /// Through the daemon.
+    sent: Sent,
+}
+
+impl Over {
+    /// What each end has sent, where the gate has counted what came by UDP, or has not.
+    fn usage(&self, by_gate: Option<[Usage; 2]>) -> [Usage; 2] {
+        by_gate.map_or_else(|| self.sent.all(), |by_udp| self.sent.with_udp(by_udp))
+    }
 }
 
 impl Shared {
@@ -169,8 +177,7 @@ impl Shared {
             let cut = shared.cut(&sessions).await;
             let by_gate: BTreeMap<_, _> = cut.as_deref().unwrap_or_default().iter().copied().collect();
             for over in &over {
-                let usage = by_gate.get(&over.session).copied().or(over.usage).unwrap_or_default();
-                shared.say_goodbye(over, &usage);
+                shared.say_goodbye(over, &over.usage(by_gate.get(&over.session).copied()));
             }
             // Whoever waits for the end may close the connection on which it is told.
             shared.settle(&sessions, &cut);
@@ -400,8 +407,8 @@ impl Inner {
         let mut all = Vec::new();
         for (session, reason) in ending {
             let Some(entry) = self.book.remove(session) else { continue };
-            let usage = self.binds.remove(session).and_then(|removed| relay.remove(&removed));
-            all.push(Over { session, entry, reason, usage });
+            let sent = self.binds.remove(session).and_then(|removed| relay.remove(&removed));
+            all.push(Over { session, entry, reason, sent: sent.unwrap_or_default() });
         }
         all
     }

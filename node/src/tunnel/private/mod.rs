@@ -49,6 +49,7 @@ use crate::store::Store;
 use crate::token::Tokens;
 
 use super::access_wire::AccessFrame;
+use super::carrier::Carried;
 use super::enrolment::{EnrolmentError, node_key};
 use super::identity::TunnelKey;
 use super::ids::Mint;
@@ -83,6 +84,8 @@ pub struct PrivateParts {
     pub active: watch::Receiver<Arc<Active>>,
     /// The gate's relay, where there is one.
     pub gate: Option<gate::Relay>,
+    /// Where legs that come by TCP really are.
+    pub carried: Carried,
 }
 
 /// The private sessions of one node. Clones share them.
@@ -101,6 +104,7 @@ struct Shared {
     active: watch::Receiver<Arc<Active>>,
     key: TunnelKey,
     carrier: Carrier,
+    carried: Carried,
     /// Carries what the gate does not, and hands over binds.
     relay: Arc<Relay>,
     /// Mints tickets; absent until the tunnel is served.
@@ -149,7 +153,7 @@ impl PrivateSessions {
         let key = node_key(&parts.store).await?;
         let (relay, binds) = Relay::new(clock::monotonic);
         let (work, works) = mpsc::channel(WORK_QUEUE);
-        let PrivateParts { store, sessions, clients, tokens, events, metrics, active, gate } = parts;
+        let PrivateParts { store, sessions, clients, tokens, events, metrics, active, gate, carried } = parts;
         let shared = Shared {
             store,
             sessions,
@@ -160,6 +164,7 @@ impl PrivateSessions {
             active,
             key,
             carrier: Carrier::new(gate),
+            carried,
             relay,
             mint: RwLock::default(),
             inner: Mutex::default(),
