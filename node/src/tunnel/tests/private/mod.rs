@@ -5,3 +5,4 @@ mod ending;
 mod ends;
 mod flow;
 mod relay;
+mod waiting;
