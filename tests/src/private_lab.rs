@@ -28,7 +28,7 @@ pub const AUTH: &str = "access.example.com";
 const URL: &str = "https://access.example.com";
 
 /// The applications, by name, and where they are in the office.
-pub const APPLICATIONS: [(&str, &str, u16); 11] = [
+pub const APPLICATIONS: [(&str, &str, u16); 12] = [
     ("echo", "tcp", 7),
     ("other", "tcp", 7),
     ("udpecho", "udp", 7),
@@ -37,7 +37,8 @@ pub const APPLICATIONS: [(&str, &str, u16); 11] = [
     ("db", "tcp", 5432),
     ("dns", "udp", 53),
     ("perf", "tcp", 5201),
-    ("perf-udp", "udp", 5201),
+    ("perf-control", "tcp", 5202),
+    ("perf-udp", "udp", 5202),
     ("desk", "rdp", 3389),
     ("brief", "tcp", 7),
 ];

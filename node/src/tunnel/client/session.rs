@@ -397,6 +397,12 @@ pub(crate) struct UdpFlow {
 }
 
 impl UdpFlow {
+    /// Bytes of all flows of the session that wait to be received.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.flow.flows().held()
+    }
+
     pub(crate) async fn send(&self, payload: &Bytes) -> Result<(), ConnectionError> {
         self.flow.send(payload).await
     }
