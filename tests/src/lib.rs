@@ -9,6 +9,7 @@
 //! | [`ca`] | a certificate authority made on the spot |
 //! | [`origin`] | an HTTP origin that records every request it sees |
 //! | [`flood`] | packets from everywhere, and who is served meanwhile |
+//! | [`h2_flood`] | HTTP/2 frames that nobody sends who wants an answer |
 //! | [`gate`] | packets by hand, the XDP program run on them, a model of its maps |
 //! | [`third_party`] | JavaScript programs that are not ours |
 //! | [`demo`] | the steps of `cargo xtask demo` |
@@ -35,6 +36,7 @@ pub mod demo;
 pub mod desk;
 pub mod flood;
 pub mod gate;
+pub mod h2_flood;
 pub mod idp;
 pub mod netns;
 pub mod origin;

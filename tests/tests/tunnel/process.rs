@@ -261,7 +261,7 @@ fn resident(pid: u32) -> usize {
 /// A large body, and one that nobody reads any further, leave both processes the size they have.
 #[test]
 fn memory_stays_flat() {
-    const SIZE: u64 = 512 << 20;
+    const SIZE: u64 = 1 << 30;
     const GROWTH: usize = 48 << 20;
     let mut lab = Lab::start();
     let directory = lab.directory.path().join("connector");
