@@ -20,6 +20,7 @@
 //! | [`idp`] | a real OpenID provider that cheats on demand |
 //! | [`access`] | a person's machine with `portcullis access` |
 //! | [`quic`] | a QUIC client of the tunnel that is nobody's connector |
+//! | [`desk`] | an RDP server, and a screen for whoever looks at it |
 //! | [`sshd`] | an OpenSSH server with users of its own |
 //! | [`private_lab`] | private applications: a gated node, a connector in an office that lets nothing in, a client |
 //! | [`tunnel_lab`] | a gated node, an office and a stranger, each on a link of its own |
@@ -33,6 +34,7 @@ pub mod bench;
 pub mod browser;
 pub mod ca;
 pub mod demo;
+pub mod desk;
 pub mod flood;
 pub mod gate;
 pub mod h2_flood;

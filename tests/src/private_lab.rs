@@ -28,7 +28,7 @@ pub const AUTH: &str = "access.example.com";
 const URL: &str = "https://access.example.com";
 
 /// The applications, by name, and where they are in the office.
-pub const APPLICATIONS: [(&str, &str, u16); 8] = [
+pub const APPLICATIONS: [(&str, &str, u16); 12] = [
     ("echo", "tcp", 7),
     ("other", "tcp", 7),
     ("udpecho", "udp", 7),
@@ -37,7 +37,14 @@ pub const APPLICATIONS: [(&str, &str, u16); 8] = [
     ("db", "tcp", 5432),
     ("dns", "udp", 53),
     ("perf", "tcp", 5201),
+    ("perf-control", "tcp", 5202),
+    ("perf-udp", "udp", 5202),
+    ("desk", "rdp", 3389),
+    ("brief", "tcp", 7),
 ];
+
+/// How long a session of `brief` may last: as short as the configuration lets it be.
+pub const BRIEF: Duration = Duration::from_secs(60);
 
 const FIREWALL: &str = "
 table inet firewall {
@@ -314,6 +321,9 @@ include = [{{ group = "{group}" }}]
             "[[application]]\nname = \"{name}\"\ntype = \"{kind}\"\norigin = \"127.0.0.1:{port}\"\nconnector = \"hq\"\n\
              policies = [\"let-in\"]\n"
         ));
+        if name == "brief" {
+            config.push_str(&format!("session = \"{}s\"\n", BRIEF.as_secs()));
+        }
         if kind == "ssh" {
             config.push_str("ssh = { users = [\"deploy\"], email_user_domains = [\"example.com\"] }\n");
         }

@@ -48,6 +48,7 @@ const SEND_WINDOW: u64 = 16 * 1024 * 1024;
 
 /// A connection without a sign of life ends.
 const IDLE_TIMEOUT_MS: u32 = 15_000;
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_millis(1).saturating_mul(IDLE_TIMEOUT_MS);
 
 /// The dialling end keeps the path, and what address translators remember of it, alive. It knows within so long that nothing
 /// comes any more, and then has to try TCP within three seconds of the last that came.

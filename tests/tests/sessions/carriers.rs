@@ -9,7 +9,7 @@ use portcullis_tests::private_lab::{Forward, Plan, PrivateLab, carrier, echo_tcp
 use portcullis_tests::process::wait_until;
 
 use crate::SOON;
-use crate::losses::Conversation;
+use crate::conversation::Conversation;
 
 #[test]
 fn a_client_without_udp_has_sessions_all_the_same() {

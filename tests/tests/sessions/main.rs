@@ -2,6 +2,7 @@
 //! that lets nothing in, each a process of its own on the real kernel.
 
 mod carriers;
+mod conversation;
 mod ending;
 mod losses;
 mod parties;

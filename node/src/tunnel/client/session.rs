@@ -1,5 +1,6 @@
 //! One private session at the client: its leg, its end-to-end connection, and what runs over that.
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::sync::{SetOnce, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::clock;
 use crate::flow::UnixTime;
@@ -21,6 +22,7 @@ use super::super::relay::wire::BindKey;
 use super::super::relay::{BoundLeg, End, Leg, LegAddress, LegState, SessionRef};
 use super::super::transport::is_our_refusal;
 use super::super::wire::{DialFailure, EndReason, RelayPath};
+use super::hearing::{Heard, Hearing};
 use super::{Notice, OpenError, SessionStatus, Shared, Wanted};
 
 /// The connector gets so long for the handshake, and to answer a stream's request.
@@ -32,6 +34,9 @@ const ANNOUNCE: Duration = Duration::from_secs(300);
 
 /// The wall clock is looked at so often, since it may be set.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether the connector is heard.
+const LISTEN_EVERY: Duration = Duration::from_secs(1);
 
 /// The last packets get so long to leave.
 const PARTING_TIME: Duration = Duration::from_millis(300);
@@ -275,6 +280,7 @@ impl Session {
             _ = state.wait_for(|state| *state == LegState::GaveUp) => SessionEnd::Unbound,
             () = self.expiry(&shared) => SessionEnd::Expired,
             never = way.keep_going(moved) => match never {},
+            never = self.listen(&shared) => match never {},
             why = self.connector_ends() => why,
         };
         self.finish(why);
@@ -338,6 +344,27 @@ impl Session {
         }
     }
 
+    /// Tells the person when nothing comes from the connector any more, and when something does again.
+    async fn listen(&self, shared: &Shared) -> Infallible {
+        let (connection, _) = self.through.wait().await;
+        let (began, mut hearing) = (Instant::now(), Hearing::default());
+        loop {
+            sleep(LISTEN_EVERY).await;
+            let stats = connection.stats();
+            let (sent, received) = (stats.udp_tx.datagrams, stats.udp_rx.datagrams);
+            let application = || self.wanted.application.clone();
+            match hearing.look(sent, received, began.elapsed()) {
+                Some(Heard::Nothing(silence)) => {
+                    shared.login.notify(Notice::Silent { application: application(), silence });
+                }
+                Some(Heard::Again) => {
+                    shared.login.notify(Notice::HeardAgain { application: application() });
+                }
+                None => {}
+            }
+        }
+    }
+
     fn ended(&self) -> StreamError {
         StreamError::Ended(self.ended_as())
     }
@@ -366,6 +393,12 @@ pub(crate) struct UdpFlow {
 }
 
 impl UdpFlow {
+    /// Bytes of all flows of the session that wait to be received.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.flow.flows().held()
+    }
+
     pub(crate) async fn send(&self, payload: &Bytes) -> Result<(), ConnectionError> {
         self.flow.send(payload).await
     }

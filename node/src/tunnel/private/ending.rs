@@ -33,6 +33,9 @@ use super::{ClientSeat, Inner, LOOK_EVERY, PrivateSessions, Shared};
 /// The gate's own keeper clears away what has expired, and knows what it has carried: it comes first.
 const EXPIRY_GRACE: Duration = Duration::from_secs(5);
 
+/// An end whose clock is ahead of the node's closes an expired session so much early, whole seconds included.
+const EXPIRY_AHEAD: Duration = Duration::from_secs(2);
+
 /// The reason of a session that the daemon relayed until it stopped, in events and metrics.
 const NODE_STOPPED: &str = "node_stopped";
 
@@ -405,8 +408,16 @@ impl Shared {
 impl Inner {
     fn take_out(&mut self, relay: &Relay, ending: Vec<(SessionRef, EndReason)>) -> Vec<Over> {
         let mut all = Vec::new();
+        let soon = clock::monotonic().saturating_add(EXPIRY_AHEAD);
         for (session, reason) in ending {
             let Some(entry) = self.book.remove(session) else { continue };
+            let reason = match reason {
+                // Both ends know when its time is over, and do not wait for the node to say it.
+                EndReason::Closed | EndReason::ConnectorEnded if entry.about.expires <= soon => {
+                    EndReason::Expired
+                }
+                reason => reason,
+            };
             let sent = self.binds.remove(session).and_then(|removed| relay.remove(&removed));
             all.push(Over { session, entry, reason, sent: sent.unwrap_or_default() });
         }

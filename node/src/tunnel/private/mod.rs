@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! client      Hello(token) ─▶ who it is                    client: token, login, bounds
-//!             Open ─────────▶ decide ─▶ Permit             permit: policy, and where it leads
+//!             Open ─────────▶ decide ─▶ Permit             permit: policy, and where it leads; waiting: for a connector
 //!                             number, ticket, grant        open, carrier: the gate's numbers or the daemon's
 //!             ◀── Opened      Offer ──▶ connector          links: a connection that takes sessions
 //!             Bind ─────────▶ Binds ◀── Bind               binding: the two legs, then the gate or the daemon's relay
@@ -27,6 +27,7 @@ mod listing;
 mod open;
 mod permit;
 mod resume;
+mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -64,6 +65,8 @@ pub use listing::PrivateSession;
 
 pub(super) use client::serve_client;
 pub(super) use links::ToLink;
+#[cfg(test)]
+pub(super) use waiting::{LINK_WAIT, MAX_WAITING};
 
 use links::LinkSeat;
 
@@ -113,6 +116,8 @@ struct Shared {
     work: mpsc::Sender<Work>,
     /// Counts answers of the gate about ends.
     cuts: watch::Sender<u64>,
+    /// Counts connections that have begun to take sessions.
+    came: watch::Sender<u64>,
     queues: tokio::sync::Mutex<Queues>,
     began: Duration,
 }
@@ -170,6 +175,7 @@ impl PrivateSessions {
             inner: Mutex::default(),
             work,
             cuts: watch::Sender::default(),
+            came: watch::Sender::default(),
             queues: tokio::sync::Mutex::new(Queues { binds, work: works }),
             began: clock::monotonic(),
         };
