@@ -8,8 +8,10 @@
 //! | [`mod@bench`] | the measurements of `cargo xtask bench` |
 //! | [`ca`] | a certificate authority made on the spot |
 //! | [`numbered`] | a flow of which not one datagram may be lost |
+//! | [`masque`] | a client of connect-udp, for what the product's own would never send |
 //! | [`origin`] | an HTTP origin that records every request it sees |
 //! | [`flood`] | packets from everywhere, and who is served meanwhile |
+//! | [`h2_flood`] | HTTP/2 frames that nobody sends who wants an answer |
 //! | [`gate`] | packets by hand, the XDP program run on them, a model of its maps |
 //! | [`stranger`] | somebody without authority who sends without pause |
 //! | [`third_party`] | JavaScript programs that are not ours |
@@ -20,6 +22,7 @@
 //! | [`idp`] | a real OpenID provider that cheats on demand |
 //! | [`access`] | a person's machine with `portcullis access` |
 //! | [`quic`] | a QUIC client of the tunnel that is nobody's connector |
+//! | [`desk`] | an RDP server, and a screen for whoever looks at it |
 //! | [`sshd`] | an OpenSSH server with users of its own |
 //! | [`private_lab`] | private applications: a gated node, a connector in an office that lets nothing in, a client |
 //! | [`tunnel_lab`] | a gated node, an office and a stranger, each on a link of its own |
@@ -33,9 +36,12 @@ pub mod bench;
 pub mod browser;
 pub mod ca;
 pub mod demo;
+pub mod desk;
 pub mod flood;
 pub mod gate;
+pub mod h2_flood;
 pub mod idp;
+pub mod masque;
 pub mod netns;
 pub mod numbered;
 pub mod origin;

@@ -202,6 +202,7 @@ impl Compiler<'_> {
 
     fn providers(&mut self, providers: Vec<raw::IdentityProvider>) -> Vec<IdentityProvider> {
         self.unique("identity provider", providers.iter().map(|provider| &provider.name));
+        self.bounded(&providers);
         let mut compiled = Vec::new();
         for provider in providers {
             let name = provider.name.get_ref().clone();
@@ -230,6 +231,22 @@ impl Compiler<'_> {
             self.faults.whole("more than one identity provider has `type = \"local\"`");
         }
         compiled
+    }
+
+    /// Where several upstream providers vouch for addresses, each says for which: one without a bound could name
+    /// itself any person of the others.
+    fn bounded(&mut self, providers: &[raw::IdentityProvider]) {
+        let upstream = providers.iter().filter(|provider| provider.kind.get_ref() != "local");
+        if upstream.clone().count() < 2 {
+            return;
+        }
+        for provider in upstream.filter(|provider| provider.email_domains.is_empty()) {
+            let name = provider.name.get_ref();
+            self.faults.at(
+                provider.name.span(),
+                format!("identity provider `{name}` needs `email_domains`: beside another it could vouch for anybody's address"),
+            );
+        }
     }
 
     fn nothing_of_oidc(&mut self, provider: &raw::IdentityProvider) {

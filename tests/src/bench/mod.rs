@@ -10,6 +10,7 @@
 //! | `flooded` | the relay of a node under a flood, for `cargo xtask bench flood` |
 //! | `program`, `asm`, `sys` | the bench's own XDP programs |
 //! | `figure`, `report`, `plot` | a figure against its target; the table, JSON, SVG |
+//! | [`edge`] | another bench: who waits while the edge is flooded |
 //! | [`sessions`] | another bench, of private sessions as a whole |
 
 use std::time::Duration;
@@ -21,6 +22,7 @@ pub(crate) mod asm;
 mod contender;
 mod coturn;
 mod drop;
+pub mod edge;
 mod figure;
 mod flooded;
 mod forward;

@@ -234,7 +234,7 @@ impl Relay {
     }
 
     /// Makes the session's flows be what the grant says, whatever they were, an earlier process's included: in the gate
-    /// where they can be, and to the node's own socket otherwise. What once goes to the node's socket stays there.
+    /// where they can be, and to the node's own socket otherwise.
     ///
     /// # Errors
     ///
@@ -243,7 +243,9 @@ impl Relay {
     pub fn place(&self, grant: &FlowGrant) -> Result<Way, RelayError> {
         let placed = match self.placed(grant.session) {
             None => self.install(grant),
-            Some(placed) if placed.to_host => return self.install_to_host(grant).map(|()| Way::Host),
+            Some(placed) if placed.to_host => {
+                self.resolving(|state| state.take_from_host(grant, monotonic()))
+            }
             Some(placed) => {
                 let halfway = FlowGrant { connector: placed.connector, ..*grant };
                 self.replace_leg(Leg::Client, placed.client, &halfway)

@@ -137,6 +137,13 @@ impl State {
         if live.directions.iter().any(Option::is_some) {
             return Err(RelayError::Installed);
         }
+        let directions = self.onwards(grant, now)?;
+        self.insert(grant.session, directions)
+    }
+
+    /// What the gate does by itself with the packets of the grant's ends. Its next hops are written, and nobody's until they
+    /// are held.
+    pub(super) fn onwards(&mut self, grant: &FlowGrant, now: u64) -> Result<[Direction; 2], RelayError> {
         let [client, connector] = self.flows_of(grant, now)?;
         let towards_connector = self.hop_to(&connector)?;
         let towards_client = match self.hop_to(&client) {
@@ -147,11 +154,10 @@ impl State {
             }
         };
         let towards = |output, hop| Some(Onward { output, hop });
-        let directions = [
+        Ok([
             Direction { input: client, onward: towards(connector, towards_connector) },
             Direction { input: connector, onward: towards(client, towards_client) },
-        ];
-        self.insert(grant.session, directions)
+        ])
     }
 
     /// Writes the entries of a session that has none. All or nothing.
