@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use portcullis_tests::bench::clean_up_on_signals;
-use portcullis_tests::bench::sessions::{self, Options};
+use portcullis_tests::bench::sessions::{self, Options, Part};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask bench sessions", about = "Measures private sessions beside their peers")]
@@ -22,6 +22,9 @@ struct Args {
     /// Length of one run of one contender, in milliseconds
     #[arg(long, default_value_t = 1_500, value_name = "MS")]
     length: u64,
+    /// Measure these only
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
     /// Write the figures as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -44,7 +47,8 @@ fn run(args: &Args) -> Result<bool> {
     ensure!(args.runs > 0 && args.length > 0, "nothing to measure");
     // What else runs here takes the CPU away less often from all that is measured. It needs root, as the lab does.
     rustix::process::nice(-20).context("taking priority needs root")?;
-    let options = Options { runs: args.runs, length: Duration::from_millis(args.length) };
+    let options =
+        Options { runs: args.runs, length: Duration::from_millis(args.length), only: args.only.clone() };
     let report = sessions::run(&options, &|what| eprintln!("  · {what}"))?;
     print!("{}", report.table());
     if let Some(path) = &args.json {

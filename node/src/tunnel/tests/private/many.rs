@@ -37,16 +37,20 @@ async fn bind(control: &Connection, node: SocketAddr, session: SessionRef, leg: 
     socket.connect(node).await.unwrap();
     let key = BindKey::export(control, session, leg).unwrap();
     let (mut end, first) = End::start(key, ticket, session, leg, 0, clock::monotonic());
-    let mut buffer = [0; 1500];
-    // A datagram may get lost where so many come at once.
-    for output in std::iter::once(first).cycle().take(20) {
-        send(&socket, &output).await;
-        let Ok(length) = timeout(Duration::from_secs(1), socket.recv(&mut buffer)).await else { continue };
-        let length = length.unwrap();
-        for output in end.handle(EndInput::Challenge(&buffer[..length]), clock::monotonic()) {
-            send(&socket, &output).await;
+    let (mut buffer, mut outputs) = ([0; 1500], vec![first]);
+    // A datagram may get lost where so many come at once: the next Bind has a number of its own.
+    for _ in 0..20 {
+        for output in &outputs {
+            send(&socket, output).await;
         }
-        return;
+        if let Ok(length) = timeout(Duration::from_secs(1), socket.recv(&mut buffer)).await {
+            let length = length.unwrap();
+            for output in end.handle(EndInput::Challenge(&buffer[..length]), clock::monotonic()) {
+                send(&socket, &output).await;
+            }
+            return;
+        }
+        outputs = end.handle(EndInput::Timer, clock::monotonic());
     }
     panic!("no challenge for {session:?}");
 }
