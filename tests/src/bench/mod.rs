@@ -10,6 +10,7 @@
 //! | `flooded` | the relay of a node under a flood, for `cargo xtask bench flood` |
 //! | `program`, `asm`, `sys` | the bench's own XDP programs |
 //! | `figure`, `report`, `plot` | a figure against its target; the table, JSON, SVG |
+//! | [`command`] | what the commands have in common |
 //! | [`edge`] | another bench: who waits while the edge is flooded |
 //! | [`sessions`] | another bench, of private sessions as a whole |
 
@@ -19,6 +20,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 pub(crate) mod asm;
+pub mod command;
 mod contender;
 mod coturn;
 mod drop;

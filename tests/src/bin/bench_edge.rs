@@ -1,11 +1,11 @@
-//! `cargo xtask bench edge`: see `portcullis_tests::bench::edge`. Exit status 0: measured, and with `--check` every target
-//! reached; 1: one was missed; 2: it could not be measured.
+//! `cargo xtask bench edge`: see `portcullis_tests::bench::edge`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
+use portcullis_tests::bench::command;
 use portcullis_tests::bench::edge::{self, Options};
 
 #[derive(Parser)]
@@ -51,14 +51,7 @@ enum Part {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    command::exit_code(run(&Args::parse()))
 }
 
 /// Whether the exit status is to be a success.
@@ -68,14 +61,9 @@ fn run(args: &Args) -> Result<bool> {
         return Ok(true);
     }
     ensure!(args.runs > 0 && args.requests > 0 && args.connections > 0, "nothing to measure");
-    // What else runs here takes the CPU away less often from all that is measured.
-    rustix::process::nice(-20).context("taking priority needs root")?;
+    command::take_priority()?;
     let options = Options { runs: args.runs, requests: args.requests, connections: args.connections };
     let report = edge::run(&options, &|what| eprintln!("  · {what}"))?;
-    print!("{}", report.table());
-    if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&report.json())? + "\n";
-        std::fs::write(path, text).with_context(|| path.display().to_string())?;
-    }
+    command::publish(&report.table(), &report.json(), args.json.as_deref())?;
     Ok(!args.check || report.is_met())
 }
