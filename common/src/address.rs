@@ -23,7 +23,7 @@ const MAPPED: u32 = u32::from_be(0xffff);
 impl Address {
     #[inline(always)]
     pub const fn v4(bytes: [u8; 4]) -> Self {
-        Self { words: [0, 0, MAPPED, u32::from_ne_bytes(bytes)] }
+        Self::from_v4_word(u32::from_ne_bytes(bytes))
     }
 
     #[inline(always)]
@@ -36,6 +36,12 @@ impl Address {
                 u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
             ],
         }
+    }
+
+    /// What [`v4_word`](Self::v4_word) gives.
+    #[inline(always)]
+    pub const fn from_v4_word(word: u32) -> Self {
+        Self { words: [0, 0, MAPPED, word] }
     }
 
     /// What [`words`](Self::words) gave.

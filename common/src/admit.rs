@@ -1,23 +1,27 @@
 use core::ops::Deref;
 
+use crate::frame::{Frame, FrameMut};
 use crate::layout::{
-    CidKey, FlowEntry, HOST_FLOW_NS, Hop, HostFlowKey, IPPROTO_TCP, IPPROTO_UDP, PortSet, Session, Settings,
+    CidKey, FlowEntry, HOST_FLOW_NS, Hop, HostFlowKey, IPPROTO_TCP, IPPROTO_UDP, PortSet, PortSets, Session,
+    Settings,
 };
-use crate::relay::{self, FrameMut};
+use crate::relay;
 use crate::{
-    Ack, Address, DropReason, Family, Flow, Frame, IcmpMeta, IpMeta, PacketMeta, PassReason, Quote,
-    RateClass, RelayReason, Span, TcpFlags, Transport, Verdict, parse, tunnel,
+    Ack, Address, DropReason, Family, Flow, IcmpMeta, IpMeta, PacketMeta, PassReason, Quote, RateClass,
+    RelayReason, Span, TcpFlags, Transport, Verdict, parse, tunnel,
 };
 
 /// What the verdict depends on besides the packet: maps and sockets.
 pub trait Lookup {
     /// A flow entry where it lies.
     type Entry: Deref<Target = FlowEntry>;
+    /// A next hop where it lies.
+    type Hop: Deref<Target = Hop>;
 
     /// Modes, clocks and secrets; `None` only if the map is not there at all.
     fn settings(&self) -> Option<Settings>;
-    /// Whether `set` holds `port`.
-    fn in_port_set(&self, set: PortSet, port: u16) -> bool;
+    /// The sets that hold `port`.
+    fn ports(&self, port: u16) -> PortSets;
     /// Whether `remote` lies in an administrator's prefix listed with this protocol and local port.
     fn is_admin(&self, protocol: u8, port: u16, remote: Address) -> bool;
     /// The socket that the kernel would give a packet of `flow` to. With `ack`, a listener is also asked
@@ -40,7 +44,7 @@ pub trait Lookup {
     fn flow(&self, flow: &Flow) -> Option<Self::Entry>;
     fn session(&self, index: u32) -> Option<Session>;
     fn identity_epoch(&self, index: u32) -> Option<u64>;
-    fn hop(&self, index: u32) -> Option<Hop>;
+    fn hop(&self, index: u32) -> Option<Self::Hop>;
     /// Counts a packet of a session, of `length` bytes.
     fn count(&self, entry: &Self::Entry, length: u16);
 }
@@ -134,10 +138,11 @@ pub fn admit<F: Frame + ?Sized, L: Lookup>(
     Admission::Settled(match ip.transport {
         Transport::Udp { source, destination, payload } => {
             let flow = flow(ip, source, destination);
-            if lookup.in_port_set(PortSet::ServedUdp, destination) {
+            let sets = lookup.ports(destination);
+            if sets.has(PortSet::ServedUdp) {
                 return tunnel::admit(&flow, payload, frame, lookup, now);
             }
-            udp(ip, &flow, lookup, now)
+            udp(ip, &flow, sets, lookup, now)
         }
         Transport::Tcp { source, destination, flags, ack } => {
             tcp(&flow(ip, source, destination), flags, ack, lookup, now)
@@ -155,8 +160,8 @@ pub fn tracks_reply(packet: &PacketMeta, lookup: &impl Lookup) -> Option<HostFlo
     let PacketMeta::Ip(ip) = packet else { return None };
     match ip.transport {
         Transport::Udp { source, destination, .. } => {
-            if lookup.in_port_set(PortSet::ServedUdp, source) || lookup.in_port_set(PortSet::AdminUdp, source)
-            {
+            let sets = lookup.ports(source);
+            if sets.has(PortSet::ServedUdp) || sets.has(PortSet::AdminUdp) {
                 return None;
             }
             Some(HostFlowKey::udp(&Flow {
@@ -206,7 +211,7 @@ fn tcp(flow: &Flow, flags: TcpFlags, ack: Ack, lookup: &impl Lookup, now: u64) -
 /// An opening pays twice: from the bucket of its network, and from one for all. So neither one network nor
 /// any number of forged ones takes the place of a network where somebody works, which pays from a budget of its
 /// own.
-#[inline(always)]
+#[inline(never)]
 fn opening(flow: &Flow, pass: PassReason, lookup: &impl Lookup, now: u64) -> Verdict {
     let paid = match pass {
         PassReason::AdminTcp => lookup.take(RateClass::SynAdmin, 0, now),
@@ -240,11 +245,10 @@ pub(crate) fn pays_for_network(
 /// Whether the far end may open connections to the local port.
 #[inline(always)]
 fn open_to(flow: &Flow, lookup: &impl Lookup) -> Option<PassReason> {
-    if lookup.in_port_set(PortSet::ServedTcp, flow.local_port) {
+    let sets = lookup.ports(flow.local_port);
+    if sets.has(PortSet::ServedTcp) {
         Some(PassReason::TcpOpen)
-    } else if lookup.in_port_set(PortSet::AdminTcp, flow.local_port)
-        && lookup.is_admin(IPPROTO_TCP, flow.local_port, flow.remote)
-    {
+    } else if sets.has(PortSet::AdminTcp) && lookup.is_admin(IPPROTO_TCP, flow.local_port, flow.remote) {
         Some(PassReason::AdminTcp)
     } else {
         None
@@ -252,13 +256,11 @@ fn open_to(flow: &Flow, lookup: &impl Lookup) -> Option<PassReason> {
 }
 
 #[inline(always)]
-fn udp(ip: &IpMeta, flow: &Flow, lookup: &impl Lookup, now: u64) -> Verdict {
-    if is_host_flow(flow, lookup, now) {
+fn udp(ip: &IpMeta, flow: &Flow, sets: PortSets, lookup: &impl Lookup, now: u64) -> Verdict {
+    if is_host_flow(flow, sets, lookup, now) {
         return Verdict::Pass(PassReason::HostReply);
     }
-    if lookup.in_port_set(PortSet::AdminUdp, flow.local_port)
-        && lookup.is_admin(IPPROTO_UDP, flow.local_port, flow.remote)
-    {
+    if sets.has(PortSet::AdminUdp) && lookup.is_admin(IPPROTO_UDP, flow.local_port, flow.remote) {
         return Verdict::Pass(PassReason::AdminUdp);
     }
     if is_dhcp(ip, flow) {
@@ -318,10 +320,14 @@ fn icmp(ip: &IpMeta, icmp: IcmpMeta, lookup: &impl Lookup, now: u64) -> Verdict 
 fn is_known(quote: &Quote, lookup: &impl Lookup, now: u64) -> bool {
     match quote {
         Quote::Tcp(flow) => lookup.tcp_socket(flow, None) == TcpSocket::Connection,
-        Quote::Udp(flow) if lookup.in_port_set(PortSet::ServedUdp, flow.local_port) => {
-            tunnel::is_peer(flow, lookup, now) || lookup.flow(flow).is_some()
+        Quote::Udp(flow) => {
+            let sets = lookup.ports(flow.local_port);
+            if sets.has(PortSet::ServedUdp) {
+                tunnel::is_peer(flow, lookup, now) || lookup.flow(flow).is_some()
+            } else {
+                is_host_flow(flow, sets, lookup, now)
+            }
         }
-        Quote::Udp(flow) => is_host_flow(flow, lookup, now),
         Quote::Echo { local, remote, identifier } => {
             is_live(lookup.host_flow(&HostFlowKey::echo(*local, *remote, *identifier)), now)
         }
@@ -330,9 +336,8 @@ fn is_known(quote: &Quote, lookup: &impl Lookup, now: u64) -> bool {
 
 /// A bit tells most of a scan's ports from those that have a flow at all, for a tenth of what the look costs.
 #[inline(always)]
-fn is_host_flow(flow: &Flow, lookup: &impl Lookup, now: u64) -> bool {
-    lookup.in_port_set(PortSet::HostUdp, flow.local_port)
-        && is_live(lookup.host_flow(&HostFlowKey::udp(flow)), now)
+fn is_host_flow(flow: &Flow, sets: PortSets, lookup: &impl Lookup, now: u64) -> bool {
+    sets.has(PortSet::HostUdp) && is_live(lookup.host_flow(&HostFlowKey::udp(flow)), now)
 }
 
 #[inline(always)]

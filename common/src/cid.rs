@@ -39,6 +39,12 @@ impl ConnectionId {
         }
     }
 
+    /// The two halves as they lie in memory.
+    #[inline(always)]
+    pub(crate) const fn from_words(head: u64, tag: u64) -> Self {
+        Self { head: u64::from_le(head), tag: u64::from_le(tag) }
+    }
+
     pub fn to_bytes(self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
         bytes[..8].copy_from_slice(&self.head.to_le_bytes());

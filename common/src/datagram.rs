@@ -1,4 +1,5 @@
-use crate::{ConnectionId, DropReason, Frame, Knock, Span};
+use crate::frame::{Bytes, Frame};
+use crate::{ConnectionId, DropReason, Knock, Span};
 
 /// What a datagram to the tunnel's port is, by its first bytes. Only its first packet is looked at: the
 /// endpoint judges what is coalesced behind it.
@@ -56,11 +57,12 @@ pub(crate) fn datagram<F: Frame + ?Sized>(
         return Err(MALFORMED);
     }
     // The verifier takes no check of a single byte at a variable place; a long header has six to begin with.
-    let head: [u8; 6] = frame.read(at).ok_or(DropReason::Truncated)?;
-    match head[0] >> 6 {
+    let head = frame.read::<6>(at).ok_or(DropReason::Truncated)?;
+    let first = head.byte::<0>();
+    match first >> 6 {
         0b01 => Ok(Datagram::Quic(identifier(frame, at + 1)?)),
         0b11 => long_header(frame, at, length, head),
-        0b00 if length == BIND_DATAGRAM && is_bind_kind(head[0]) => {
+        0b00 if length == BIND_DATAGRAM && is_bind_kind(first) => {
             Ok(Datagram::Bind(identifier(frame, at + 1)?))
         }
         _ => Err(MALFORMED),
@@ -74,8 +76,7 @@ pub(crate) fn is_bind<F: Frame + ?Sized>(frame: &F, payload: Span) -> bool {
     if usize::from(payload.length) != BIND_DATAGRAM {
         return false;
     }
-    let head: Option<[u8; 2]> = frame.read(payload.start());
-    head.is_some_and(|[kind, _]| is_bind_kind(kind))
+    frame.read::<2>(payload.start()).is_some_and(|head| is_bind_kind(head.byte::<0>()))
 }
 
 #[inline(always)]
@@ -90,22 +91,23 @@ fn long_header<F: Frame + ?Sized>(
     frame: &F,
     at: usize,
     length: usize,
-    [first, v0, v1, v2, v3, id_length]: [u8; 6],
+    head: impl Bytes<6>,
 ) -> Result<Datagram, DropReason> {
     const INITIAL: u8 = 0;
     const HANDSHAKE: u8 = 2;
-    if u32::from_be_bytes([v0, v1, v2, v3]) != VERSION_1 {
+    if u32::from_be(head.word::<1>()) != VERSION_1 {
         return Err(DropReason::TunnelVersion);
     }
-    let id_at = at + 6;
-    match first >> 4 & 3 {
+    let (id_at, id_length) = (at + 6, head.byte::<5>());
+    match head.byte::<0>() >> 4 & 3 {
         HANDSHAKE if usize::from(id_length) == ConnectionId::SIZE && length >= SHORTEST_QUIC => {
             Ok(Datagram::Quic(identifier(frame, id_at)?))
         }
         INITIAL if length >= INITIAL_DATAGRAM => match usize::from(id_length) {
             ConnectionId::SIZE => Ok(Datagram::Initial(InitialId::Minted(identifier(frame, id_at)?))),
             Knock::SIZE => {
-                let knock = Knock::from_bytes(frame.read(id_at).ok_or(DropReason::Truncated)?);
+                let id = frame.read::<{ Knock::SIZE }>(id_at).ok_or(DropReason::Truncated)?;
+                let knock = Knock::from_words(id.double::<0>(), id.word::<8>(), id.double::<12>());
                 Ok(Datagram::Initial(InitialId::Knock(knock)))
             }
             8..=19 => Ok(Datagram::Initial(InitialId::Chosen)),
@@ -117,7 +119,8 @@ fn long_header<F: Frame + ?Sized>(
 
 #[inline(always)]
 fn identifier<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<ConnectionId, DropReason> {
-    frame.read(at).map(ConnectionId::from_bytes).ok_or(DropReason::Truncated)
+    let id = frame.read::<{ ConnectionId::SIZE }>(at).ok_or(DropReason::Truncated)?;
+    Ok(ConnectionId::from_words(id.double::<0>(), id.double::<8>()))
 }
 
 #[cfg(test)]

@@ -89,13 +89,18 @@ impl DeviceKeys {
 impl Knock {
     pub const SIZE: usize = 20;
 
-    #[inline(always)]
     pub const fn from_bytes(b: [u8; Self::SIZE]) -> Self {
         Self {
             head: u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]),
             rest: u32::from_le_bytes([b[8], b[9], b[10], b[11]]),
             tag: u64::from_le_bytes([b[12], b[13], b[14], b[15], b[16], b[17], b[18], b[19]]),
         }
+    }
+
+    /// The three parts after one another, as they lie in memory.
+    #[inline(always)]
+    pub(crate) const fn from_words(head: u64, rest: u32, tag: u64) -> Self {
+        Self { head: u64::from_le(head), rest: u32::from_le(rest), tag: u64::from_le(tag) }
     }
 
     pub fn to_bytes(self) -> [u8; Self::SIZE] {

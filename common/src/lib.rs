@@ -15,6 +15,7 @@ mod address;
 mod admit;
 mod cid;
 mod datagram;
+mod frame;
 mod knock;
 pub mod layout;
 mod packet;
@@ -30,11 +31,9 @@ pub use address::Address;
 pub use admit::{Admission, Lookup, Outcome, TcpSocket, admit, process, tracks_reply};
 pub use cid::ConnectionId;
 pub use datagram::{BIND_DATAGRAM, INITIAL_DATAGRAM};
+pub use frame::{Bytes, Frame, FrameMut, Place};
 pub use knock::{DeviceKeys, KNOCK_EPOCH_NS, Knock, KnockKeys};
-pub use packet::{
-    Ack, Family, Flow, Frame, IcmpMeta, IpMeta, PacketMeta, Quote, Span, TcpFlags, Transport, parse,
-};
+pub use packet::{Ack, Family, Flow, IcmpMeta, IpMeta, PacketMeta, Quote, Span, TcpFlags, Transport, parse};
 pub use rate::{RateClass, take_token};
-pub use relay::FrameMut;
 pub use siphash::SipKey;
 pub use verdict::{DropReason, PassReason, RelayReason, Verdict};

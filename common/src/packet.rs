@@ -1,23 +1,6 @@
+use crate::frame::{Bytes, Frame};
 use crate::layout::{IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP};
 use crate::{Address, DropReason};
-
-/// Read access to the bytes of one Ethernet frame.
-pub trait Frame {
-    /// Bytes of the whole frame, parts that [`Frame::read`] cannot reach included.
-    fn length(&self) -> usize;
-    /// The `N` bytes at `at`, or `None` unless all of them can be read.
-    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]>;
-}
-
-impl Frame for [u8] {
-    fn length(&self) -> usize {
-        self.len()
-    }
-
-    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        self.get(at..)?.first_chunk().copied()
-    }
-}
 
 /// What the gate needs to know of a well-formed packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,12 +165,12 @@ pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<PacketMeta, DropReason> {
 #[inline(always)]
 fn link<F: Frame + ?Sized>(frame: &F) -> Result<(u16, usize), DropReason> {
     let mut at = ETHERNET;
-    let mut ethertype = u16::from_be_bytes(frame.read(ETHERNET - 2).ok_or(DropReason::Runt)?);
+    let mut ethertype = frame.read::<2>(ETHERNET - 2).ok_or(DropReason::Runt)?.number::<0>();
     for _ in 0..MAX_VLAN_TAGS {
         if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
             break;
         }
-        ethertype = u16::from_be_bytes(frame.read(at + 2).ok_or(DropReason::Truncated)?);
+        ethertype = frame.read::<2>(at + 2).ok_or(DropReason::Truncated)?.number::<0>();
         at += VLAN_TAG;
     }
     Ok((ethertype, at))
@@ -197,9 +180,9 @@ fn link<F: Frame + ?Sized>(frame: &F) -> Result<(u16, usize), DropReason> {
 #[inline(always)]
 fn arp<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<PacketMeta, DropReason> {
     const ADDRESSES: usize = 20;
-    let head: [u8; 8] = frame.read(at).ok_or(DropReason::Truncated)?;
-    let _: [u8; ADDRESSES] = frame.read(at + 8).ok_or(DropReason::Truncated)?;
-    match head {
+    let head = frame.read::<8>(at).ok_or(DropReason::Truncated)?;
+    frame.read::<ADDRESSES>(at + 8).ok_or(DropReason::Truncated)?;
+    match head.array() {
         [0, 1, 0x08, 0, 6, 4, 0, 1 | 2] => Ok(PacketMeta::Arp),
         _ => Err(DropReason::ArpMalformed),
     }
@@ -213,7 +196,7 @@ struct Packet<'a, F: ?Sized> {
 
 impl<F: Frame + ?Sized> Packet<'_, F> {
     #[inline(always)]
-    fn read<const N: usize>(&self, at: usize) -> Result<[u8; N], DropReason> {
+    fn read<const N: usize>(&self, at: usize) -> Result<F::Bytes<N>, DropReason> {
         if at + N > self.end {
             return Err(DropReason::Truncated);
         }
@@ -229,27 +212,28 @@ impl<F: Frame + ?Sized> Packet<'_, F> {
 /// RFC 791.
 #[inline(always)]
 fn ipv4<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<IpMeta, DropReason> {
-    let head: [u8; 20] = frame.read(at).ok_or(DropReason::Truncated)?;
-    let header = ipv4_header_length(&head)?;
-    let total = usize::from(u16::from_be_bytes([head[2], head[3]]));
+    let head = frame.read::<20>(at).ok_or(DropReason::Truncated)?;
+    let header = ipv4_header_length(head)?;
+    let total = usize::from(head.number::<2>());
     if total < header || total > frame.length() - at {
         return Err(DropReason::IpLength);
     }
-    if !ipv4_is_whole(&head) {
+    if !ipv4_is_whole(head) {
         return Err(DropReason::Fragment);
     }
     let packet = Packet { frame, end: at + total };
-    let (source, destination) = ipv4_addresses(&head);
+    let (source, destination) = ipv4_addresses(head);
     let ends = Ends { family: Family::V4, source, destination };
-    let transport = transport(&packet, at + header, head[9], ends)?;
+    let transport = transport(packet, at + header, head.byte::<9>(), ends)?;
     let packet = span(at, total);
-    Ok(IpMeta { family: Family::V4, source, destination, hop_limit: head[8], packet, transport })
+    Ok(IpMeta { family: Family::V4, source, destination, hop_limit: head.byte::<8>(), packet, transport })
 }
 
 #[inline(always)]
-fn ipv4_header_length(head: &[u8; 20]) -> Result<usize, DropReason> {
-    let words = head[0] & 0x0f;
-    if head[0] >> 4 != 4 || words < 5 {
+fn ipv4_header_length(head: impl Bytes<20>) -> Result<usize, DropReason> {
+    let first = head.byte::<0>();
+    let words = first & 0x0f;
+    if first >> 4 != 4 || words < 5 {
         return Err(DropReason::Ipv4Header);
     }
     Ok(usize::from(words) * 4)
@@ -258,35 +242,35 @@ fn ipv4_header_length(head: &[u8; 20]) -> Result<usize, DropReason> {
 /// Neither a fragment nor the first of some: without the others, which carry no ports to judge, the first is
 /// worth nothing.
 #[inline(always)]
-fn ipv4_is_whole(head: &[u8; 20]) -> bool {
-    head[6] & 0x3f == 0 && head[7] == 0
+fn ipv4_is_whole(head: impl Bytes<20>) -> bool {
+    head.half::<6>() & const { 0x3fff_u16.to_be() } == 0
 }
 
 #[inline(always)]
-fn ipv4_is_first_fragment(head: &[u8; 20]) -> bool {
-    head[6] & 0x1f == 0 && head[7] == 0
+fn ipv4_is_first_fragment(head: impl Bytes<20>) -> bool {
+    head.half::<6>() & const { 0x1fff_u16.to_be() } == 0
 }
 
 #[inline(always)]
-fn ipv4_addresses(head: &[u8; 20]) -> (Address, Address) {
-    let source = Address::v4([head[12], head[13], head[14], head[15]]);
-    (source, Address::v4([head[16], head[17], head[18], head[19]]))
+fn ipv4_addresses(head: impl Bytes<20>) -> (Address, Address) {
+    (Address::from_v4_word(head.word::<12>()), Address::from_v4_word(head.word::<16>()))
 }
 
 /// RFC 8200.
 #[inline(always)]
 fn ipv6<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<IpMeta, DropReason> {
-    let head: [u8; 8] = frame.read(at).ok_or(DropReason::Truncated)?;
-    if head[0] >> 4 != 6 {
+    let head = frame.read::<8>(at).ok_or(DropReason::Truncated)?;
+    if head.byte::<0>() >> 4 != 6 {
         return Err(DropReason::Ipv6Header);
     }
-    let source = Address::v6(frame.read(at + 8).ok_or(DropReason::Truncated)?);
-    let destination = Address::v6(frame.read(at + 24).ok_or(DropReason::Truncated)?);
+    let ends = frame.read::<32>(at + 8).ok_or(DropReason::Truncated)?;
+    let (source, destination) = ipv6_addresses(ends);
     if source.is_mapped() || destination.is_mapped() {
         return Err(DropReason::Ipv6Header);
     }
-    let payload = usize::from(u16::from_be_bytes([head[4], head[5]]));
-    if payload == 0 && head[6] == IPPROTO_HOPOPTS {
+    let payload = usize::from(head.number::<4>());
+    let first = head.byte::<6>();
+    if payload == 0 && first == IPPROTO_HOPOPTS {
         // RFC 2675 §3: the length is in the option, since it does not fit.
         return Err(DropReason::Giant);
     }
@@ -295,11 +279,18 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<IpMeta, DropReason> {
         return Err(DropReason::IpLength);
     }
     let packet = Packet { frame, end: at + total };
-    let (protocol, transport_at) = extension_headers(&packet, at + IPV6_HEADER, head[6])?;
+    let (protocol, transport_at) = extension_headers(&packet, at + IPV6_HEADER, first)?;
     let ends = Ends { family: Family::V6, source, destination };
-    let transport = transport(&packet, transport_at, protocol, ends)?;
+    let transport = transport(packet, transport_at, protocol, ends)?;
     let packet = span(at, total);
-    Ok(IpMeta { family: Family::V6, source, destination, hop_limit: head[7], packet, transport })
+    Ok(IpMeta { family: Family::V6, source, destination, hop_limit: head.byte::<7>(), packet, transport })
+}
+
+#[inline(always)]
+fn ipv6_addresses(ends: impl Bytes<32>) -> (Address, Address) {
+    let source = [ends.word::<0>(), ends.word::<4>(), ends.word::<8>(), ends.word::<12>()];
+    let destination = [ends.word::<16>(), ends.word::<20>(), ends.word::<24>(), ends.word::<28>()];
+    (Address::from_words(source), Address::from_words(destination))
 }
 
 const IPV6_HEADER: usize = 40;
@@ -316,12 +307,12 @@ fn extension_headers<F: Frame + ?Sized>(
         match next {
             IPPROTO_HOPOPTS if walked > 0 => return Err(DropReason::ExtensionHeader),
             IPPROTO_HOPOPTS | IPPROTO_DSTOPTS => {
-                let [following, words]: [u8; 2] = packet.read(at)?;
+                let [following, words] = packet.read::<2>(at)?.array();
                 next = following;
                 at += (usize::from(words) + 1) * 8;
             }
             IPPROTO_FRAGMENT => {
-                let [following, _, offset_high, offset_low]: [u8; 4] = packet.read(at)?;
+                let [following, _, offset_high, offset_low] = packet.read::<4>(at)?.array();
                 // An offset of 0 and no more to come is a whole packet (RFC 6946).
                 if offset_high != 0 || offset_low & 0xf9 != 0 {
                     return Err(DropReason::Fragment);
@@ -352,16 +343,16 @@ struct Ends {
 
 #[inline(always)]
 fn transport<F: Frame + ?Sized>(
-    packet: &Packet<'_, F>,
+    packet: Packet<'_, F>,
     at: usize,
     protocol: u8,
     ends: Ends,
 ) -> Result<Transport, DropReason> {
     match (protocol, ends.family) {
-        (IPPROTO_TCP, _) => tcp(packet, at),
-        (IPPROTO_UDP, _) => udp(packet, at),
-        (IPPROTO_ICMP, Family::V4) => icmp(packet, at, ends).map(Transport::Icmp),
-        (IPPROTO_ICMPV6, Family::V6) => icmpv6(packet, at, ends).map(Transport::Icmp),
+        (IPPROTO_TCP, _) => tcp(&packet, at),
+        (IPPROTO_UDP, _) => udp(&packet, at),
+        (IPPROTO_ICMP, Family::V4) => icmp(&packet, at, ends).map(Transport::Icmp),
+        (IPPROTO_ICMPV6, Family::V6) => icmpv6(&packet, at, ends).map(Transport::Icmp),
         _ => Err(DropReason::Protocol),
     }
 }
@@ -369,29 +360,27 @@ fn transport<F: Frame + ?Sized>(
 /// RFC 9293 §3.1.
 #[inline(always)]
 fn tcp<F: Frame + ?Sized>(packet: &Packet<'_, F>, at: usize) -> Result<Transport, DropReason> {
-    let head: [u8; 14] = packet.read(at)?;
-    let header = usize::from(head[12] >> 4) * 4;
-    let flags = TcpFlags(head[13]);
+    let head = packet.read::<14>(at)?;
+    let header = usize::from(head.byte::<12>() >> 4) * 4;
+    let flags = TcpFlags(head.byte::<13>());
     if header < 20 || header > packet.rest(at) || flags.is_contradiction() {
         return Err(DropReason::TcpHeader);
     }
-    let (source, destination) = ports(&[head[0], head[1], head[2], head[3]]);
-    let ack = Ack {
-        sequence: u32::from_be_bytes([head[4], head[5], head[6], head[7]]),
-        acknowledgement: u32::from_be_bytes([head[8], head[9], head[10], head[11]]),
-    };
+    let (source, destination) = (head.number::<0>(), head.number::<2>());
+    let ack =
+        Ack { sequence: u32::from_be(head.word::<4>()), acknowledgement: u32::from_be(head.word::<8>()) };
     Ok(Transport::Tcp { source, destination, flags, ack })
 }
 
 /// RFC 768.
 #[inline(always)]
 fn udp<F: Frame + ?Sized>(packet: &Packet<'_, F>, at: usize) -> Result<Transport, DropReason> {
-    let head: [u8; 8] = packet.read(at)?;
-    let length = usize::from(u16::from_be_bytes([head[4], head[5]]));
+    let head = packet.read::<8>(at)?;
+    let length = usize::from(head.number::<4>());
     if length < 8 || length > packet.rest(at) {
         return Err(DropReason::UdpLength);
     }
-    let (source, destination) = ports(&[head[0], head[1], head[2], head[3]]);
+    let (source, destination) = (head.number::<0>(), head.number::<2>());
     Ok(Transport::Udp { source, destination, payload: span(at + 8, length - 8) })
 }
 
@@ -403,20 +392,15 @@ fn span(at: usize, length: usize) -> Span {
     Span { at: at as u16, length: length as u16 }
 }
 
-#[inline(always)]
-fn ports(head: &[u8; 4]) -> (u16, u16) {
-    (u16::from_be_bytes([head[0], head[1]]), u16::from_be_bytes([head[2], head[3]]))
-}
-
 const ICMP_HEADER: usize = 8;
 
 /// RFC 792: echo, and the errors unreachable, time exceeded and parameter problem. Redirects are not
 /// taken from the network.
 #[inline(always)]
 fn icmp<F: Frame + ?Sized>(packet: &Packet<'_, F>, at: usize, ends: Ends) -> Result<IcmpMeta, DropReason> {
-    let head: [u8; ICMP_HEADER] = packet.read(at)?;
-    let identifier = u16::from_be_bytes([head[4], head[5]]);
-    match head[0] {
+    let head = packet.read::<ICMP_HEADER>(at)?;
+    let identifier = head.number::<4>();
+    match head.byte::<0>() {
         0 => Ok(IcmpMeta::EchoReply { identifier }),
         8 => Ok(IcmpMeta::EchoRequest { identifier }),
         3 | 11 | 12 => quoted_ipv4(packet, at + ICMP_HEADER, ends).map(IcmpMeta::Error),
@@ -428,9 +412,9 @@ fn icmp<F: Frame + ?Sized>(packet: &Packet<'_, F>, at: usize, ends: Ends) -> Res
 /// advertisements, RFC 2710 and 3810 queries. Redirects are not taken from the network.
 #[inline(always)]
 fn icmpv6<F: Frame + ?Sized>(packet: &Packet<'_, F>, at: usize, ends: Ends) -> Result<IcmpMeta, DropReason> {
-    let head: [u8; ICMP_HEADER] = packet.read(at)?;
-    let identifier = u16::from_be_bytes([head[4], head[5]]);
-    match head[0] {
+    let head = packet.read::<ICMP_HEADER>(at)?;
+    let identifier = head.number::<4>();
+    match head.byte::<0>() {
         128 => Ok(IcmpMeta::EchoRequest { identifier }),
         129 => Ok(IcmpMeta::EchoReply { identifier }),
         1..=4 => quoted_ipv6(packet, at + ICMP_HEADER, ends).map(IcmpMeta::Error),
@@ -448,14 +432,14 @@ fn quoted_ipv4<F: Frame + ?Sized>(
     at: usize,
     outer: Ends,
 ) -> Result<Quote, DropReason> {
-    let head: [u8; 20] = packet.read(at)?;
-    let header = ipv4_header_length(&head).map_err(|_| DropReason::IcmpQuote)?;
-    if !ipv4_is_first_fragment(&head) {
+    let head = packet.read::<20>(at)?;
+    let header = ipv4_header_length(head).map_err(|_| DropReason::IcmpQuote)?;
+    if !ipv4_is_first_fragment(head) {
         return Err(DropReason::IcmpQuote);
     }
-    let (source, destination) = ipv4_addresses(&head);
+    let (source, destination) = ipv4_addresses(head);
     let ends = Ends { family: Family::V4, source, destination };
-    quoted_transport(packet, at + header, head[9], ends, outer)
+    quoted_transport(packet, at + header, head.byte::<9>(), ends, outer)
 }
 
 /// As [`quoted_ipv4`]; this host sends none of the flows in question with extension headers.
@@ -465,14 +449,13 @@ fn quoted_ipv6<F: Frame + ?Sized>(
     at: usize,
     outer: Ends,
 ) -> Result<Quote, DropReason> {
-    let head: [u8; 8] = packet.read(at)?;
-    if head[0] >> 4 != 6 {
+    let head = packet.read::<8>(at)?;
+    if head.byte::<0>() >> 4 != 6 {
         return Err(DropReason::IcmpQuote);
     }
-    let source = Address::v6(packet.read(at + 8)?);
-    let destination = Address::v6(packet.read(at + 24)?);
+    let (source, destination) = ipv6_addresses(packet.read::<32>(at + 8)?);
     let ends = Ends { family: Family::V6, source, destination };
-    quoted_transport(packet, at + IPV6_HEADER, head[6], ends, outer)
+    quoted_transport(packet, at + IPV6_HEADER, head.byte::<6>(), ends, outer)
 }
 
 /// What this host sent has this host as its source: `quoted.source` must be where the error went.
@@ -487,12 +470,12 @@ fn quoted_transport<F: Frame + ?Sized>(
     if quoted.source != outer.destination {
         return Err(DropReason::IcmpQuote);
     }
-    let head: [u8; 8] = packet.read(at)?;
-    let (local_port, remote_port) = ports(&[head[0], head[1], head[2], head[3]]);
+    let head = packet.read::<8>(at)?;
+    let (local_port, remote_port) = (head.number::<0>(), head.number::<2>());
     let (local, remote) = (quoted.source, quoted.destination);
     let flow = Flow { family: quoted.family, local, remote, local_port, remote_port };
-    let identifier = u16::from_be_bytes([head[4], head[5]]);
-    match (protocol, quoted.family, head[0]) {
+    let identifier = head.number::<4>();
+    match (protocol, quoted.family, head.byte::<0>()) {
         (IPPROTO_TCP, _, _) => Ok(Quote::Tcp(flow)),
         (IPPROTO_UDP, _, _) => Ok(Quote::Udp(flow)),
         (IPPROTO_ICMP, Family::V4, 8) | (IPPROTO_ICMPV6, Family::V6, 128) => {

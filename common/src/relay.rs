@@ -1,29 +1,8 @@
 //! Sends a packet of an authorised session on: one rewrite for both families.
 
+use crate::frame::{FrameMut, Place};
 use crate::layout::{FlowEntry, Hop, fold};
-use crate::{DropReason, Family, Frame, IpMeta, Span};
-
-/// Write access to the bytes of one Ethernet frame.
-pub trait FrameMut: Frame {
-    /// Replaces the `N` bytes at `at` by what `change` makes of them.
-    ///
-    /// # Errors
-    ///
-    /// That of `change`, or [`DropReason::RelayNoHop`] unless all of the bytes are within reach; nothing is
-    /// written then.
-    fn update<const N: usize>(
-        &mut self,
-        at: usize,
-        change: impl FnOnce([u8; N]) -> Result<[u8; N], DropReason>,
-    ) -> Result<(), DropReason>;
-
-    /// Cuts so many bytes off the front, or adds them there if negative; their content is undefined.
-    ///
-    /// # Errors
-    ///
-    /// [`DropReason::RelayNoHop`] where there is no room.
-    fn cut_front(&mut self, bytes: i32) -> Result<(), DropReason>;
-}
+use crate::{DropReason, Family, IpMeta, Span};
 
 const ETHERNET: usize = 14;
 const VLAN_TAG: usize = 4;
@@ -69,45 +48,54 @@ fn udp<F: FrameMut + ?Sized>(
     at: usize,
     entry: &FlowEntry,
 ) -> Result<(), DropReason> {
-    frame.update(at, |[_, _, _, _, l0, l1, c0, c1]: [u8; UDP_HEADER]| {
-        let sum = match (u16::from_be_bytes([c0, c1]), family) {
-            (0, Family::V4) => 0,
-            (0, Family::V6) => return Err(DropReason::RelayChecksum),
-            (sum, _) => match updated(sum, entry.transport_delta) {
-                0 => 0xffff,
-                sum => sum,
-            },
-        };
-        let [s0, s1] = entry.source_port.to_be_bytes();
-        let [d0, d1] = entry.destination_port.to_be_bytes();
-        let [c0, c1] = sum.to_be_bytes();
-        Ok([s0, s1, d0, d1, l0, l1, c0, c1])
-    })
+    let mut header = frame.place::<UDP_HEADER>(at)?;
+    let sum = match (u16::from_be(header.half::<6>()), family) {
+        (0, Family::V4) => 0,
+        (0, Family::V6) => return Err(DropReason::RelayChecksum),
+        (sum, _) => match updated(sum, entry.transport_delta) {
+            0 => 0xffff,
+            sum => sum,
+        },
+    };
+    header.set_half::<0>(entry.source_port.to_be());
+    header.set_half::<2>(entry.destination_port.to_be());
+    header.set_half::<6>(sum.to_be());
+    Ok(())
 }
 
-/// Time to live, protocol, checksum, addresses.
+/// Time to live, checksum, addresses.
 #[inline(always)]
 fn ipv4<F: FrameMut + ?Sized>(frame: &mut F, at: usize, entry: &FlowEntry) -> Result<(), DropReason> {
     // One off the time to live takes 0x0100 from the word it is in: so much more in ones' complement.
     const ONE_HOP_LESS: u16 = !0x0100;
-    frame.update(at + 8, |[ttl, protocol, c0, c1, ..]: [u8; 12]| {
-        let delta = fold(u32::from(entry.address_delta) + u32::from(ONE_HOP_LESS));
-        let [c0, c1] = updated(u16::from_be_bytes([c0, c1]), delta).to_be_bytes();
-        let [s0, s1, s2, s3] = entry.source.v4_word().to_ne_bytes();
-        let [d0, d1, d2, d3] = entry.destination.v4_word().to_ne_bytes();
-        Ok([ttl.wrapping_sub(1), protocol, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3])
-    })
+    let mut header = frame.place::<20>(at)?;
+    let delta = fold(u32::from(entry.address_delta) + u32::from(ONE_HOP_LESS));
+    let sum = updated(u16::from_be(header.half::<10>()), delta);
+    let ttl = header.byte::<8>();
+    header.set_byte::<8>(ttl.wrapping_sub(1));
+    header.set_half::<10>(sum.to_be());
+    header.set_word::<12>(entry.source.v4_word());
+    header.set_word::<16>(entry.destination.v4_word());
+    Ok(())
 }
 
 /// Hop limit and addresses.
 #[inline(always)]
 fn ipv6<F: FrameMut + ?Sized>(frame: &mut F, at: usize, entry: &FlowEntry) -> Result<(), DropReason> {
-    frame.update(at + 4, |mut bytes: [u8; 36]| {
-        bytes[3] = bytes[3].wrapping_sub(1);
-        bytes[4..20].copy_from_slice(&entry.source.octets());
-        bytes[20..].copy_from_slice(&entry.destination.octets());
-        Ok(bytes)
-    })
+    let mut header = frame.place::<40>(at)?;
+    let limit = header.byte::<7>();
+    header.set_byte::<7>(limit.wrapping_sub(1));
+    let [s0, s1, s2, s3] = entry.source.words();
+    header.set_word::<8>(s0);
+    header.set_word::<12>(s1);
+    header.set_word::<16>(s2);
+    header.set_word::<20>(s3);
+    let [d0, d1, d2, d3] = entry.destination.words();
+    header.set_word::<24>(d0);
+    header.set_word::<28>(d1);
+    header.set_word::<32>(d2);
+    header.set_word::<36>(d3);
+    Ok(())
 }
 
 /// Equation 3 of RFC 1624, with what changed already summed up.
@@ -124,23 +112,40 @@ fn link<F: FrameMut + ?Sized>(frame: &mut F, family: Family, at: usize, hop: &Ho
     if at != new {
         frame.cut_front(at as i32 - new as i32)?;
     }
-    let [d0, d1, d2, d3, d4, d5] = hop.destination;
-    let [s0, s1, s2, s3, s4, s5] = hop.source;
-    let [[a0, a1, a2, a3], [b0, b1, b2, b3]] = hop.tag;
-    let [t0, t1] = match family {
-        Family::V4 => [0x08, 0x00],
-        Family::V6 => [0x86, 0xdd],
+    let ethertype = match family {
+        Family::V4 => const { 0x0800_u16.to_be() },
+        Family::V6 => const { 0x86dd_u16.to_be() },
     };
+    let [outer, inner] = hop.tag.map(u32::from_ne_bytes);
     match hop.tags {
         0 => {
-            frame.update(0, |_: [u8; ETHERNET]| Ok([d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1]))
+            let mut header = frame.place::<ETHERNET>(0)?;
+            addresses(&mut header, hop);
+            header.set_half::<12>(ethertype);
         }
-        1 => frame.update(0, |_: [u8; ETHERNET + VLAN_TAG]| {
-            Ok([d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, a0, a1, a2, a3, t0, t1])
-        }),
-        2 => frame.update(0, |_: [u8; ETHERNET + 2 * VLAN_TAG]| {
-            Ok([d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, a0, a1, a2, a3, b0, b1, b2, b3, t0, t1])
-        }),
-        _ => Err(DropReason::RelayNoHop),
+        1 => {
+            let mut header = frame.place::<{ ETHERNET + VLAN_TAG }>(0)?;
+            addresses(&mut header, hop);
+            header.set_word::<12>(outer);
+            header.set_half::<16>(ethertype);
+        }
+        2 => {
+            let mut header = frame.place::<{ ETHERNET + 2 * VLAN_TAG }>(0)?;
+            addresses(&mut header, hop);
+            header.set_word::<12>(outer);
+            header.set_word::<16>(inner);
+            header.set_half::<20>(ethertype);
+        }
+        _ => return Err(DropReason::RelayNoHop),
     }
+    Ok(())
+}
+
+/// Destination and source.
+#[inline(always)]
+fn addresses<const N: usize>(header: &mut impl Place<N>, hop: &Hop) {
+    let [first, second, third] = hop.addresses();
+    header.set_word::<0>(first);
+    header.set_word::<4>(second);
+    header.set_word::<8>(third);
 }

@@ -39,7 +39,9 @@ impl SipKey {
     }
 
     /// SipHash-2-4 (Aumasson and Bernstein, 2012) of `words` as little-endian bytes.
-    #[inline(always)]
+    ///
+    /// Never inlined: a copy of it is a kilobyte of instructions, which crowds out of the processor's cache those that every packet needs.
+    #[inline(never)]
     pub fn hash<const N: usize>(&self, words: [u64; N]) -> u64 {
         let [k0, k1] = self.words;
         let mut state = State {

@@ -30,7 +30,13 @@ pub(crate) fn admit<F: Frame + ?Sized, L: Lookup>(
         Ok(Datagram::Initial(InitialId::Minted(id))) if is_minted(&id, lookup, now) => {
             proven(&id, flow, lookup, now)
         }
-        Ok(Datagram::Initial(id)) => open(&id, flow, lookup, now),
+        // A knock is taken wherever it is right, so that a device that knocks is served while strangers flood; one is
+        // asked for where the port is dark.
+        Ok(Datagram::Initial(InitialId::Knock(knock))) => match device(knock, lookup, now) {
+            Some(device) => knocked(&knock, device, lookup, now),
+            None => open(flow, lookup, now),
+        },
+        Ok(Datagram::Initial(InitialId::Minted(_) | InitialId::Chosen)) => open(flow, lookup, now),
         Ok(Datagram::Bind(ticket)) => bind(&ticket, lookup, now),
         Err(reason) => Verdict::Drop(reason),
     };
@@ -96,16 +102,17 @@ fn unproven(id: &ConnectionId, pass: PassReason, lookup: &impl Lookup, now: u64)
     }
 }
 
-/// A knock is taken wherever it is right, so that a device that knocks is served while strangers flood; one is
-/// asked for where the port is dark.
+/// The device whose knock it is.
 #[inline(always)]
-fn open(id: &InitialId, flow: &Flow, lookup: &impl Lookup, now: u64) -> Verdict {
+fn device(knock: Knock, lookup: &impl Lookup, now: u64) -> Option<u32> {
+    let settings = lookup.settings()?;
+    settings.knock.verify(&knock, settings.wall(now))
+}
+
+/// From somebody who proves nothing.
+#[inline(always)]
+fn open(flow: &Flow, lookup: &impl Lookup, now: u64) -> Verdict {
     let Some(settings) = lookup.settings() else { return Verdict::Drop(DropReason::Dark) };
-    if let InitialId::Knock(knock) = id
-        && let Some(device) = settings.knock.verify(knock, settings.wall(now))
-    {
-        return knocked(knock, device, lookup, now);
-    }
     if settings.is_dark() {
         return Verdict::Drop(DropReason::Dark);
     }

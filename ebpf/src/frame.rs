@@ -7,7 +7,7 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_xdp_adjust_head, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use portcullis_common::{DropReason, Frame, FrameMut};
+use portcullis_common::{Bytes, DropReason, Frame, FrameMut, Place};
 
 /// Above any offset that the parser reads at. The verifier wants to see a bound on what is added to a
 /// packet pointer.
@@ -32,43 +32,29 @@ impl XdpFrame {
 }
 
 impl Frame for XdpFrame {
+    type Bytes<const N: usize> = Packet<N>;
+
     #[inline(always)]
     fn length(&self) -> usize {
         self.length
     }
 
     #[inline(always)]
-    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+    fn read<const N: usize>(&self, at: usize) -> Option<Packet<N>> {
         if at > MAX_OFFSET {
             return None;
         }
-        let start = self.data + at;
-        if start + N > self.end {
-            return None;
-        }
-        // SAFETY: `start..start + N` lies within the packet; an array of bytes has no alignment.
-        Some(unsafe { *(start as *const [u8; N]) })
+        let start = opaque(self.data + at);
+        if start + N > self.end { None } else { Some(Packet { start }) }
     }
 }
 
 impl FrameMut for XdpFrame {
+    type Place<'a, const N: usize> = Packet<N>;
+
     #[inline(always)]
-    fn update<const N: usize>(
-        &mut self,
-        at: usize,
-        change: impl FnOnce([u8; N]) -> Result<[u8; N], DropReason>,
-    ) -> Result<(), DropReason> {
-        if at > MAX_OFFSET {
-            return Err(DropReason::RelayNoHop);
-        }
-        let start = opaque(self.data + at);
-        if start + N > self.end {
-            return Err(DropReason::RelayNoHop);
-        }
-        let place = start as *mut [u8; N];
-        // SAFETY: `start..start + N` lies within the packet; an array of bytes has no alignment.
-        unsafe { *place = change(*place)? };
-        Ok(())
+    fn place<const N: usize>(&mut self, at: usize) -> Result<Packet<N>, DropReason> {
+        self.read(at).ok_or(DropReason::RelayNoHop)
     }
 
     #[inline(always)]
@@ -82,6 +68,104 @@ impl FrameMut for XdpFrame {
             self.end = (&raw const (*self.ctx).data_end).read_volatile() as usize;
         }
         Ok(())
+    }
+}
+
+/// `N` bytes of a packet, which have been compared with its end. They are read and written by instructions of their own: words in a packet
+/// lie at any address, for which the compiler, not knowing that the kernel allows it, would put them together of bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Packet<const N: usize> {
+    start: usize,
+}
+
+/// `BPF_MEM | BPF_LDX` of a width: `$at` from the start (Documentation/bpf/standardization/instruction-set.rst).
+macro_rules! load {
+    ($packet:expr, $at:ident, $unsigned:ty) => {{
+        const { assert!($at + size_of::<$unsigned>() <= N) };
+        let value: u64;
+        // SAFETY: the bytes lie within the packet, and nothing but the value is written.
+        unsafe {
+            asm!(
+                concat!("{value} = *(", stringify!($unsigned), " *)({start} + {at})"),
+                value = out(reg) value,
+                start = in(reg) $packet.start,
+                at = const $at,
+                options(pure, readonly, nostack, preserves_flags)
+            );
+        }
+        value as $unsigned
+    }};
+}
+
+/// As [`load`], the other way.
+macro_rules! store {
+    ($packet:expr, $at:ident, $unsigned:ty, $value:expr) => {{
+        const { assert!($at + size_of::<$unsigned>() <= N) };
+        // SAFETY: the bytes lie within the packet.
+        unsafe {
+            asm!(
+                concat!("*(", stringify!($unsigned), " *)({start} + {at}) = {value}"),
+                value = in(reg) u64::from($value),
+                start = in(reg) $packet.start,
+                at = const $at,
+                options(nostack, preserves_flags)
+            );
+        }
+    }};
+}
+
+impl<const N: usize> Bytes<N> for Packet<N> {
+    #[inline(always)]
+    fn byte<const AT: usize>(self) -> u8 {
+        load!(self, AT, u8)
+    }
+
+    #[inline(always)]
+    fn half<const AT: usize>(self) -> u16 {
+        load!(self, AT, u16)
+    }
+
+    #[inline(always)]
+    fn word<const AT: usize>(self) -> u32 {
+        load!(self, AT, u32)
+    }
+
+    #[inline(always)]
+    fn double<const AT: usize>(self) -> u64 {
+        load!(self, AT, u64)
+    }
+
+    #[inline(always)]
+    fn array(self) -> [u8; N] {
+        // SAFETY: the bytes lie within the packet; an array of bytes has no alignment.
+        unsafe { *(self.start as *const [u8; N]) }
+    }
+}
+
+impl<const N: usize> Place<N> for Packet<N> {
+    #[inline(always)]
+    fn byte<const AT: usize>(&self) -> u8 {
+        load!(self, AT, u8)
+    }
+
+    #[inline(always)]
+    fn half<const AT: usize>(&self) -> u16 {
+        load!(self, AT, u16)
+    }
+
+    #[inline(always)]
+    fn set_byte<const AT: usize>(&mut self, byte: u8) {
+        store!(self, AT, u8, byte);
+    }
+
+    #[inline(always)]
+    fn set_half<const AT: usize>(&mut self, half: u16) {
+        store!(self, AT, u16, half);
+    }
+
+    #[inline(always)]
+    fn set_word<const AT: usize>(&mut self, word: u32) {
+        store!(self, AT, u32, word);
     }
 }
 
@@ -108,6 +192,8 @@ impl<'a> SkbFrame<'a> {
 }
 
 impl Frame for SkbFrame<'_> {
+    type Bytes<const N: usize> = [u8; N];
+
     #[inline(always)]
     fn length(&self) -> usize {
         self.ctx.len() as usize

@@ -13,7 +13,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::{
     bpf_ktime_get_coarse_ns, bpf_redirect, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_check_syncookie,
 };
-use portcullis_common::layout::{CidKey, Hop, HostFlowKey, PortSet, Rule, Session, Settings};
+use portcullis_common::layout::{CidKey, Hop, HostFlowKey, PortSets, Rule, Session, Settings};
 use portcullis_common::{Ack, Address, Family, Flow, Lookup, RateClass, TcpFlags, TcpSocket};
 
 use crate::maps;
@@ -53,6 +53,7 @@ impl Kernel {
 
 impl Lookup for Kernel {
     type Entry = maps::LiveEntry;
+    type Hop = &'static Hop;
 
     #[inline(always)]
     fn settings(&self) -> Option<Settings> {
@@ -60,8 +61,8 @@ impl Lookup for Kernel {
     }
 
     #[inline(always)]
-    fn in_port_set(&self, set: PortSet, port: u16) -> bool {
-        maps::in_port_set(set, port)
+    fn ports(&self, port: u16) -> PortSets {
+        maps::ports(port)
     }
 
     #[inline(always)]
@@ -125,7 +126,7 @@ impl Lookup for Kernel {
     }
 
     #[inline(always)]
-    fn hop(&self, index: u32) -> Option<Hop> {
+    fn hop(&self, index: u32) -> Option<&'static Hop> {
         maps::hop(index)
     }
 

@@ -11,7 +11,7 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use portcullis_common::layout::{
     ADMIN_ENTRIES, AdminKey, CID_KEYS, CidKey, Counter, EVENT_BYTES, Event, FLOWS, FlowEntry, FlowKey4,
-    FlowKey6, HOPS, HOST_FLOW_REFRESH_NS, HOST_FLOWS, Hop, HostFlowKey, IDENTITIES, Loss, PortSet,
+    FlowKey6, HOPS, HOST_FLOW_REFRESH_NS, HOST_FLOWS, Hop, HostFlowKey, IDENTITIES, Loss, PortSet, PortSets,
     RECENT_BITS, REVOKED_DEVICES, SESSIONS, Session, Settings, TUNNELS, recent_bit,
 };
 use portcullis_common::{Address, Family, Flow, Frame, RateClass, Verdict, parse, take_token};
@@ -100,8 +100,8 @@ pub(crate) fn note_host_flow(key: &HostFlowKey, now: u64) {
 
 #[inline(always)]
 fn note_host_port(port: u16) {
-    let Some(word) = PORTS.get_ptr_mut(PortSet::HostUdp.slot(port)) else { return };
-    let bit = PortSet::bit(port);
+    let Some(word) = PORTS.get_ptr_mut(PortSet::slot(port)) else { return };
+    let bit = PortSet::HostUdp.bit(port);
     // SAFETY: the pointer is to a live, aligned word of the map.
     unsafe {
         if *word & bit == 0 {
@@ -117,11 +117,8 @@ pub(crate) fn host_flow(key: &HostFlowKey) -> Option<u64> {
 }
 
 #[inline(always)]
-pub(crate) fn in_port_set(set: PortSet, port: u16) -> bool {
-    match PORTS.get(set.slot(port)) {
-        Some(bitmap) => bitmap & PortSet::bit(port) != 0,
-        None => false,
-    }
+pub(crate) fn ports(port: u16) -> PortSets {
+    PORTS.get(PortSet::slot(port)).map_or(PortSets::default(), |word| PortSets::of(*word, port))
 }
 
 #[inline(always)]
@@ -238,9 +235,9 @@ pub(crate) fn identity_epoch(index: u32) -> Option<u64> {
 }
 
 #[inline(always)]
-pub(crate) fn hop(index: u32) -> Option<Hop> {
+pub(crate) fn hop(index: u32) -> Option<&'static Hop> {
     let slot = HOP_SLOT.get(index)?;
-    NEXTHOP.get((index << 1) | (*slot as u32 & 1)).copied()
+    NEXTHOP.get((index << 1) | (*slot as u32 & 1))
 }
 
 #[inline(always)]

@@ -22,7 +22,7 @@ use crate::clock;
 use crate::flow::{ClientId, Session, UnixTime};
 use crate::metrics::Metrics;
 use crate::session::{LiveSession, Sessions};
-use crate::store::{Client, NewClient, Rotation, Store, StoreError};
+use crate::store::{Client, NewClient, NotLoggedIn, Rotation, Store, StoreError};
 use crate::token::Claims;
 
 /// A client that is logged in now.
@@ -105,14 +105,14 @@ impl Clients {
     }
 
     /// Logs in the device that holds `key` and is called `name`, by the person's `session`. Whatever was logged in with
-    /// that key before is logged out. Nothing where the session is over or has too many clients.
+    /// that key before is logged out.
     pub async fn log_in(
         &self,
         session: &LiveSession,
         key: [u8; 32],
         name: &str,
         now: UnixTime,
-    ) -> Result<Option<(LiveClient, RefreshToken)>, StoreError> {
+    ) -> Result<Result<(LiveClient, RefreshToken), NotLoggedIn>, StoreError> {
         let id = ClientId::from_bytes(clock::random());
         let token = RefreshToken::new(id, &clock::random());
         let new = NewClient {
@@ -125,14 +125,15 @@ impl Clients {
         let (clients, session) = (self.clone(), session.clone());
         whole(async move {
             let _turn = clients.turn.lock().await;
-            let Some((client, before)) = clients.store.insert_client(new, now).await? else {
-                return Ok(None);
+            let (client, before) = match clients.store.insert_client(new, now).await? {
+                Ok(inserted) => inserted,
+                Err(refused) => return Ok(Err(refused)),
             };
             before.iter().for_each(|id| clients.end(*id));
             let live = LiveClient::new(&session, client);
             clients.live.write().unwrap_or_else(PoisonError::into_inner).insert(id, live.clone());
             clients.count();
-            Ok(Some((live, token)))
+            Ok(Ok((live, token)))
         })
         .await
     }
@@ -362,7 +363,7 @@ mod tests {
         sessions.revoke(&SessionFilter::All, NOW).await.unwrap();
         assert!(logins.iter().all(|live| live.ended.is_cancelled()));
         assert_eq!(live(NOW), [false; 4]);
-        assert!(clients.log_in(&session, [8; 32], "laptop", NOW).await.unwrap().is_none());
+        assert!(clients.log_in(&session, [8; 32], "laptop", NOW).await.unwrap().is_err());
         clients.expire(NOW);
         assert_eq!(clients.metrics.clients.get(), 0);
     }

@@ -17,6 +17,7 @@ use crate::session::{LiveSession, Sessions};
 use crate::store::Store;
 use crate::token::{Claims, Tokens};
 use crate::tunnel::Registry;
+use crate::tunnel::carrier::Carried;
 
 /// One of these exists per node; parts hold it in an `Arc`.
 pub struct Context {
@@ -33,6 +34,8 @@ pub struct Context {
     pub events: Events,
     pub metrics: Arc<Metrics>,
     pub tunnels: Arc<Registry>,
+    /// Tunnels that come by TCP.
+    pub carried: Carried,
     /// Networks to serve first while strangers flood.
     pub recent: Recent,
 }

@@ -25,6 +25,10 @@ pub struct Metrics {
     pub connections_refused: IntCounterVec,
     /// Live tunnel connections by connector.
     pub tunnel_connections: IntGaugeVec,
+    /// Streams that carry tunnels' datagrams over TCP.
+    pub carried_streams: IntGauge,
+    /// Datagrams of such streams that went nowhere: by cause (`gate`, `queue`).
+    pub carried_dropped: IntCounterVec,
     /// Sessions that are live.
     pub sessions: IntGauge,
     /// Connections of access clients.
@@ -112,6 +116,15 @@ impl Metrics {
             &["connector"],
         )?;
         registry.register(Box::new(tunnel_connections.clone()))?;
+        let carried_streams = gauge(
+            "portcullis_carried_streams",
+            "HTTP/2 streams that carry the datagrams of tunnels where UDP does not",
+        )?;
+        let carried_dropped = counters(
+            "portcullis_carried_dropped_total",
+            "Datagrams of such streams that went nowhere, by cause (gate, queue)",
+            &["cause"],
+        )?;
         let sessions = gauge("portcullis_sessions", "Live global sessions")?;
         let access_connections =
             gauge("portcullis_access_connections", "Live connections of access clients")?;
@@ -175,6 +188,8 @@ impl Metrics {
             connections,
             connections_refused,
             tunnel_connections,
+            carried_streams,
+            carried_dropped,
             sessions,
             access_connections,
             private_sessions,

@@ -65,6 +65,12 @@ pub fn drop(user: Option<&str>, paths: &Paths) -> anyhow::Result<()> {
     confine_calls()
 }
 
+/// Whether there is such a user to become; the error names what is wrong with it.
+pub fn check_user(name: &str) -> anyhow::Result<()> {
+    account(name)?;
+    Ok(())
+}
+
 /// The capabilities this thread still has; empty after [`drop`].
 pub fn capabilities() -> anyhow::Result<Vec<String>> {
     let left = caps::read(None, caps::CapSet::Permitted)?;

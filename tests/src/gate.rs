@@ -6,4 +6,5 @@ pub mod kernel;
 pub mod model;
 pub mod packet;
 pub mod quic;
+pub mod vlan;
 pub mod wire;

@@ -7,9 +7,13 @@
 //! | [`ports`] | ports on loopback that no other test of this machine gets |
 //! | [`mod@bench`] | the measurements of `cargo xtask bench` |
 //! | [`ca`] | a certificate authority made on the spot |
+//! | [`numbered`] | a flow of which not one datagram may be lost |
+//! | [`masque`] | a client of connect-udp, for what the product's own would never send |
 //! | [`origin`] | an HTTP origin that records every request it sees |
 //! | [`flood`] | packets from everywhere, and who is served meanwhile |
+//! | [`h2_flood`] | HTTP/2 frames that nobody sends who wants an answer |
 //! | [`gate`] | packets by hand, the XDP program run on them, a model of its maps |
+//! | [`stranger`] | somebody without authority who sends without pause |
 //! | [`third_party`] | JavaScript programs that are not ours |
 //! | [`demo`] | the steps of `cargo xtask demo` |
 //! | [`portcullis`] | the binary under test: node, connector, admin commands |
@@ -18,6 +22,7 @@
 //! | [`idp`] | a real OpenID provider that cheats on demand |
 //! | [`access`] | a person's machine with `portcullis access` |
 //! | [`quic`] | a QUIC client of the tunnel that is nobody's connector |
+//! | [`desk`] | an RDP server, and a screen for whoever looks at it |
 //! | [`saml_fuzz`] | changed SAML documents, and what must hold whatever they are |
 //! | [`simplesaml`] | SimpleSAMLphp as SAML identity provider |
 //! | [`sshd`] | an OpenSSH server with users of its own |
@@ -33,10 +38,14 @@ pub mod bench;
 pub mod browser;
 pub mod ca;
 pub mod demo;
+pub mod desk;
 pub mod flood;
 pub mod gate;
+pub mod h2_flood;
 pub mod idp;
+pub mod masque;
 pub mod netns;
+pub mod numbered;
 pub mod origin;
 pub mod portcullis;
 pub mod ports;
@@ -48,6 +57,7 @@ pub mod relay;
 pub mod saml_fuzz;
 pub mod simplesaml;
 pub mod sshd;
+pub mod stranger;
 pub mod third_party;
 pub mod tunnel_lab;
 pub mod web;

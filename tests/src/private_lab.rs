@@ -28,7 +28,7 @@ pub const AUTH: &str = "access.example.com";
 const URL: &str = "https://access.example.com";
 
 /// The applications, by name, and where they are in the office.
-pub const APPLICATIONS: [(&str, &str, u16); 8] = [
+pub const APPLICATIONS: [(&str, &str, u16); 12] = [
     ("echo", "tcp", 7),
     ("other", "tcp", 7),
     ("udpecho", "udp", 7),
@@ -37,7 +37,14 @@ pub const APPLICATIONS: [(&str, &str, u16); 8] = [
     ("db", "tcp", 5432),
     ("dns", "udp", 53),
     ("perf", "tcp", 5201),
+    ("perf-control", "tcp", 5202),
+    ("perf-udp", "udp", 5202),
+    ("desk", "rdp", 3389),
+    ("brief", "tcp", 7),
 ];
+
+/// How long a session of `brief` may last: as short as the configuration lets it be.
+pub const BRIEF: Duration = Duration::from_secs(60);
 
 const FIREWALL: &str = "
 table inet firewall {
@@ -47,6 +54,13 @@ table inet firewall {
         ct state established,related accept
         icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert } accept
     }
+}";
+
+/// Not a filter of the host's own: that would tell the sender.
+const LOSES_UDP: &str = "
+table netdev loses {
+    chain out { type filter hook egress device eth0 priority 0; udp dport 443 drop; }
+    chain in { type filter hook ingress device eth0 priority 0; udp sport 443 drop; }
 }";
 
 /// Which addresses the two ends use, and who relays.
@@ -177,6 +191,13 @@ impl PrivateLab {
         Ok(metrics.lines().filter_map(of).sum::<f64>() as u64)
     }
 
+    /// From now on the client's network, or the office's, or both, lose what goes by UDP to the node and comes from it, and
+    /// nobody is told; or neither does.
+    pub fn lose_udp(&self, at_client: bool, at_office: bool) -> Result<()> {
+        self.client.nft(if at_client { LOSES_UDP } else { "" })?;
+        self.office.nft(&format!("{FIREWALL}{}", if at_office { LOSES_UDP } else { "" }))
+    }
+
     /// The client's network changes: it has another address from now on.
     pub fn move_client(&self, from: &str, to: &str) -> Result<()> {
         self.client.run(&format!("ip address delete {from}/24 dev eth0"))?;
@@ -205,9 +226,18 @@ impl Forward {
 
 /// What `access status` says of the only forward: its path.
 pub fn path(machine: &Machine) -> Result<String> {
+    told(machine, "path")
+}
+
+/// What `access status` says of the only forward: what carries it.
+pub fn carrier(machine: &Machine) -> Result<String> {
+    told(machine, "carrier")
+}
+
+fn told(machine: &Machine, what: &str) -> Result<String> {
     let status: Value = serde_json::from_str(&machine.ok(&["status", "--json"])?)?;
-    let path = status[0]["forwards"][0]["path"].as_str();
-    Ok(path.with_context(|| format!("no path: {status}"))?.to_owned())
+    let text = status[0]["forwards"][0][what].as_str();
+    Ok(text.with_context(|| format!("no {what}: {status}"))?.to_owned())
 }
 
 /// Sends `bytes` to an echo on TCP, ends that direction, and reads until the other one has ended too.
@@ -291,6 +321,9 @@ include = [{{ group = "{group}" }}]
             "[[application]]\nname = \"{name}\"\ntype = \"{kind}\"\norigin = \"127.0.0.1:{port}\"\nconnector = \"hq\"\n\
              policies = [\"let-in\"]\n"
         ));
+        if name == "brief" {
+            config.push_str(&format!("session = \"{}s\"\n", BRIEF.as_secs()));
+        }
         if kind == "ssh" {
             config.push_str("ssh = { users = [\"deploy\"], email_user_domains = [\"example.com\"] }\n");
         }

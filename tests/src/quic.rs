@@ -85,8 +85,8 @@ impl Client {
 
 /// Takes every node for the right one.
 #[derive(Debug)]
-struct AnyNode {
-    provider: Arc<CryptoProvider>,
+pub(crate) struct AnyNode {
+    pub(crate) provider: Arc<CryptoProvider>,
 }
 
 impl ServerCertVerifier for AnyNode {

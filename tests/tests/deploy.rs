@@ -21,7 +21,8 @@ fn check(config: &str) -> (bool, String) {
     let config = config
         .replace("/etc/portcullis/tls/fullchain.pem", &at("tls.pem"))
         .replace("/etc/portcullis/tls/key.pem", &at("tls.key"))
-        .replace("/etc/portcullis/okta.secret", &at("okta.secret"));
+        .replace("/etc/portcullis/okta.secret", &at("okta.secret"))
+        .replace("\"portcullis\"", "\"nobody\"");
     let path = dir.path().join("node.toml");
     fs::write(&path, config).unwrap();
     let output =
@@ -37,6 +38,18 @@ fn the_example_of_a_node_passes_the_check() {
     assert!(accepted, "{text}");
     let (accepted, text) = check(&example.replace("policies =", "polices ="));
     assert!(!accepted && text.contains("polices"), "{text}");
+}
+
+#[test]
+fn the_user_of_the_example_is_the_one_that_is_made() {
+    let example = fs::read_to_string(deploy("node.toml")).unwrap();
+    let made = fs::read_to_string(deploy("portcullis.sysusers.conf")).unwrap();
+    let line = made.lines().find(|line| line.starts_with("u ")).unwrap();
+    let user = line.split_whitespace().nth(1).unwrap();
+    let named = format!("user = \"{user}\"");
+    assert!(example.contains(&named), "{line}");
+    let (accepted, text) = check(&example.replace(&named, "user = \"no-such-user\""));
+    assert!(!accepted && text.contains("there is no user `no-such-user`"), "{text}");
 }
 
 #[test]

@@ -17,6 +17,8 @@ pub enum Subject {
     Gate,
     /// Who is served while strangers flood the node with openings
     Flood,
+    /// How long others wait while a client floods the edge with HTTP/2 frames
+    Edge,
     /// Private sessions beside a bare redirect, SSH, WireGuard and rathole
     Sessions,
 }
@@ -33,10 +35,11 @@ pub fn run(subject: Subject, args: &[String]) -> Result<ExitCode> {
     let program = match subject {
         Subject::Gate => "bench_gate",
         Subject::Flood => "flood",
+        Subject::Edge => "bench_edge",
         Subject::Sessions => "bench_sessions",
     };
     eprintln!("  · building the bench in release (some minutes the first time)");
-    if let Subject::Flood | Subject::Sessions = subject {
+    if let Subject::Flood | Subject::Edge | Subject::Sessions = subject {
         shell::run(cargo().args(["build", "--release", "--package", "portcullis", "--bin", "portcullis"]))?;
     }
     shell::run(cargo().args(["build", "--release", "--package", "portcullis-tests", "--bin", program]))?;

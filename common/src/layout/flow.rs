@@ -183,6 +183,20 @@ pub struct Hop {
     pub zero: [u8; 4],
 }
 
+impl Hop {
+    /// Destination and source as they begin a frame, in words as they lie in memory.
+    #[inline(always)]
+    pub(crate) const fn addresses(&self) -> [u32; 3] {
+        let [d0, d1, d2, d3, d4, d5] = self.destination;
+        let [s0, s1, s2, s3, s4, s5] = self.source;
+        [
+            u32::from_ne_bytes([d0, d1, d2, d3]),
+            u32::from_ne_bytes([d4, d5, s0, s1]),
+            u32::from_ne_bytes([s2, s3, s4, s5]),
+        ]
+    }
+}
+
 // A hole would carry what lay on the stack into a map; what is no whole word would be copied in parts.
 const _: () = {
     assert!(size_of::<FlowKey4>() == 12);

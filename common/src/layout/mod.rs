@@ -3,7 +3,7 @@
 //! | map | type | key → value |
 //! |---|---|---|
 //! | `COUNTERS` | per-CPU array | [`Verdict::index`](crate::Verdict::index) → [`Counter`] |
-//! | `PORTS` | array | [`PortSet::slot`] → bitmap of 64 ports |
+//! | `PORTS` | array | [`PortSet::slot`] → [`PortSets`] of eight ports, a byte each |
 //! | `ADMIN` | LPM trie | [`AdminKey`] → 1 |
 //! | `HOSTFLOW` | LRU hash | [`HostFlowKey`] → monotonic ns of this host's last packet |
 //! | `BUCKET` | array | [`RateClass::slot`](crate::RateClass::slot) → word of [`take_token`](crate::take_token) |
@@ -37,7 +37,7 @@ use crate::{Address, Flow};
 
 /// Changes whenever a key, a value or the meaning of an index does. A daemon keeps the pinned maps of its
 /// own version and makes new ones otherwise.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Names of the pinned maps, as in the object.
 pub const MAPS: [&str; 18] = [
@@ -128,7 +128,7 @@ impl Counter {
     }
 }
 
-/// A set of ports; `PORTS` holds one bitmap for each.
+/// A set of ports: one bit in the byte that `PORTS` holds for each port.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PortSet {
@@ -149,19 +149,45 @@ impl PortSet {
     pub const ALL: [Self; 5] =
         [Self::ServedTcp, Self::ServedUdp, Self::AdminUdp, Self::AdminTcp, Self::HostUdp];
     /// Entries of `PORTS`.
-    pub const SLOTS: u32 = 5 * Self::WORDS;
-    const WORDS: u32 = 65_536 / 64;
+    pub const SLOTS: u32 = 65_536 / 8;
+    /// The bits of this set in a word of `PORTS`.
+    pub const fn mask(self) -> u64 {
+        0x0101_0101_0101_0101 << self as u32
+    }
 
     /// Index into `PORTS` of the word that holds `port`.
     #[inline(always)]
-    pub const fn slot(self, port: u16) -> u32 {
-        self as u32 * Self::WORDS + (port >> 6) as u32
+    pub const fn slot(port: u16) -> u32 {
+        (port >> 3) as u32
     }
 
     /// The bit of `port` within its word.
     #[inline(always)]
-    pub const fn bit(port: u16) -> u64 {
-        1 << (port & 63)
+    pub const fn bit(self, port: u16) -> u64 {
+        1 << (((port & 7) << 3) as u32 + self as u32)
+    }
+}
+
+/// The sets that hold one port: all that is asked of it, in one look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortSets(u8);
+
+impl PortSets {
+    /// From the word of `PORTS` that holds `port`.
+    #[inline(always)]
+    pub const fn of(word: u64, port: u16) -> Self {
+        Self((word >> ((port & 7) << 3)) as u8)
+    }
+
+    #[inline(always)]
+    pub const fn has(self, set: PortSet) -> bool {
+        self.0 & 1 << set as u32 != 0
+    }
+}
+
+impl FromIterator<PortSet> for PortSets {
+    fn from_iter<T: IntoIterator<Item = PortSet>>(sets: T) -> Self {
+        Self(sets.into_iter().fold(0, |bits, set| bits | 1 << set as u32))
     }
 }
 
@@ -250,18 +276,21 @@ mod tests {
 
     #[test]
     fn port_sets_do_not_overlap() {
-        let mut seen = [false; PortSet::SLOTS as usize];
+        let mut words = [0u64; PortSet::SLOTS as usize];
         for set in PortSet::ALL {
-            for port in (0..=u16::MAX).step_by(64) {
-                let slot = &mut seen[set.slot(port) as usize];
-                assert!(!*slot);
-                *slot = true;
-                assert_eq!(set.slot(port), set.slot(port + 63));
+            for port in 0..=u16::MAX {
+                let word = &mut words[PortSet::slot(port) as usize];
+                assert!(!PortSets::of(*word, port).has(set));
+                assert_eq!(*word & set.bit(port), 0);
+                *word |= set.bit(port);
+                assert!(PortSets::of(*word, port).has(set));
             }
+            assert!(words.iter().all(|word| word & set.mask() == set.mask()));
         }
-        assert!(seen.iter().all(|used| *used));
-        assert_eq!(PortSet::bit(64), 1);
-        assert_eq!(PortSet::bit(127), 1 << 63);
+        let all = words[0];
+        assert!(words.iter().all(|word| *word == all));
+        assert_eq!(PortSets::of(all, 3), PortSet::ALL.into_iter().collect());
+        assert_eq!(PortSets::of(PortSet::AdminTcp.bit(11), 11), [PortSet::AdminTcp].into_iter().collect());
     }
 
     #[test]

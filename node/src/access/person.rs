@@ -35,6 +35,7 @@ impl Person {
         let left = token.expires_at.0.saturating_sub(clock::now().0);
         Ok(Credentials {
             address: node.address,
+            web: self.profile.web(),
             node: node.key,
             device: node.device,
             token: token

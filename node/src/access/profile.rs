@@ -243,6 +243,12 @@ impl Profile {
         &self.inner.url
     }
 
+    /// Where the node serves HTTPS.
+    pub(super) fn web(&self) -> Option<Authority> {
+        let name = name_of(&self.inner.url);
+        name.parse().or_else(|_| format!("{name}:443").parse()).ok()
+    }
+
     /// The device key: the client's end of the tunnel, and what its tokens are bound to.
     ///
     /// # Errors

@@ -148,6 +148,7 @@ impl Service {
                     &self.store,
                     name.parse()?,
                     nodes,
+                    self.address.clone(),
                     enrolment::MAX_LIFETIME,
                     EnrolmentSecret::from_bytes(clock::random()),
                     now,

@@ -235,6 +235,9 @@ fn target(socket: Option<PathBuf>, config: Option<Config>) -> Target {
 fn check(path: &Path) -> anyhow::Result<()> {
     let config = Config::load(path)?;
     crate::role::check_files(&config)?;
+    if let Some(user) = &config.node.user {
+        crate::privilege::check_user(user).context("[node] user")?;
+    }
     let local = config.identity_providers.iter().any(|p| matches!(p.kind, ProviderKind::Local));
     let federated = config.identity_providers.len() > usize::from(local);
     let federates = config.identity_providers.iter().any(|p| matches!(p.kind, ProviderKind::Saml(_)));

@@ -33,6 +33,7 @@ const ELSEWHERE: [&str; 2] = ["email_domains", "ca"];
 impl Compiler<'_> {
     pub(super) fn providers(&mut self, providers: Vec<raw::IdentityProvider>) -> Vec<IdentityProvider> {
         self.unique("identity provider", providers.iter().map(|provider| &provider.name));
+        self.bounded(&providers);
         let mut compiled = Vec::new();
         for provider in providers {
             let name = provider.name.get_ref().clone();
@@ -70,6 +71,24 @@ impl Compiler<'_> {
             self.faults.whole("more than one identity provider has `type = \"local\"`");
         }
         compiled
+    }
+
+    /// Where several upstream providers vouch for addresses, each says for which: one without a bound could name
+    /// itself any person of the others. A SAML provider without any vouches for no address at all.
+    fn bounded(&mut self, providers: &[raw::IdentityProvider]) {
+        let upstream = providers.iter().filter(|provider| provider.kind.get_ref() != "local");
+        if upstream.clone().count() < 2 {
+            return;
+        }
+        let unbounded = upstream
+            .filter(|provider| provider.email_domains.is_empty() && provider.kind.get_ref() != "saml");
+        for provider in unbounded {
+            let name = provider.name.get_ref();
+            self.faults.at(
+                provider.name.span(),
+                format!("identity provider `{name}` needs `email_domains`: beside another it could vouch for anybody's address"),
+            );
+        }
     }
 
     /// Refuses what has no meaning for a kind: it would be thought to have some.

@@ -452,6 +452,16 @@ fn a_provider_that_may_claim_any_address_is_named() {
 }
 
 #[test]
+fn of_several_providers_each_says_whose_addresses_it_vouches_for() {
+    let second = "[[identity_provider]]\nname = \"entra\"\ntype = \"oidc\"\nissuer = \"https://login.example.net\"\nclient_id = \"x\"\nemail_domains = [\"example.net\"]\n";
+    let both = format!("{GOOD}\n{second}");
+    let refused = parse(&both).unwrap_err().to_string();
+    assert!(refused.contains("`okta` needs `email_domains`"), "{refused}");
+    assert!(!refused.contains("`entra` needs"), "{refused}");
+    parse(&both.replacen("client_id", "email_domains = [\"example.com\"]\nclient_id", 1)).unwrap();
+}
+
+#[test]
 fn a_port_is_dark_where_it_is_asked_for_and_a_gate_can_keep_it_so() {
     assert!(!parse(GOOD).unwrap().tunnel.dark);
     let dark = format!("{GOOD}\n[tunnel]\ndark = true\n");

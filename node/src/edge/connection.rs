@@ -14,9 +14,10 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::IntGauge;
+use rustls::server::Acceptor;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +30,7 @@ use super::frames::{Frames, Offence};
 use super::guard::{Guard, Shared};
 use super::record::{About, Record};
 use super::tls::Certificate;
-use super::{Edge, dispatch, limits};
+use super::{Edge, datagrams, dispatch, limits};
 
 /// How often a connection looks whether it is idle for too long.
 const LOOK: Duration = Duration::from_secs(10);
@@ -43,6 +44,8 @@ pub(super) struct Peer {
     /// The strict reading of an HTTP/1.1 connection.
     pub(super) strict: Option<Arc<Shared>>,
     pub(super) activity: Arc<Activity>,
+    /// The client was told that it may open tunnels.
+    carries: bool,
     /// Closes the connection at once.
     stop: CancellationToken,
     _place: Place,
@@ -94,10 +97,15 @@ impl Activity {
 /// Serves a connection to its end.
 pub(super) async fn serve(edge: Arc<Edge>, stream: TcpStream, address: IpAddr, place: Place) {
     let loaded = edge.tls.loaded();
-    let acceptor = TlsAcceptor::from(Arc::clone(&loaded.config));
     let refused = |cause: &str| edge.ctx.metrics.connections_refused.with_label_values(&[cause]).inc();
-    let stream = match timeout(limits::HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
+    let accepting = async {
+        let begun = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let carries = datagrams::may_carry(&begun.client_hello(), &edge.ctx.active().config.node.domain);
+        let stream = begun.into_stream(Arc::clone(&loaded.config)).await?;
+        std::io::Result::Ok((stream, carries))
+    };
+    let (stream, carries) = match timeout(limits::HANDSHAKE, accepting).await {
+        Ok(Ok(accepted)) => accepted,
         Ok(Err(error)) => {
             tracing::debug!(%error, %address, "a TLS handshake failed");
             return refused("handshake");
@@ -116,11 +124,22 @@ pub(super) async fn serve(edge: Arc<Edge>, stream: TcpStream, address: IpAddr, p
         certificate,
         strict,
         activity,
+        carries,
         stop: CancellationToken::new(),
         _place: place,
         _open: open,
     });
 
+    if carries {
+        // Not one of those that the edge waits for when it stops: what those still ask for may come by a tunnel.
+        tokio::spawn(converse(edge, peer, stream));
+    } else {
+        converse(edge, peer, stream).await;
+    }
+}
+
+async fn converse(edge: Arc<Edge>, peer: Arc<Peer>, stream: TlsStream<TcpStream>) {
+    let address = peer.address;
     let result = match peer.strict.clone() {
         Some(shared) => drive(&edge, &peer, http1(&edge, &peer, Guard::new(stream, shared))).await,
         None => {
@@ -196,7 +215,8 @@ async fn drive(edge: &Edge, peer: &Peer, connection: impl Connection) -> hyper::
     }
     connection.as_mut().finish();
     // Past this time the connection is dropped with whatever it still carries.
-    timeout(limits::DRAIN, connection).await.unwrap_or(Ok(()))
+    let drain = if peer.carries { limits::CARRIED_DRAIN } else { limits::DRAIN };
+    timeout(drain, connection).await.unwrap_or(Ok(()))
 }
 
 fn http1(edge: &Arc<Edge>, peer: &Arc<Peer>, stream: Guard<TlsStream<TcpStream>>) -> impl Connection + use<> {
@@ -215,7 +235,11 @@ fn http2_connection(
     peer: &Arc<Peer>,
     stream: Frames<TlsStream<TcpStream>>,
 ) -> impl Connection + use<> {
-    http2::Builder::new(Streams)
+    let mut builder = http2::Builder::new(Streams);
+    if peer.carries {
+        builder.enable_connect_protocol();
+    }
+    builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits::H2_STREAMS)
         .max_pending_accept_reset_streams(limits::H2_RESETS)

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
+use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::timeout;
 
@@ -57,6 +58,9 @@ pub(super) async fn answer(
             _ => StatusCode::BAD_REQUEST,
         };
         return call.refuse(status, Reason::BadRequest, violation);
+    }
+    if let Some(protocol) = head.extensions.get::<Protocol>() {
+        return call.open_datagrams(&head, protocol, switch);
     }
     call.route(head, body, switch).await
 }
@@ -352,7 +356,12 @@ impl Call {
         }
     }
 
-    fn refuse(self, status: StatusCode, reason: Reason, detail: impl std::fmt::Display) -> Response<Reply> {
+    pub(super) fn refuse(
+        self,
+        status: StatusCode,
+        reason: Reason,
+        detail: impl std::fmt::Display,
+    ) -> Response<Reply> {
         let mut record = Record::denied(&self.edge.ctx, self.about.clone(), reason, self.started);
         record.detail(detail);
         self.refuse_record(status, reason, record)

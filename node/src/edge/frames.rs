@@ -452,6 +452,35 @@ mod tests {
         say(&mut client, &mut server, &ping).await.unwrap_err();
     }
 
+    /// What the dialling end of a tunnel over TCP says beside its datagrams, at its busiest: a PING every three seconds, an answer
+    /// to each of ours, and for each half of a window that it has read an update of the stream's and the connection's.
+    #[tokio::test(start_paused = true)]
+    async fn a_tunnel_pays_for_what_it_says_and_a_hostile_one_does_not() {
+        const HALF_A_WINDOW: usize = 512 * 1024;
+        const LONGEST_FRAME: usize = 16 * 1024;
+        let (mut client, mut server, told) = pair();
+        say(&mut client, &mut server, &[0; PREFACE]).await.unwrap();
+        let ping = |flags| frame(PING, flags, 0, &[0; 8]);
+        let update = |stream| frame(0x8, 0, stream, &1_u32.to_be_bytes());
+        for _ in 0..1200 {
+            tokio::time::advance(Duration::from_secs(3)).await;
+            say(&mut client, &mut server, &[ping(0), ping(1)].concat()).await.unwrap();
+            for _ in 0..64 {
+                let data = frame(DATA, 0, 1, b"a").repeat(HALF_A_WINDOW / LONGEST_FRAME);
+                server.write_all(&data).await.unwrap();
+                say(&mut client, &mut server, &[update(1), update(0)].concat()).await.unwrap();
+            }
+            client.read_exact(&mut vec![0; 64 * 32 * (FRAME_HEAD + 1)]).await.unwrap();
+        }
+        assert_eq!(*told.lock().unwrap(), []);
+        // Updates that nothing was read for.
+        tokio::time::advance(Duration::from_secs(3)).await;
+        let flood = update(1).repeat(usize::try_from(limits::H2_EMPTY_FRAMES).unwrap());
+        say(&mut client, &mut server, &flood).await.unwrap();
+        say(&mut client, &mut server, &update(1)).await.unwrap_err();
+        assert_eq!(*told.lock().unwrap(), [Offence::Flood]);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn nobody_earns_more_than_there_was_at_first() {
         let (mut client, mut server, _told) = pair();

@@ -26,6 +26,9 @@ pub(super) const LINGER: Duration = Duration::from_secs(5);
 pub(super) const IDLE: Duration = Duration::from_secs(90);
 /// After a shutdown was asked for, connections have this long to finish what they carry.
 pub(super) const DRAIN: Duration = Duration::from_secs(10);
+/// The same for a connection that carries tunnels: longer than those may take to end, which begins only when no request
+/// of a browser needs them any more.
+pub(super) const CARRIED_DRAIN: Duration = Duration::from_secs(60);
 /// Data that the client does not acknowledge or take for this long ends the connection.
 pub(super) const UNACKNOWLEDGED: Duration = Duration::from_secs(120);
 /// Probes on a silent TCP connection, so that an event stream to a vanished client ends.

@@ -3,6 +3,7 @@
 //! ```text
 //! listener ─▶ connection ─▶ strict/guard ─▶ dispatch ─┬─▶ portal                    login and its kin
 //!   places      TLS, ALPN     HTTP/1.1 with  │        ├─▶ refusal page              bad, unknown, denied
+//!                                            │        ├─▶ datagrams                 a tunnel over TCP
 //!                             one reading    │        └─▶ proxy ─▶ upstream         needs a Permit
 //!                                            └ request: canonical host and path
 //!                                              identify: who asks, by proof
@@ -15,6 +16,7 @@ mod assertions;
 mod body;
 mod carry;
 mod connection;
+mod datagrams;
 mod dispatch;
 mod frames;
 mod guard;

@@ -73,6 +73,17 @@ pub(super) fn canonicalise(parts: &Parts, ends: bool, policies: &PolicySet) -> R
     Ok(Asked { host, method: parts.method.clone(), path, query, websocket })
 }
 
+/// The host that an extended CONNECT (RFC 8441 §4) is for; of its body no length may be said.
+pub(super) fn target_host(parts: &Parts) -> Result<Host, Misread> {
+    if parts.uri.scheme() != Some(&Scheme::HTTPS) {
+        return Err(Misread::Scheme);
+    }
+    if parts.headers.contains_key(header::CONTENT_LENGTH) {
+        return Err(Misread::Length);
+    }
+    host(parts)
+}
+
 /// The host of the request target or `:authority`, and of `Host`: where there are both, they agree.
 fn host(parts: &Parts) -> Result<Host, Misread> {
     let mut fields = parts.headers.get_all(header::HOST).iter();

@@ -14,6 +14,7 @@ use portcullis_common::{Address, Family, Flow, KnockKeys, SipKey};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::GateError;
+use super::memory::MemoryTables;
 
 /// A handle to the running gate. Cheap to clone.
 #[derive(Clone)]
@@ -65,6 +66,18 @@ pub struct PeerAddress {
 impl Control {
     pub(super) fn new(tables: Arc<dyn Tables>) -> Self {
         Self { tables }
+    }
+
+    /// The same, which tells `memory` as well, but for authenticated peers: those are each gate's own. It knows from here on
+    /// what this one knew of modes, clocks and secrets.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub(super) fn telling(&self, memory: Arc<MemoryTables>) -> Result<Self, GateError> {
+        let mut settings = self.tables.settings()?;
+        memory.update_settings(&mut |others| std::mem::swap(others, &mut settings))?;
+        Ok(Self::new(Arc::new(Telling { own: Arc::clone(&self.tables), memory })))
     }
 
     /// Connection IDs minted under `key` are valid for `lifetime` from now.
@@ -242,6 +255,41 @@ pub(super) trait Tables: Send + Sync {
     fn set_revoked(&self, device: u32, revoked: bool) -> Result<(), GateError>;
     /// Replaces the bitmap.
     fn set_recent(&self, hashes: &[u64]) -> Result<(), GateError>;
+}
+
+/// Two gates that are told the same.
+struct Telling {
+    own: Arc<dyn Tables>,
+    memory: Arc<MemoryTables>,
+}
+
+/// The gate in memory is always told, and has no way to fail: if the other one has, neither is more open than it was.
+impl Tables for Telling {
+    fn settings(&self) -> Result<Settings, GateError> {
+        self.own.settings()
+    }
+
+    fn update_settings(&self, change: &mut dyn FnMut(&mut Settings)) -> Result<(), GateError> {
+        self.own.update_settings(change)?;
+        let mut settings = self.own.settings()?;
+        self.memory.update_settings(&mut |others| std::mem::swap(others, &mut settings))
+    }
+
+    fn set_cid_key(&self, slot: u8, key: CidKey) -> Result<(), GateError> {
+        self.own.set_cid_key(slot, key).and(self.memory.set_cid_key(slot, key))
+    }
+
+    fn set_tunnel(&self, key: &HostFlowKey, ends: Option<u64>) -> Result<(), GateError> {
+        self.own.set_tunnel(key, ends)
+    }
+
+    fn set_revoked(&self, device: u32, revoked: bool) -> Result<(), GateError> {
+        self.memory.set_revoked(device, revoked).and(self.own.set_revoked(device, revoked))
+    }
+
+    fn set_recent(&self, hashes: &[u64]) -> Result<(), GateError> {
+        self.own.set_recent(hashes).and(self.memory.set_recent(hashes))
+    }
 }
 
 /// The clock that the program reads, in nanoseconds.

@@ -121,14 +121,19 @@ fn write_ports(pin: &PinDir, config: &GateConfig) -> Result<(), GateError> {
     let opened = config.served_tcp.iter().map(|port| (PortSet::ServedTcp, *port));
     let opened = opened.chain(config.served_udp.iter().map(|port| (PortSet::ServedUdp, *port)));
     for (set, port) in opened.chain(admin) {
-        if let Some(word) = bitmaps.get_mut(set.slot(port) as usize) {
-            *word |= PortSet::bit(port);
+        if let Some(word) = bitmaps.get_mut(PortSet::slot(port) as usize) {
+            *word |= set.bit(port);
         }
     }
     let mut ports: Array<MapData, u64> = open(pin, NAME)?;
-    // The last set is the kernel's.
-    for (slot, word) in (0..PortSet::HostUdp.slot(0)).zip(bitmaps) {
-        ports.set(slot, word, 0).map_err(|error| GateError::map(NAME, error))?;
+    for (slot, word) in (0..).zip(bitmaps) {
+        let before = ports.get(&slot, 0).map_err(|error| GateError::map(NAME, error))?;
+        // One set is the kernel's. What it adds between the two calls is lost, and added again with the next packet that this host
+        // sends from that port; so a word is written only where it changes.
+        let after = word | before & PortSet::HostUdp.mask();
+        if after != before {
+            ports.set(slot, after, 0).map_err(|error| GateError::map(NAME, error))?;
+        }
     }
     Ok(())
 }

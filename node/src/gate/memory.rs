@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use portcullis_common::layout::{
-    CID_KEYS, CidKey, FlowEntry, Hop, HostFlowKey, PortSet, REVOKED_DEVICES, Session, Settings, TUNNELS,
-    recent_bit,
+    CID_KEYS, CidKey, FlowEntry, Hop, HostFlowKey, PortSet, PortSets, REVOKED_DEVICES, Session, Settings,
+    TUNNELS, recent_bit,
 };
 use portcullis_common::{Ack, Address, Flow, Lookup, RateClass, SipKey, TcpSocket, take_token};
 
@@ -103,13 +103,14 @@ impl Tables for MemoryTables {
 /// nftables has decided. Relayed datagrams have left the socket's path before they are judged here.
 impl Lookup for MemoryTables {
     type Entry = Box<FlowEntry>;
+    type Hop = Box<Hop>;
 
     fn settings(&self) -> Option<Settings> {
         Some(self.read().settings)
     }
 
-    fn in_port_set(&self, set: PortSet, port: u16) -> bool {
-        set == PortSet::ServedUdp && self.served.contains(&port)
+    fn ports(&self, port: u16) -> PortSets {
+        self.served.contains(&port).then_some(PortSet::ServedUdp).into_iter().collect()
     }
 
     fn is_admin(&self, _: u8, _: u16, _: Address) -> bool {
@@ -158,7 +159,7 @@ impl Lookup for MemoryTables {
         None
     }
 
-    fn hop(&self, _: u32) -> Option<Hop> {
+    fn hop(&self, _: u32) -> Option<Box<Hop>> {
         None
     }
 

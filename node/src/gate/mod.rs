@@ -93,6 +93,8 @@ impl fmt::Display for XdpMode {
 /// The gate, up. Dropping it leaves it up.
 pub struct Gate {
     plane: Plane,
+    control: Control,
+    streams: DatagramGate,
 }
 
 enum Plane {
@@ -104,7 +106,6 @@ struct XdpPlane {
     attached: Vec<Attached>,
     counting: Counting,
     events: Option<Events>,
-    control: Control,
     relay: Relay,
 }
 
@@ -124,7 +125,9 @@ impl Gate {
                 userspace::install(config)?;
                 detach_xdp(&PinDir::new(&config.pin))?;
                 let tables = Arc::new(MemoryTables::new(config.served_udp.clone(), config.mode));
-                Ok(Self { plane: Plane::Userspace(DatagramGate::new(tables)) })
+                let datagrams = DatagramGate::new(tables);
+                let control = datagrams.control();
+                Self::with_streams(Plane::Userspace(datagrams), control, config)
             }
         }
     }
@@ -150,7 +153,14 @@ impl Gate {
         let counting = Counting::open(&pin)?;
         let control = Control::new(Arc::new(KernelTables::open(&pin)?));
         let relay = Relay::open(&pin, &config.interfaces, &config.served_udp)?;
-        Ok(Self { plane: Plane::Xdp(Box::new(XdpPlane { attached, counting, events, control, relay })) })
+        let plane = Plane::Xdp(Box::new(XdpPlane { attached, counting, events, relay }));
+        Self::with_streams(plane, control, config)
+    }
+
+    fn with_streams(plane: Plane, control: Control, config: &GateConfig) -> Result<Self, GateError> {
+        let tables = Arc::new(MemoryTables::new(config.served_udp.clone(), config.mode));
+        let control = control.telling(Arc::clone(&tables))?;
+        Ok(Self { plane, control, streams: DatagramGate::new(tables) })
     }
 
     /// Guarded interfaces and the mode of each; none in userspace.
@@ -195,10 +205,7 @@ impl Gate {
 
     /// The handle by which the daemon tells the gate whom to let through.
     pub fn control(&self) -> Control {
-        match &self.plane {
-            Plane::Xdp(xdp) => xdp.control.clone(),
-            Plane::Userspace(datagrams) => datagrams.control(),
-        }
+        self.control.clone()
     }
 
     /// The sessions that the gate relays by itself. `None` in userspace, where nothing is relayed here.
@@ -207,6 +214,12 @@ impl Gate {
             Plane::Xdp(xdp) => Some(xdp.relay.clone()),
             Plane::Userspace(_) => None,
         }
+    }
+
+    /// What judges the datagrams that reach the node by TCP, which no program has seen. It is told all that the gate is
+    /// told; its budgets and its authenticated peers are its own.
+    pub fn streams(&self) -> DatagramGate {
+        self.streams.clone()
     }
 
     /// In userspace: what the node's UDP sockets must ask for each datagram. `None` where the kernel has

@@ -103,7 +103,8 @@ impl DatagramGate {
         self.shared.tables.settings().map_or(true, |settings| settings.enforces(monotonic()))
     }
 
-    pub(super) fn control(&self) -> Control {
+    /// The handle by which this gate alone is told whom to let through.
+    pub fn control(&self) -> Control {
         Control::new(Arc::clone(&self.shared.tables) as Arc<dyn Tables>)
     }
 

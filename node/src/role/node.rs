@@ -37,6 +37,7 @@ use crate::session::Sessions;
 use crate::store::{SessionFilter, Store};
 use crate::token::Tokens;
 use crate::tunnel;
+use crate::tunnel::carrier::Carried;
 use crate::tunnel::wire::Authority;
 
 use super::{feed, reload};
@@ -234,6 +235,7 @@ async fn serve(
     if let Some(gate) = &control {
         feed::first(gate, &devices, active.borrow().config.tunnel.dark).await?;
     }
+    let carried = Carried::new(gate.as_ref().map(Gate::streams), &metrics);
     let private = tunnel::PrivateSessions::new(tunnel::PrivateParts {
         store: store.clone(),
         sessions: sessions.clone(),
@@ -243,6 +245,7 @@ async fn serve(
         metrics: Arc::clone(&metrics),
         active: active.clone(),
         gate: gate.as_ref().and_then(Gate::relay),
+        carried: carried.clone(),
     })
     .await?;
     let context = Arc::new(Context {
@@ -255,6 +258,7 @@ async fn serve(
         saml,
         seal,
         events,
+        carried,
         metrics,
         tunnels,
         recent,
@@ -315,6 +319,7 @@ async fn serve(
         gate: control,
         recent: context.recent.clone(),
         devices,
+        carried: context.carried.clone(),
         private,
     };
     // Later than the edge: what it still serves may need a stream to its origin.

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 
 use crate::flow::{ClientId, SessionId, UnixTime};
 
-use super::devices::of_client;
+use super::devices::{MOST_NEW_KEYS, NEW_KEYS_WITHIN, of_client};
 use super::{Store, StoreError};
 
 /// A client that is logged in.
@@ -50,6 +50,19 @@ pub enum Rotation {
     Unknown,
 }
 
+/// Why a client is not logged in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotLoggedIn {
+    #[error("the login has ended, or has too many devices")]
+    SessionOver,
+    #[error(
+        "this person has logged in with {MOST_NEW_KEYS} new device keys in {} days: use a device that was logged in \
+         before, without making it a new key",
+        NEW_KEYS_WITHIN / 86_400
+    )]
+    TooManyKeys,
+}
+
 /// Clients of one session that may be logged in at a time.
 const MOST_OF_SESSION: i64 = 64;
 
@@ -59,15 +72,20 @@ const LIVE: &str = "SELECT client.id, client.session, client.key, client.name, d
     WHERE client.revoked_at IS NULL AND session.revoked_at IS NULL AND session.expires_at > ?1";
 
 impl Store {
-    /// Logs a client in, and logs those out that held the same key before: their ids. Nothing where its session has
-    /// ended or has too many clients.
+    /// Logs a client in, and logs those out that held the same key before: their ids.
     pub async fn insert_client(
         &self,
         new: NewClient,
         now: UnixTime,
-    ) -> Result<Option<(Client, Vec<ClientId>)>, StoreError> {
+    ) -> Result<Result<(Client, Vec<ClientId>), NotLoggedIn>, StoreError> {
         self.run(move |connection| {
             let transaction = connection.transaction()?;
+            let person: Option<String> = transaction
+                .query_row("SELECT person FROM session WHERE id = ?1", [new.session.as_bytes()], |row| {
+                    row.get(0)
+                })
+                .optional()?;
+            let Some(person) = person else { return Ok(Err(NotLoggedIn::SessionOver)) };
             let before: Vec<ClientId> = transaction
                 .prepare_cached(&format!("{LIVE} AND client.key = ?2"))?
                 .query_map(params![now.0, new.key], |row| Ok(client(row)?.id))?
@@ -76,7 +94,9 @@ impl Store {
                 "UPDATE client SET revoked_at = ?2 WHERE key = ?1 AND revoked_at IS NULL",
                 params![new.key, now.0],
             )?;
-            let device = of_client(&transaction, &new.key)?;
+            let Some(device) = of_client(&transaction, &new.key, &person, now)? else {
+                return Ok(Err(NotLoggedIn::TooManyKeys));
+            };
             let inserted = transaction.execute(
                 "INSERT INTO client (id, session, key, name, refresh_hash, created_at)
                  SELECT ?1, ?2, ?3, ?4, ?5, ?6 FROM session
@@ -93,11 +113,11 @@ impl Store {
                 ],
             )?;
             if inserted == 0 {
-                return Ok(None);
+                return Ok(Err(NotLoggedIn::SessionOver));
             }
             transaction.commit()?;
             let NewClient { id, session, key, name, .. } = new;
-            Ok(Some((Client { id, session, key, name, device }, before)))
+            Ok(Ok((Client { id, session, key, name, device }, before)))
         })
         .await
     }
@@ -296,8 +316,14 @@ mod tests {
         store.revoke_sessions(&SessionFilter::Id(client.session), NOW).await.unwrap();
         let revoked = store.rotate_client(client.id, [5; 32], [0; 32], [1; 32], [1; 32], NOW).await.unwrap();
         assert_eq!((revoked, live(&store, NOW).await), (Rotation::Unknown, 0));
-        assert!(store.insert_client(new(8, 1, 5), NOW).await.unwrap().is_none());
-        assert!(store.insert_client(new(8, 3, 5), NOW).await.unwrap().is_none());
+        assert_eq!(
+            store.insert_client(new(8, 1, 5), NOW).await.unwrap().unwrap_err(),
+            NotLoggedIn::SessionOver
+        );
+        assert_eq!(
+            store.insert_client(new(8, 3, 5), NOW).await.unwrap().unwrap_err(),
+            NotLoggedIn::SessionOver
+        );
     }
 
     #[tokio::test]
@@ -324,11 +350,55 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = store(directory.path()).await;
         for id in 1..=64 {
-            assert!(store.insert_client(new(id, 1, id), NOW).await.unwrap().is_some());
+            assert!(store.insert_client(new(id, 1, id), NOW).await.unwrap().is_ok());
         }
-        assert!(store.insert_client(new(65, 1, 65), NOW).await.unwrap().is_none());
+        assert_eq!(
+            store.insert_client(new(65, 1, 65), NOW).await.unwrap().unwrap_err(),
+            NotLoggedIn::SessionOver
+        );
         assert_eq!(good(&store).await.len(), 64, "a refused client has no device");
-        assert!(store.insert_client(new(66, 1, 3), NOW).await.unwrap().is_some(), "the same device again");
-        assert!(store.insert_client(new(67, 2, 65), NOW).await.unwrap().is_some());
+        assert!(store.insert_client(new(66, 1, 3), NOW).await.unwrap().is_ok(), "the same device again");
+        assert!(store.insert_client(new(67, 2, 65), NOW).await.unwrap().is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_person_brings_a_bounded_number_of_new_keys_and_known_ones_stay_good() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(directory.path()).await;
+        let log_in = async |key: u16, session: u8, now: UnixTime| {
+            let mut new = new(0, session, 0);
+            new.id = ClientId::from_bytes(crate::clock::random());
+            new.key[..2].copy_from_slice(&key.to_be_bytes());
+            let logged_in = store.insert_client(new, now).await.unwrap();
+            if let Ok((client, _)) = &logged_in {
+                store.revoke_client(client.id, now).await.unwrap();
+            }
+            logged_in.map(drop)
+        };
+        let most = u16::try_from(MOST_NEW_KEYS).unwrap();
+        for key in 0..most {
+            assert_eq!(log_in(key, 1, NOW).await, Ok(()));
+        }
+        assert_eq!(log_in(most, 1, NOW).await, Err(NotLoggedIn::TooManyKeys));
+        assert_eq!(log_in(7, 1, NOW).await, Ok(()), "known");
+        assert_eq!(log_in(most, 2, NOW).await, Ok(()), "another person");
+        assert_eq!(store.devices(NOW).await.unwrap().len(), usize::from(most) + 1);
+        assert!(NotLoggedIn::TooManyKeys.to_string().contains("128 new device keys in 90 days"));
+
+        // They count for a time only.
+        let later = UnixTime(NOW.0 + NEW_KEYS_WITHIN);
+        let session = Session {
+            id: SessionId::from_bytes([3; 16]),
+            person: PersonId { provider: "local".into(), subject: "user1".into() },
+            email: None,
+            display_name: "x".into(),
+            groups: vec![],
+            amr: vec![],
+            address: [192, 0, 2, 1].into(),
+            created_at: later,
+            expires_at: UnixTime(later.0 + 1000),
+        };
+        store.insert_session(&session).await.unwrap();
+        assert_eq!(log_in(most + 1, 3, later).await, Ok(()));
     }
 }

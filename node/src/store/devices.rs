@@ -18,6 +18,11 @@ pub struct Device {
     pub revoked: bool,
 }
 
+/// Device keys that one person may bring within [`NEW_KEYS_WITHIN`] seconds: each of them is in the gate's list for good
+/// once its login is over.
+pub(super) const MOST_NEW_KEYS: u32 = 128;
+pub(super) const NEW_KEYS_WITHIN: i64 = 90 * 86_400;
+
 impl Store {
     /// The device of the connector that holds `key`, made at first use. Nothing where nobody holds the key.
     pub async fn device_of_key(&self, key: [u8; 32]) -> Result<Option<u32>, StoreError> {
@@ -82,14 +87,25 @@ impl Store {
     }
 }
 
-/// The device of the client that holds `key`, good from now on.
-pub(super) fn of_client(transaction: &Transaction<'_>, key: &[u8; 32]) -> rusqlite::Result<u32> {
-    transaction.query_row(
-        "INSERT INTO device (client_key) VALUES (?1)
-         ON CONFLICT (client_key) DO UPDATE SET revoked_at = NULL RETURNING number",
-        [key],
-        |row| row.get(0),
-    )
+/// The device of the client that holds `key`, good from now on. Nothing where the key is new and `person` has brought
+/// [`MOST_NEW_KEYS`] new ones within [`NEW_KEYS_WITHIN`].
+pub(super) fn of_client(
+    transaction: &Transaction<'_>,
+    key: &[u8; 32],
+    person: &str,
+    now: UnixTime,
+) -> rusqlite::Result<Option<u32>> {
+    let since = now.0.saturating_sub(NEW_KEYS_WITHIN);
+    transaction
+        .query_row(
+            "INSERT INTO device (client_key, person, created_at) SELECT ?1, ?2, ?3
+             WHERE EXISTS (SELECT 1 FROM device WHERE client_key = ?1)
+             OR (SELECT count(*) FROM device WHERE person = ?2 AND created_at > ?4) < ?5
+             ON CONFLICT (client_key) DO UPDATE SET revoked_at = NULL RETURNING number",
+            params![key, person, now.0, since, MOST_NEW_KEYS],
+            |row| row.get(0),
+        )
+        .optional()
 }
 
 /// A new device, of a connector or of its token.

@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
 
-pub use clients::{Client, NewClient, Rotation};
+pub use clients::{Client, NewClient, NotLoggedIn, Rotation};
 pub use connectors::Connector;
 pub use devices::Device;
 pub use events::EventFilter;

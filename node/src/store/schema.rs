@@ -172,6 +172,12 @@ CREATE TABLE saml_key (
 ",
     // What an application that speaks SAML calls the person of a login.
     "ALTER TABLE saas_login ADD COLUMN name_id TEXT;",
+    // Whose key made the device of a client, and when: a person makes a bounded number of them.
+    r"
+ALTER TABLE device ADD COLUMN person TEXT;
+ALTER TABLE device ADD COLUMN created_at INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX device_person ON device (person, created_at) WHERE person IS NOT NULL;
+",
     // What identity providers call the logins that sessions began with.
     r"
 CREATE TABLE provider_login (

@@ -90,7 +90,8 @@ pub enum AccessFrame {
         /// For the person: names the application, and says what can be done. At most [`MAX_MESSAGE`] bytes.
         message: String,
     },
-    /// The session's bind number `counter` is in force: packets may be sent.
+    /// The session's bind number `counter` is in force: packets may be sent. There is no number 0: with that, only who relays is
+    /// another.
     Ready { session: SessionRef, counter: u64, path: RelayPath },
     /// The session is over.
     EndSession { session: SessionRef, reason: EndReason },

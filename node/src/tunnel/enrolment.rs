@@ -1,7 +1,7 @@
 //! Enrolment tokens: how a connector comes to know its node, and the node its connector.
 //!
 //! 1. `admin connector create` makes a secret, stores its hash, and prints a token that names the node's addresses,
-//!    the hash of the node's key, the connector, the secret, and what to knock with where the node's port is dark.
+//!    where it serves HTTPS, the hash of the node's key, the connector, the secret, and what to knock with where the node's port is dark.
 //! 2. The connector makes a key of its own, dials an address, accepts no node but the one with that hash, and sends
 //!    the secret.
 //! 3. The node spends the token and from then on knows the connector by its key.
@@ -32,7 +32,7 @@ const MAX_NODES: usize = 16;
 const MAX_TEXT: usize = 8192;
 
 /// The layout of the rest of a token.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// What a connector needs to enrol.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +40,8 @@ pub struct EnrolmentToken {
     version: u8,
     /// Where the node can be reached; the connector keeps connections to each.
     pub(super) nodes: Vec<Authority>,
+    /// Where the node serves HTTPS, at the same addresses: the auth domain and the public port. The way over TCP.
+    pub(super) web: Authority,
     pub(super) node_key: KeyHash,
     pub(super) connector: ConnectorName,
     pub(super) secret: EnrolmentSecret,
@@ -68,11 +70,12 @@ pub enum EnrolmentError {
 pub struct EnrolmentTokenError;
 
 /// Makes connector `connector`, or a new token for it, good for `lifetime`. `nodes` are the addresses under which
-/// connectors reach this node; `secret` is random.
+/// connectors reach this node, `web` where it serves HTTPS; `secret` is random.
 pub async fn create(
     store: &Store,
     connector: ConnectorName,
     nodes: Vec<Authority>,
+    web: Authority,
     lifetime: Duration,
     secret: EnrolmentSecret,
     now: UnixTime,
@@ -89,6 +92,7 @@ pub async fn create(
     Ok(EnrolmentToken {
         version: VERSION,
         nodes,
+        web,
         node_key,
         connector,
         secret,
@@ -159,6 +163,7 @@ mod tests {
         EnrolmentToken {
             version: VERSION,
             nodes: vec!["access.example.com:443".parse().unwrap(), "[2001:db8::1]:443".parse().unwrap()],
+            web: "access.example.com:443".parse().unwrap(),
             node_key: KeyHash::from_bytes([2; 32]),
             connector: "hq".parse().unwrap(),
             secret: EnrolmentSecret::from_bytes([0xab; 32]),
@@ -181,7 +186,7 @@ mod tests {
         {
             assert_eq!(EnrolmentToken::parse(bad), Err(EnrolmentTokenError), "{bad}");
         }
-        let newer = EnrolmentToken { version: 3, ..token() };
+        let newer = EnrolmentToken { version: VERSION + 1, ..token() };
         assert!(EnrolmentToken::parse(&newer.expose().unwrap()).is_err());
         let nowhere = EnrolmentToken { nodes: Vec::new(), ..token() };
         assert!(EnrolmentToken::parse(&nowhere.expose().unwrap()).is_err());
@@ -197,7 +202,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
         let secret = || EnrolmentSecret::from_bytes([0xab; 32]);
-        let make = |lifetime| create(&store, "hq".parse().unwrap(), token().nodes, lifetime, secret(), NOW);
+        let make = |lifetime| {
+            create(&store, "hq".parse().unwrap(), token().nodes, token().web, lifetime, secret(), NOW)
+        };
         let (a, b) = (make(MAX_LIFETIME).await.unwrap(), make(MAX_LIFETIME).await.unwrap());
         assert_eq!(a.node_key, b.node_key);
         assert!(matches!(make(MAX_LIFETIME + Duration::from_secs(1)).await, Err(EnrolmentError::Lifetime)));

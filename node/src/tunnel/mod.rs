@@ -16,6 +16,7 @@
 
 pub mod access_wire;
 mod admission;
+pub mod carrier;
 pub(crate) mod client;
 pub mod connector;
 mod control;

@@ -31,6 +31,7 @@ use crate::recent::Recent;
 use crate::store::{Store, StoreError};
 
 use super::admission::{Admission, Places};
+use super::carrier::{Carried, is_stream};
 use super::devices::Devices;
 use super::enrolment::{EnrolmentError, node_key};
 use super::ids::{Mint, MintError};
@@ -64,6 +65,8 @@ pub struct NodeTunnel {
     pub recent: Recent,
     /// What connectors knock with.
     pub devices: Devices,
+    /// What comes by TCP.
+    pub carried: Carried,
     /// Sessions of access clients.
     pub private: PrivateSessions,
 }
@@ -99,7 +102,8 @@ pub async fn serve(
             warn!("{capped}");
         }
         ports.insert(socket.local_addr()?.port());
-        endpoints.push(node_endpoint(socket, node.datagrams.as_ref(), node.private.relay(), &key, &keys)?);
+        let (gate, relay) = (node.datagrams.as_ref(), node.private.relay());
+        endpoints.push(node_endpoint(socket, gate, &node.carried, relay, &key, &keys)?);
     }
     info!(key = %key.hash(), "tunnels are served");
 
@@ -169,9 +173,12 @@ async fn accept(
             () = shutdown.cancelled() => return,
         };
         let Some(incoming) = incoming else { return };
-        let address = incoming.remote_address().ip();
+        let remote = incoming.remote_address();
+        let address = node.carried.real(remote).unwrap_or(remote.ip());
         let known = node.recent.contains(address, clock::now());
-        match places.admit(address, incoming.remote_address_validated(), known) {
+        // TCP has proved the address of a stream.
+        let proved = incoming.remote_address_validated() || is_stream(remote);
+        match places.admit(address, proved, known) {
             Admission::Accept(place) => {
                 peers.spawn(serve_peer(node.clone(), incoming, local, place, shutdown.clone()));
             }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::HandshakeData;
 use quinn::rustls::pki_types::CertificateDer;
-use quinn::{Connection, Incoming, SendStream, VarInt};
+use quinn::{Connection, ConnectionError, Incoming, SendStream, VarInt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ use crate::places::Place;
 use crate::store::{Store, StoreError};
 
 use super::access_wire;
+use super::carrier::is_stream;
 use super::control::{self, ControlError, FrameReader};
 use super::identity::KeyHash;
 use super::node::{DRAIN_TIMEOUT, NodeTunnel, PARTING_TIMEOUT};
@@ -42,7 +43,8 @@ pub(super) async fn serve_peer(
     place: Place,
     shutdown: CancellationToken,
 ) {
-    let address = incoming.remote_address().ip().to_canonical();
+    let remote = incoming.remote_address();
+    let address = node.carried.real(remote).unwrap_or(remote.ip());
     let log = |event: Event| node.events.emit(event.address(address));
     let refused = |reason, detail: &str| {
         log(Event::new(Action::Connect, false).reason(reason).detail(detail));
@@ -80,6 +82,7 @@ pub(super) async fn serve_peer(
         Ok(Ended::Refused(refusal)) => refused(reason(*refusal), &refusal.to_string()),
         Ok(Ended::Protocol) => refused(Reason::BadRequest, "frames out of order"),
         Ok(Ended::Silent) => refused(Reason::BadRequest, "no frame in time"),
+        Err(_) if only_looked(&peer) => debug!(%address, "a connector has seen that UDP gets here"),
         Err(error) if error.is_protocol() || service.is_none() => {
             refused(Reason::BadRequest, &error.to_string());
         }
@@ -92,6 +95,16 @@ pub(super) async fn serve_peer(
             .connector(link.connector.as_str())
             .duration(since.elapsed()));
     }
+}
+
+/// Whether an enrolled connector has shaken hands and gone again in good order, with nothing said: from a network where UDP
+/// did not get through it looks so from time to time.
+fn only_looked(peer: &Peer<'_>) -> bool {
+    let shutdown = VarInt::from(CloseCode::Shutdown);
+    let closed = peer.connection.close_reason();
+    let in_order =
+        matches!(closed, Some(ConnectionError::ApplicationClosed(by)) if by.error_code == shutdown);
+    peer.known.is_some() && in_order && peer.connection.stats().frame_rx.stream == 0
 }
 
 /// Where an enrolled connector is, it may come back when strangers flood.
@@ -335,11 +348,19 @@ impl<'a> Peer<'a> {
             Ok(Some(name)) if name == *connector => {}
             Ok(_) | Err(_) => return Err(Refusal::UnknownKey),
         }
-        service.standing =
-            self.node.gate.as_ref().map(|gate| Standing::begin(gate, self.connection, self.local));
+        service.standing = self
+            .node
+            .gate
+            .as_ref()
+            .map(|gate| Standing::begin(gate, &self.node.carried, self.connection, self.local));
         self.connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW));
         service.link.admit();
-        let detail = if self.known.is_some() { "connected" } else { "enrolled" };
+        let detail = match (self.known.is_some(), is_stream(self.connection.remote_address())) {
+            (true, false) => "connected",
+            (true, true) => "connected over TCP",
+            (false, false) => "enrolled",
+            (false, true) => "enrolled over TCP",
+        };
         info!(%connector, address = %self.address, "a connector {detail}");
         self.node.events.emit(
             Event::new(Action::Connect, true)

@@ -3,18 +3,13 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
 
 use quinn::{AsyncUdpSocket, Runtime as _, TokioRuntime};
 use rustix::net::sockopt;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::time::sleep;
 
 /// Bytes of each buffer of a tunnel socket: 20 ms at 1.6 Gbit/s.
 pub(super) const BUFFER_SIZE: usize = 4 * 1024 * 1024;
-
-/// The machine's own address is looked at so often.
-const LOOK_AT_ADDRESS: Duration = Duration::from_secs(2);
 
 /// What the kernel granted, where that is less than [`BUFFER_SIZE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -60,16 +55,6 @@ pub(super) fn local_address(peer: SocketAddr) -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-/// Waits until packets to `peer` would leave from another address than `known`. Without a network there is none.
-pub(super) async fn other_address(peer: SocketAddr, known: Option<IpAddr>) -> IpAddr {
-    loop {
-        sleep(LOOK_AT_ADDRESS).await;
-        if let Some(now) = local_address(peer).ok().filter(|now| Some(*now) != known) {
-            return now;
-        }
-    }
-}
-
 /// A socket of its own for one connection to `peer`: the kernel gives it datagrams from there and nowhere else.
 pub(super) fn dial_socket(peer: SocketAddr) -> io::Result<(Arc<dyn AsyncUdpSocket>, Option<Capped>)> {
     let (domain, any): (_, SocketAddr) = match peer {
@@ -88,8 +73,10 @@ pub(super) fn dial_socket(peer: SocketAddr) -> io::Result<(Arc<dyn AsyncUdpSocke
 #[cfg(test)]
 mod tests {
     use std::io::IoSliceMut;
+    use std::time::Duration;
 
     use quinn::udp::{RecvMeta, Transmit};
+    use tokio::time::sleep;
 
     use super::*;
 

@@ -2,7 +2,7 @@
 //!
 //! The gate forgets by itself after [`LIFETIME`], so that a daemon that dies leaves nothing open for long. A peer
 //! whose address changed (a NAT rebound it, a laptop moved) pays from a budget until QUIC has validated the new path
-//! (RFC 9000 §8.2) and the next look finds it.
+//! (RFC 9000 §8.2) and the next look finds it. A connection that has moved to a stream is known at the streams' gate.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,6 +13,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::warn;
 
 use crate::gate::{Control, PeerAddress};
+
+use super::carrier::Carried;
 
 /// The gate takes packets freely for so long after the last look.
 const LIFETIME: Duration = Duration::from_secs(90);
@@ -27,8 +29,14 @@ pub(super) struct Standing {
 
 impl Standing {
     /// Begins before it returns. `local` is the endpoint's own address, whose port counts.
-    pub(super) fn begin(gate: &Control, connection: &Connection, local: SocketAddr) -> Self {
-        let mut told = Told { gate: gate.clone(), address: None, at: Instant::now() };
+    pub(super) fn begin(
+        gate: &Control,
+        carried: &Carried,
+        connection: &Connection,
+        local: SocketAddr,
+    ) -> Self {
+        let mut told =
+            Told { gate: gate.clone(), carried: carried.clone(), address: None, at: Instant::now() };
         told.look(connection, local);
         let ends = CancellationToken::new();
         let (connection, ended) = (connection.clone(), ends.clone());
@@ -48,37 +56,41 @@ impl Standing {
 /// What the gate was told last; undone when dropped.
 struct Told {
     gate: Control,
-    address: Option<PeerAddress>,
+    carried: Carried,
+    address: Option<(Control, PeerAddress)>,
     at: Instant,
 }
 
 impl Told {
     fn look(&mut self, connection: &Connection, local: SocketAddr) {
-        let ip = connection.local_ip().unwrap_or(local.ip()).to_canonical();
         let remote = connection.remote_address();
-        let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
-        let address = PeerAddress { local: SocketAddr::new(ip, local.port()), remote };
-        if self.address == Some(address) && self.at.elapsed() < REFRESH_AFTER {
+        let (gate, address) = self.carried.at_gate(remote).unwrap_or_else(|| {
+            let ip = connection.local_ip().unwrap_or(local.ip()).to_canonical();
+            let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+            (self.gate.clone(), PeerAddress { local: SocketAddr::new(ip, local.port()), remote })
+        });
+        let same = self.address.as_ref().is_some_and(|(_, told)| *told == address);
+        if same && self.at.elapsed() < REFRESH_AFTER {
             return;
         }
-        if self.address != Some(address) {
+        if !same {
             self.undo();
         }
-        match self.gate.authenticate(address, LIFETIME) {
+        match gate.authenticate(address, LIFETIME) {
             Ok(()) => {
-                self.address = Some(address);
+                self.address = Some((gate, address));
                 self.at = Instant::now();
             }
             Err(error) => {
                 let error = anyhow::Error::new(error);
-                warn!(peer = %remote, "the gate does not take an authenticated peer, whose packets stay rate limited: {error:#}");
+                warn!(peer = %address.remote, "the gate does not take an authenticated peer, whose packets stay rate limited: {error:#}");
             }
         }
     }
 
     fn undo(&mut self) {
-        if let Some(address) = self.address.take()
-            && let Err(error) = self.gate.forget(address)
+        if let Some((gate, address)) = self.address.take()
+            && let Err(error) = gate.forget(address)
         {
             let error = anyhow::Error::new(error);
             warn!("the gate remembers a peer that is gone for {} s: {error:#}", LIFETIME.as_secs());

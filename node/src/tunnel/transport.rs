@@ -23,6 +23,7 @@ use quinn::{
 use crate::gate::DatagramGate;
 
 use super::access_wire;
+use super::carrier::Carried;
 use super::gated::Gated;
 use super::identity::{AnyKey, KeyHash, PinnedNode, TunnelKey};
 use super::ids::Mint;
@@ -47,9 +48,11 @@ const SEND_WINDOW: u64 = 16 * 1024 * 1024;
 
 /// A connection without a sign of life ends.
 const IDLE_TIMEOUT_MS: u32 = 15_000;
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_millis(1).saturating_mul(IDLE_TIMEOUT_MS);
 
-/// The connector keeps the path, and what address translators remember of it, alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(4);
+/// The dialling end keeps the path, and what address translators remember of it, alive. It knows within so long that nothing
+/// comes any more, and then has to try TCP within three seconds of the last that came.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// Handshakes that quinn holds for us before we look at them, and the bytes it holds for all of them.
 const MAX_INCOMING: usize = 512;
@@ -76,10 +79,12 @@ pub(super) struct EndpointKeys {
     pub(super) mint: Mint,
 }
 
-/// An endpoint that accepts connectors and access clients on `socket`, which it shares with `relay`.
+/// An endpoint that accepts connectors and access clients on `socket`, which it shares with `relay`, and what `carried`
+/// brings.
 pub(super) fn node_endpoint(
     socket: UdpSocket,
     gate: Option<&DatagramGate>,
+    carried: &Carried,
     relay: &Arc<Relay>,
     key: &TunnelKey,
     keys: &EndpointKeys,
@@ -113,6 +118,7 @@ pub(super) fn node_endpoint(
         let gated = Gated::new(gate.clone(), socket.local_addr()?, Arc::clone(relay));
         socket = Arc::new(LayeredSocket::new(socket, gated));
     }
+    let socket = Arc::new(carried.share(socket, relay)?);
     let socket = Arc::new(Demux::share(socket, Arc::clone(relay))?);
     Ok(Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)?)
 }

@@ -22,6 +22,7 @@ pub struct Figure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     Ratio,
+    KibiBytes,
     MebiBytes,
     Milliseconds,
     Microseconds,
@@ -41,6 +42,7 @@ impl Unit {
     pub fn name(self) -> &'static str {
         match self {
             Self::Ratio => "ratio",
+            Self::KibiBytes => "KiB",
             Self::MebiBytes => "MiB",
             Self::Milliseconds => "ms",
             Self::Microseconds => "µs",
@@ -95,6 +97,7 @@ impl Figure {
         let Some(value) = self.value else { return "—".to_owned() };
         match self.unit {
             Unit::Ratio => format!("{value:.2}×"),
+            Unit::KibiBytes => format!("{value:.1} KiB"),
             Unit::MebiBytes => format!("{value:.1} MiB"),
             Unit::Milliseconds => format!("{value:.0} ms"),
             Unit::Microseconds => format!("{value:.1} µs"),

@@ -24,12 +24,39 @@ pub struct Curve {
     pub points: Vec<(u32, f64)>,
 }
 
-/// One flow, and 65,536 of which each packet is one at random.
-pub fn figures(options: &Options) -> Result<Vec<Figure>> {
-    let mut figures = one_flow(options)?;
-    figures.extend(many_flows(options)?);
-    figures.extend(relay::figures(options)?);
-    Ok(figures)
+/// One flow, beside programs that only send it on.
+pub fn bare(options: &Options) -> Result<Vec<Figure>> {
+    let mut contenders = vec![bare_tx(1, options)?, bare_redirect(1, options)?];
+    contenders.extend(relay::install_relay(1, options)?);
+    let samples = rounds(&contenders, options)?;
+    let [tx, redirect, relay @ ..] = &samples[..] else { unreachable!("one for each") };
+    Ok([tx, redirect].map(|peer| ratio(ONE_FLOW, relay, peer, 0.85)).into())
+}
+
+/// One flow, beside those that do the same job.
+pub fn peers(options: &Options) -> Result<Vec<Figure>> {
+    let mut contenders = vec![ip_forward(1, options)?, dnat(1, options)?];
+    for peer in [userspace::aggregating(options)?, userspace::plain(options)?, coturn::contender(options)?] {
+        let (mut peer, traffic) = peer;
+        peer.find_best_load(&traffic, options, &SHARES)?;
+        contenders.push(peer);
+    }
+    contenders.extend(relay::install_relay(1, options)?);
+    let samples = rounds(&contenders, options)?;
+    let [forward, dnat, aggregating, plain, coturn, relay @ ..] = &samples[..] else {
+        unreachable!("one for each")
+    };
+    let targets = [(forward, 2.0), (dnat, 3.0), (aggregating, 3.0), (plain, 8.0), (coturn, 10.0)];
+    Ok(targets.map(|(peer, bound)| ratio(ONE_FLOW, relay, peer, bound)).into())
+}
+
+/// 65,536 flows, of which each packet is one at random.
+pub fn many_flows(options: &Options) -> Result<Vec<Figure>> {
+    let mut contenders = vec![bare_tx(65_536, options)?, bare_redirect(65_536, options)?];
+    contenders.extend(relay::install_relay(65_536, options)?);
+    let samples = rounds(&contenders, options)?;
+    let [tx, redirect, relay @ ..] = &samples[..] else { unreachable!("one for each") };
+    Ok([tx, redirect].map(|peer| ratio("relay, 65,536 random flows", relay, peer, 0.50)).into())
 }
 
 pub fn curves(options: &Options) -> Result<Vec<Curve>> {
@@ -48,38 +75,6 @@ pub fn curves(options: &Options) -> Result<Vec<Curve>> {
     Ok(curves)
 }
 
-fn one_flow(options: &Options) -> Result<Vec<Figure>> {
-    let mut contenders = in_kernel(1, options)?;
-    for peer in [userspace::aggregating(options)?, userspace::plain(options)?, coturn::contender(options)?] {
-        let (mut peer, traffic) = peer;
-        peer.find_best_load(&traffic, options, &SHARES)?;
-        contenders.push(peer);
-    }
-    contenders.extend(relay::install_relay(1, options)?);
-    let samples = rounds(&contenders, options)?;
-    let [tx, redirect, forward, dnat, aggregating, plain, coturn, relay @ ..] = &samples[..] else {
-        unreachable!("one for each")
-    };
-    let targets = [
-        (tx, 0.85),
-        (redirect, 0.85),
-        (forward, 2.0),
-        (dnat, 3.0),
-        (aggregating, 3.0),
-        (plain, 8.0),
-        (coturn, 10.0),
-    ];
-    Ok(targets.map(|(peer, bound)| ratio("relay, one flow", relay, peer, bound)).into())
-}
-
-fn many_flows(options: &Options) -> Result<Vec<Figure>> {
-    let mut contenders = in_kernel(65_536, options)?;
-    contenders.extend(relay::install_relay(65_536, options)?);
-    let samples = rounds(&contenders, options)?;
-    let [tx, redirect, _, _, relay @ ..] = &samples[..] else { unreachable!("one for each") };
-    Ok([tx, redirect].map(|peer| ratio("relay, 65,536 random flows", relay, peer, 0.50)).into())
-}
-
 /// The relay that leaves by the interface that the packet came by is compared with the bare program that does so too.
 fn ratio(what: &str, relay: &[Samples], peer: &Samples, bound: f64) -> Figure {
     let same = if peer.name == TX { relay::ONE_PORT } else { relay::TWO_PORTS };
@@ -90,6 +85,7 @@ fn ratio(what: &str, relay: &[Samples], peer: &Samples, bound: f64) -> Figure {
     }
 }
 
+const ONE_FLOW: &str = "relay, one flow";
 const TX: &str = "bare XDP_TX";
 
 fn in_kernel(flows: u32, options: &Options) -> Result<Vec<Contender>> {

@@ -10,23 +10,28 @@
 //! | `flooded` | the relay of a node under a flood, for `cargo xtask bench flood` |
 //! | `program`, `asm`, `sys` | the bench's own XDP programs |
 //! | `figure`, `report`, `plot` | a figure against its target; the table, JSON, SVG |
+//! | [`command`] | what the commands have in common |
+//! | [`edge`] | another bench: who waits while the edge is flooded |
 //! | [`sessions`] | another bench, of private sessions as a whole |
 
 use std::time::Duration;
 
 use anyhow::Result;
+use clap::ValueEnum;
 
-mod asm;
+pub(crate) mod asm;
+pub mod command;
 mod contender;
 mod coturn;
 mod drop;
+pub mod edge;
 mod figure;
 mod flooded;
 mod forward;
 mod front;
 mod gate;
 mod generator;
-mod lab;
+pub(crate) mod lab;
 mod measure;
 mod plot;
 mod program;
@@ -34,12 +39,13 @@ mod relay;
 mod report;
 pub mod sessions;
 mod size;
-mod sys;
+pub(crate) mod sys;
 mod traffic;
 mod userspace;
 
 pub use flooded::{Flooded, under_flood};
 pub use front::Front;
+pub use relay::map as gate_map;
 pub use report::Report;
 
 /// How to measure.
@@ -53,19 +59,48 @@ pub struct Options {
     pub cpu: usize,
 }
 
-/// Measures everything. `say` is told what comes next.
-pub fn run(options: &Options, say: &dyn Fn(&str)) -> Result<Report> {
+/// Rows that are measured together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Group {
+    /// Unauthorised packets
+    Drop,
+    /// The relay of one flow beside bare programs
+    Relay,
+    /// The relay of one flow beside the kernel's forwarding and programs in userspace
+    Peers,
+    /// 65,536 flows at random
+    Many,
+    /// One flow among idle ones
+    Among,
+    /// Packets of revoked sessions
+    Revoked,
+    /// Nanoseconds of the program alone
+    Alone,
+    /// Memory, load time, work for the verifier
+    Size,
+    /// Packets a second against the number of flows
+    Curves,
+}
+
+/// Measures the groups. `say` is told what comes next.
+pub fn run(options: &Options, groups: &[Group], say: &dyn Fn(&str)) -> Result<Report> {
     let mut report = Report::new(options);
-    say("unauthorised packets");
-    report.figures.extend(drop::figures(options)?);
-    say("forwarding");
-    report.figures.extend(forward::figures(options)?);
-    say("nanoseconds of the program alone");
-    report.nanoseconds = drop::nanoseconds(options)?;
-    say("size and load time");
-    report.figures.extend(size::figures(options)?);
-    say("packets/s by number of flows");
-    report.curves = forward::curves(options)?;
+    for group in groups {
+        if let Some(name) = group.to_possible_value() {
+            say(name.get_name());
+        }
+        match group {
+            Group::Drop => report.figures.extend(drop::figures(options)?),
+            Group::Relay => report.figures.extend(forward::bare(options)?),
+            Group::Peers => report.figures.extend(forward::peers(options)?),
+            Group::Many => report.figures.extend(forward::many_flows(options)?),
+            Group::Among => report.figures.extend(relay::among(options)?),
+            Group::Revoked => report.figures.push(relay::revoked(options)?),
+            Group::Alone => report.nanoseconds = drop::nanoseconds(options)?,
+            Group::Size => report.figures.extend(size::figures(options)?),
+            Group::Curves => report.curves = forward::curves(options)?,
+        }
+    }
     Ok(report)
 }
 

@@ -46,9 +46,8 @@ pub fn install_relay(flows: u32, options: &Options) -> Result<Vec<Contender>> {
     ])
 }
 
-/// What the relay alone is asked: whether flows that are idle cost the active one, and whether a revoked session is over when the call
-/// returns, counted at the gate.
-pub fn figures(options: &Options) -> Result<Vec<Figure>> {
+/// Whether flows that are idle cost the active one.
+pub fn among(options: &Options) -> Result<Vec<Figure>> {
     let traffic = Traffic::flows(1, TUNNEL)?;
     let mut contenders = Vec::new();
     for (name, installed) in INSTALLED {
@@ -64,15 +63,13 @@ pub fn figures(options: &Options) -> Result<Vec<Figure>> {
     }
     let samples = rounds(&contenders, options)?;
     let [alone, among @ ..] = &samples[..] else { unreachable!("one for each") };
-    let mut figures: Vec<Figure> = among.iter().map(|busy| per_packet(alone, busy)).collect();
+    Ok(among.iter().map(|busy| per_packet(alone, busy)).collect())
+}
+
+/// Whether a revoked session is over when the call returns, counted at the gate.
+pub fn revoked(options: &Options) -> Result<Figure> {
     let passed = revocations(options)?;
-    figures.push(Figure::new(
-        "packets of a revoked session passed",
-        passed as f64,
-        Unit::Packets,
-        Target::Zero,
-    ));
-    Ok(figures)
+    Ok(Figure::new("packets of a revoked session passed", passed as f64, Unit::Packets, Target::Zero))
 }
 
 /// Time per packet: the reciprocal of packets a second.

@@ -32,8 +32,12 @@ impl Report {
     pub fn table(&self) -> String {
         let mut text = self.method();
         text.push('\n');
-        text += &table(&self.figures, "packets/s (M)");
-        text += "\nnanoseconds of the program alone (BPF_PROG_TEST_RUN, the harness included)\n";
+        if !self.figures.is_empty() {
+            text += &table(&self.figures, "packets/s (M)");
+        }
+        if !self.nanoseconds.is_empty() {
+            text += "\nnanoseconds of the program alone (BPF_PROG_TEST_RUN, the harness included)\n";
+        }
         for (name, ns) in &self.nanoseconds {
             let _ = writeln!(text, "  {name:<20} {ns:>6.0}");
         }

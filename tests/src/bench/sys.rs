@@ -21,8 +21,18 @@ const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_ENABLE_STATS: libc::c_long = 32;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
+
+/// Which way packets go that a tcx program sees.
+#[derive(Clone, Copy, Debug)]
+pub enum Way {
+    In,
+    Out,
+}
 
 /// Name of every program of the bench.
 pub const PROGRAM: &[u8; 16] = b"pc_bench\0\0\0\0\0\0\0\0";
@@ -70,16 +80,25 @@ fn map_of_one(map_type: u32, value: &[u8]) -> Result<OwnedFd> {
 
 /// Loads an XDP program; an error carries the verifier's log.
 pub fn load_xdp(instructions: &[u64]) -> Result<OwnedFd> {
-    load(instructions, 0)
+    load(instructions, (BPF_PROG_TYPE_XDP, BPF_XDP), 0)
+}
+
+/// Loads a program for tcx.
+pub fn load_tcx(instructions: &[u64]) -> Result<OwnedFd> {
+    load(instructions, (BPF_PROG_TYPE_SCHED_CLS, 0), 0)
 }
 
 /// The same of a program that takes packets of several buffers, as one has to that hands them to such a program.
 pub fn load_xdp_frags(instructions: &[u64]) -> Result<OwnedFd> {
     const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
-    load(instructions, BPF_F_XDP_HAS_FRAGS)
+    load(instructions, (BPF_PROG_TYPE_XDP, BPF_XDP), BPF_F_XDP_HAS_FRAGS)
 }
 
-fn load(instructions: &[u64], prog_flags: u32) -> Result<OwnedFd> {
+fn load(
+    instructions: &[u64],
+    (prog_type, expected_attach_type): (u32, u32),
+    prog_flags: u32,
+) -> Result<OwnedFd> {
     #[repr(C)]
     struct Load {
         prog_type: u32,
@@ -98,7 +117,7 @@ fn load(instructions: &[u64], prog_flags: u32) -> Result<OwnedFd> {
     let license = CString::from(c"Apache-2.0");
     let mut log = vec![0u8; 1 << 20];
     let mut load = Load {
-        prog_type: BPF_PROG_TYPE_XDP,
+        prog_type,
         insn_cnt: u32::try_from(instructions.len())?,
         insns: instructions.as_ptr().expose_provenance() as u64,
         license: license.as_ptr().expose_provenance() as u64,
@@ -109,7 +128,7 @@ fn load(instructions: &[u64], prog_flags: u32) -> Result<OwnedFd> {
         prog_flags,
         prog_name: *PROGRAM,
         prog_ifindex: 0,
-        expected_attach_type: BPF_XDP,
+        expected_attach_type,
     };
     match bpf(BPF_PROG_LOAD, &mut load) {
         Ok(fd) => owned(fd),
@@ -123,18 +142,34 @@ fn load(instructions: &[u64], prog_flags: u32) -> Result<OwnedFd> {
 /// Attaches in the driver; closing the link detaches.
 pub fn attach_xdp(program: BorrowedFd<'_>, ifindex: u32) -> Result<OwnedFd> {
     const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+    attach(program, ifindex, BPF_XDP, XDP_FLAGS_DRV_MODE)
+}
+
+/// Attaches behind what is there; closing the link detaches.
+pub fn attach_tcx(program: BorrowedFd<'_>, ifindex: u32, way: Way) -> Result<OwnedFd> {
+    let attach_type = match way {
+        Way::In => BPF_TCX_INGRESS,
+        Way::Out => BPF_TCX_EGRESS,
+    };
+    attach(program, ifindex, attach_type, 0)
+}
+
+fn attach(program: BorrowedFd<'_>, ifindex: u32, attach_type: u32, flags: u32) -> Result<OwnedFd> {
     #[repr(C)]
     struct Create {
         prog_fd: u32,
         target_ifindex: u32,
         attach_type: u32,
         flags: u32,
+        // The tcx member of the union: no relative program, no expected revision.
+        tail: [u64; 2],
     }
     let mut create = Create {
         prog_fd: program.as_raw_fd().cast_unsigned(),
         target_ifindex: ifindex,
-        attach_type: BPF_XDP,
-        flags: XDP_FLAGS_DRV_MODE,
+        attach_type,
+        flags,
+        tail: [0; 2],
     };
     owned(bpf(BPF_LINK_CREATE, &mut create).context("attaching a program of the bench")?)
 }

@@ -1,13 +1,12 @@
-//! `cargo xtask bench gate`: see `portcullis_tests::bench`. Exit status 0: measured, and with `--check` every target reached; 1: one was
-//! missed; 2: it could not be measured.
+//! `cargo xtask bench gate`: see `portcullis_tests::bench`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use clap::Parser;
-use portcullis_tests::bench::{self, Options, clean_up_on_signals};
+use anyhow::{Result, ensure};
+use clap::{Parser, ValueEnum as _};
+use portcullis_tests::bench::{self, Group, Options, clean_up_on_signals, command};
 
 #[derive(Parser)]
 #[command(
@@ -18,6 +17,9 @@ struct Args {
     /// Exit with 1 when a target is missed
     #[arg(long)]
     check: bool,
+    /// Measure this group of rows alone; may be given more than once
+    #[arg(long, value_enum, value_name = "GROUP")]
+    only: Vec<Group>,
     /// Rounds, of which the median counts
     #[arg(long, default_value_t = 7)]
     runs: usize,
@@ -37,14 +39,7 @@ struct Args {
 
 fn main() -> ExitCode {
     clean_up_on_signals();
-    match run(&Args::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    command::exit_code(run(&Args::parse()))
 }
 
 /// Whether the exit status is to be a success.
@@ -53,16 +48,13 @@ fn run(args: &Args) -> Result<bool> {
     let cpus = std::thread::available_parallelism()?.get();
     let cpu = args.cpu.unwrap_or(cpus - 1);
     ensure!(cpu < cpus, "there is no CPU {cpu}");
-    // What else runs here takes the CPU away less often. It needs root, as the lab does.
-    rustix::process::nice(-20).context("taking priority needs root")?;
+    command::take_priority()?;
     let options = Options { runs: args.runs, length: Duration::from_millis(args.length), cpu };
-    let report = bench::run(&options, &|what| eprintln!("  · {what}"))?;
-    print!("{}", report.table());
-    if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&report.json())? + "\n";
-        std::fs::write(path, text).with_context(|| path.display().to_string())?;
-    }
+    let groups = if args.only.is_empty() { Group::value_variants() } else { &args.only };
+    let report = bench::run(&options, groups, &|what| eprintln!("  · {what}"))?;
+    command::publish(&report.table(), &report.json(), args.json.as_deref())?;
     if let Some(path) = &args.svg {
+        ensure!(!report.curves.is_empty(), "nothing to draw: the group `curves` was not measured");
         report.write_svg(path)?;
     }
     Ok(!args.check || report.is_met())

@@ -10,6 +10,9 @@
 //! | `trust CERTIFICATE` | client: the connector's certificate, in hexadecimal | |
 //! | `send BYTES` | client: moves so many bytes and waits until the connector has counted them | `sent BYTES MICROSECONDS` |
 //!
+//! With `UNSEGMENTED` in the environment it leaves the kernel no datagrams to cut up, which cannot do that where a tc program has
+//! written VLAN tags into them.
+//!
 //! A connector prints `certificate CERTIFICATE` first. Both print `up ADDRESS`, and `failed WHY` when a command fails.
 //! The end of standard input ends the program.
 
@@ -119,6 +122,7 @@ fn transport() -> Arc<TransportConfig> {
     let mut transport = TransportConfig::default();
     // What the node keeps of a silent leg, and address translators too.
     transport.keep_alive_interval(Some(Duration::from_secs(15)));
+    transport.enable_segmentation_offload(std::env::var_os("UNSEGMENTED").is_none());
     Arc::new(transport)
 }
 

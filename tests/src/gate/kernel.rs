@@ -12,7 +12,7 @@ use portcullis_common::layout::{
     AdminKey, CidKey, Counter, FlowEntry, FlowKey4, FlowKey6, Hop, HostFlowKey, IPPROTO_TCP, IPPROTO_UDP,
     PortSet, Session, Settings,
 };
-use portcullis_common::{Address, Family, Lookup as _, RateClass, RelayReason, Verdict};
+use portcullis_common::{Address, Family, RateClass, RelayReason, Verdict};
 
 use super::model::Model;
 
@@ -44,8 +44,8 @@ impl Kernel {
     pub fn adopt(&mut self, model: &Model) -> Result<()> {
         let mut words = BTreeMap::new();
         for set in PortSet::ALL {
-            for port in (0..=u16::MAX).filter(|port| model.in_port_set(set, *port)) {
-                *words.entry(set.slot(port)).or_insert(0u64) |= PortSet::bit(port);
+            for port in (0..=u16::MAX).filter(|port| model.holds(set, *port)) {
+                *words.entry(PortSet::slot(port)).or_insert(0u64) |= set.bit(port);
             }
         }
         let mut ports: Array<_, u64> = self.ebpf.map_mut("PORTS").context("PORTS")?.try_into()?;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use portcullis::gate::{AdminProtocol, AdminRule};
 use portcullis_common::layout::{
-    CidKey, FlowEntry, Hop, HostFlowKey, IPPROTO_UDP, PortSet, Session, Settings,
+    CidKey, FlowEntry, Hop, HostFlowKey, IPPROTO_UDP, PortSet, PortSets, Session, Settings,
 };
 use portcullis_common::{
     Ack, Address, ConnectionId, DropReason, Family, Flow, Frame, FrameMut, KnockKeys, Lookup, Outcome,
@@ -120,6 +120,18 @@ impl Model {
         self
     }
 
+    /// Whether a set holds a port.
+    pub fn holds(&self, set: PortSet, port: u16) -> bool {
+        let admin = |protocol| self.admin.iter().any(|rule| rule.protocol == protocol && rule.port == port);
+        match set {
+            PortSet::AdminTcp => admin(AdminProtocol::Tcp),
+            PortSet::HostUdp => self.host_flows.keys().any(|key| key.udp_port() == Some(port)),
+            PortSet::ServedTcp | PortSet::ServedUdp | PortSet::AdminUdp => {
+                self.ports.contains(&(set as u32, port))
+            }
+        }
+    }
+
     /// A connection ID that the node would mint.
     pub fn id(&self, nonce: u64) -> [u8; ConnectionId::SIZE] {
         ConnectionId::mint(3, &CID_KEY, nonce).to_bytes()
@@ -163,6 +175,8 @@ pub const INGRESS_IFINDEX: u32 = 1;
 pub(super) struct Bytes(pub(super) Vec<u8>);
 
 impl Frame for Bytes {
+    type Bytes<const N: usize> = [u8; N];
+
     fn length(&self) -> usize {
         self.0.len()
     }
@@ -173,15 +187,11 @@ impl Frame for Bytes {
 }
 
 impl FrameMut for Bytes {
-    fn update<const N: usize>(
-        &mut self,
-        at: usize,
-        change: impl FnOnce([u8; N]) -> Result<[u8; N], DropReason>,
-    ) -> Result<(), DropReason> {
-        let place = self.0.get_mut(at..at + N).ok_or(DropReason::RelayNoHop)?;
-        let changed = change((&*place).try_into().unwrap())?;
-        place.copy_from_slice(&changed);
-        Ok(())
+    type Place<'a, const N: usize> = &'a mut [u8; N];
+
+    fn place<const N: usize>(&mut self, at: usize) -> Result<&mut [u8; N], DropReason> {
+        let place = self.0.get_mut(at..).and_then(|rest| rest.first_chunk_mut());
+        place.ok_or(DropReason::RelayNoHop)
     }
 
     fn cut_front(&mut self, bytes: i32) -> Result<(), DropReason> {
@@ -197,20 +207,14 @@ impl FrameMut for Bytes {
 
 impl Lookup for Model {
     type Entry = Box<FlowEntry>;
+    type Hop = Box<Hop>;
 
     fn settings(&self) -> Option<Settings> {
         Some(self.settings)
     }
 
-    fn in_port_set(&self, set: PortSet, port: u16) -> bool {
-        let admin = |protocol| self.admin.iter().any(|rule| rule.protocol == protocol && rule.port == port);
-        match set {
-            PortSet::AdminTcp => admin(AdminProtocol::Tcp),
-            PortSet::HostUdp => self.host_flows.keys().any(|key| key.udp_port() == Some(port)),
-            PortSet::ServedTcp | PortSet::ServedUdp | PortSet::AdminUdp => {
-                self.ports.contains(&(set as u32, port))
-            }
-        }
+    fn ports(&self, port: u16) -> PortSets {
+        PortSet::ALL.into_iter().filter(|set| self.holds(*set, port)).collect()
     }
 
     fn is_admin(&self, protocol: u8, port: u16, remote: Address) -> bool {
@@ -270,8 +274,8 @@ impl Lookup for Model {
         Some(self.epochs.get(&index).copied().unwrap_or_default())
     }
 
-    fn hop(&self, index: u32) -> Option<Hop> {
-        Some(self.hops.get(&index).copied().unwrap_or_default())
+    fn hop(&self, index: u32) -> Option<Box<Hop>> {
+        Some(Box::new(self.hops.get(&index).copied().unwrap_or_default()))
     }
 
     fn count(&self, _: &Box<FlowEntry>, _: u16) {}
@@ -281,6 +285,8 @@ impl Lookup for Model {
 pub fn parses_alike_without(frame: &[u8], bytes: usize) -> bool {
     struct Linear<'a>(&'a [u8], usize);
     impl Frame for Linear<'_> {
+        type Bytes<const N: usize> = [u8; N];
+
         fn length(&self) -> usize {
             self.0.len()
         }

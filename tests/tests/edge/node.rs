@@ -24,6 +24,7 @@ use portcullis::seal::Seal;
 use portcullis::session::{LiveSession, Sessions};
 use portcullis::store::{EventFilter, SessionFilter, Store};
 use portcullis::token::Tokens;
+use portcullis::tunnel::carrier::Carried;
 use portcullis::tunnel::enrolment::key_of_node;
 use portcullis::tunnel::{Devices, Registry};
 use portcullis_tests::ca::Ca;
@@ -129,6 +130,7 @@ impl Node {
             tokens,
             seal,
             events,
+            carried: Carried::new(None, &metrics),
             metrics,
             tunnels,
             recent,

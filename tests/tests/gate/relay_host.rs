@@ -216,15 +216,16 @@ fn flows_of_an_earlier_process_are_placed_where_their_ends_are_now() {
     assert!(!before.passes(&ends, Leg::Client, b"4", PATIENCE));
     assert_eq!(relay.usage(session).unwrap().unwrap().map(|usage| usage.packets), [3; 2]);
 
-    // One end in the other family, and back: it stays with the node.
+    // One end in the other family, and back: the gate takes it over again.
     let node = Node::new(&lab);
     let (mixed_ends, mixed) = mixed(&lab);
     let across = mixed.grant(session, &mixed_ends);
     assert_eq!(relay.place(&across).unwrap(), Way::Host);
     assert_eq!(relay.placed(session), Some(at(&across, true)));
     assert_eq!(node.hears_both(&mixed, &across), [true; 2]);
-    assert_eq!(relay.place(&after).unwrap(), Way::Host);
-    assert_eq!(node.hears_both(&moved, &after), [true; 2]);
+    assert_eq!(relay.place(&after).unwrap(), Way::Gate);
+    assert_eq!(relay.placed(session), Some(at(&after, false)));
+    assert_eq!(moved.passes_both(&ends, b"5", ANSWER), [true; 2]);
 
     let other = relay.open_session(relay.identity("local:bob").unwrap(), HOUR).unwrap();
     let gone = relay.open_session(relay.identity("local:carol").unwrap(), HOUR).unwrap();
@@ -234,5 +235,5 @@ fn flows_of_an_earlier_process_are_placed_where_their_ends_are_now() {
         ended.iter().map(|ended| (ended.session, ended.usage.map(|usage| usage.packets))).collect();
     assert_eq!(packets, [(session, [5; 2]), (other, [0; 2])]);
     assert_eq!((relay.placed(session), relay.usage(session).unwrap()), (None, None));
-    assert_eq!(node.hears_both(&moved, &after), [false; 2]);
+    assert!(!moved.passes(&ends, Leg::Client, b"6", PATIENCE));
 }

@@ -15,6 +15,7 @@ use portcullis::gate::{
 };
 use portcullis_common::Verdict;
 use portcullis_tests::bench::pass_everything;
+use portcullis_tests::gate::vlan::{self, Tag};
 use portcullis_tests::netns::{Netns, veth};
 
 use crate::lab::{ANSWER, Pin};
@@ -42,7 +43,10 @@ pub struct RelayLab {
     pub client: Netns,
     pub node: Netns,
     pub connector: Netns,
-    _switch: Option<(Netns, OwnedFd)>,
+    switch: Option<(Netns, OwnedFd)>,
+    /// What frames carry on the client's link, outermost first; with one interface, on every link.
+    tags: &'static [Tag],
+    _ports: Vec<[OwnedFd; 2]>,
     pub pin: Pin,
 }
 
@@ -72,7 +76,7 @@ impl RelayLab {
             netns.run("ethtool -K eth0 gro on").unwrap();
         }
         let pin = Pin::new(&node);
-        let lab = Self { shape, client, node, connector, _switch: switch, pin };
+        let lab = Self { shape, client, node, connector, switch, tags: &[], _ports: Vec::new(), pin };
         for ends in lab.families() {
             let bits = if ends.client.is_ipv4() { 24 } else { 64 };
             let give = |netns: &Netns, interface: &str, address: IpAddr| {
@@ -86,6 +90,35 @@ impl RelayLab {
             }
         }
         lab
+    }
+
+    /// Across VLANs: on the client's link, or with one interface on every link, all frames carry these tags.
+    pub fn tagged(shape: Shape, tags: &'static [Tag]) -> Self {
+        let mut lab = Self::new(shape);
+        lab.tags = tags;
+        let mut ports = vec![&lab.client, &lab.node];
+        if let Some((switch, _)) = &lab.switch {
+            ports.push(&lab.connector);
+            for port in ["client", "node", "connector"] {
+                vlan::tags_in_frames(switch, port).unwrap();
+            }
+        }
+        lab._ports = ports.into_iter().map(|netns| vlan::port(netns, "eth0", tags).unwrap()).collect();
+        lab
+    }
+
+    pub fn is_tagged(&self) -> bool {
+        !self.tags.is_empty()
+    }
+
+    /// Makes the next hops on a tagged link such as the node would have found them through VLAN devices.
+    pub fn hop_tagger(&self) -> impl Fn() + Send + 'static {
+        let (node, tags) = (self.node.clone(), self.tags);
+        move || {
+            if !tags.is_empty() {
+                vlan::tag_hops(&node, "eth0", tags).unwrap();
+            }
+        }
     }
 
     pub fn families(&self) -> [Ends; 2] {

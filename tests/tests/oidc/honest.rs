@@ -67,8 +67,12 @@ fn several_providers_are_offered_and_equal_emails_stay_different_people() {
         || Idp::start(plan.path(), &plan.ca, &plan.callback(), &accounts(), ClaimsIn::IdToken).unwrap();
     let (first, second) = (start(), start());
     let providers = [
-        Provider { name: "okta", idp: &first, more: "label = \"Okta of the company\"" },
-        Provider { name: "partner", idp: &second, more: "" },
+        Provider {
+            name: "okta",
+            idp: &first,
+            more: "label = \"Okta of the company\"\nemail_domains = [\"example.com\"]",
+        },
+        Provider { name: "partner", idp: &second, more: "email_domains = [\"example.com\"]" },
     ];
     let realm = plan.start(true, &providers, "").unwrap();
     let mut ids = Vec::new();
@@ -105,8 +109,8 @@ fn the_answer_of_another_provider_is_refused() {
         || Idp::start(plan.path(), &plan.ca, &plan.callback(), &accounts(), ClaimsIn::IdToken).unwrap();
     let (honest, evil) = (start(), start());
     let providers = [
-        Provider { name: "honest", idp: &honest, more: "" },
-        Provider { name: "evil", idp: &evil, more: "" },
+        Provider { name: "honest", idp: &honest, more: "email_domains = [\"example.com\"]" },
+        Provider { name: "evil", idp: &evil, more: "email_domains = [\"example.com\"]" },
     ];
     let realm = plan.start(false, &providers, "").unwrap();
     let web = realm.web("ann");

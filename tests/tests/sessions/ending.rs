@@ -5,10 +5,11 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use portcullis_tests::access::Machine;
-use portcullis_tests::private_lab::{CUT, Forward, Plan, PrivateLab, echo_tcp};
+use portcullis_tests::private_lab::{BRIEF, CUT, Forward, Plan, PrivateLab, echo_tcp};
 use portcullis_tests::process::Process;
 
 use crate::SOON;
+use crate::conversation::Conversation;
 
 /// Reads a transfer that never ends until it is cut, which has to be an error; how long after `cut` that was.
 fn cut_in_transfer(mut stream: TcpStream, cut: impl FnOnce() -> Instant) -> Duration {
@@ -103,4 +104,36 @@ fn a_policy_withdrawn_by_a_reload_and_a_logout_cut_too() {
     );
     let ended = lab.events_of("disconnect", "chargen", 2).unwrap();
     assert_eq!((&ended[0]["detail"], &ended[1]["detail"]), (&"not_allowed".into(), &"login_ended".into()));
+}
+
+#[test]
+fn a_session_whose_time_is_over_says_so_before_and_ends() {
+    let lab = PrivateLab::start(Plan::KERNEL).unwrap();
+    let ann = lab.machine("ann").unwrap();
+    let began = Instant::now();
+    let mut forward = start(&ann, "brief");
+    let conversation = Conversation::start(&lab, &forward);
+    let announced = "portcullis: brief: the session's time is over in ";
+    forward.process.wait_for_output(announced, SOON).unwrap();
+    let output = forward.process.output();
+    let left = output.split_once(announced).unwrap().1.split_once(" seconds\n").unwrap().0;
+    let left = Duration::from_secs(left.parse().unwrap());
+    assert!(left <= BRIEF && left + began.elapsed() + Duration::from_secs(2) > BRIEF, "{output}");
+    let over = "portcullis: brief: the session's time is over\n";
+    assert!(!output.contains(over), "{output}");
+
+    let error = conversation.cut();
+    let lasted = began.elapsed();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    let margin = Duration::from_secs(3);
+    assert!(BRIEF < lasted + margin && lasted < BRIEF + margin, "it was cut after {lasted:?}");
+    said(&mut forward.process, over);
+    assert_eq!(forward.process.output().matches(announced).count(), 1, "{}", forward.process.output());
+    let ended = lab.events_of("disconnect", "brief", 1).unwrap();
+    assert_eq!((ended.len(), &ended[0]["detail"]), (1, &"expired".into()));
+    assert!(ended[0]["bytes_down"].as_u64().unwrap() > 0, "{}", ended[0]);
+    // The login goes on: whoever connects has another session.
+    echo_tcp(&lab.client, forward.address, b"again").unwrap();
+    let text = lab.node.metrics().unwrap();
+    assert!(text.contains("portcullis_private_ended_total{reason=\"expired\"} 1"), "{text}");
 }

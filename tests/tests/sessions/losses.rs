@@ -1,72 +1,13 @@
 //! What a session survives: the node, the client's address, a network that forgets; and what it does not: its connector.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::TcpStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use portcullis_tests::private_lab::{Forward, Plan, PrivateLab, echo_tcp, path};
-use portcullis_tests::process::wait_until;
+use portcullis_tests::process::{Process, wait_until};
+use rustix::process::Signal;
 
 use crate::SOON;
-
-/// Numbered lines to an echo and back, one at a time, until it is stopped.
-struct Conversation {
-    count: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<Result<Duration, std::io::Error>>,
-}
-
-impl Conversation {
-    fn start(lab: &PrivateLab, forward: &Forward) -> Self {
-        let stream = lab.client.enter(|| TcpStream::connect(forward.address)).unwrap().unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        let (count, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (counted, stopped) = (Arc::clone(&count), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || {
-            let mut reading = BufReader::new(stream.try_clone()?);
-            let mut writing = stream;
-            let mut worst = Duration::ZERO;
-            while !stopped.load(Ordering::Relaxed) {
-                let (number, at) = (counted.load(Ordering::Relaxed), Instant::now());
-                writeln!(writing, "{number}")?;
-                let mut line = String::new();
-                if reading.read_line(&mut line)? == 0 {
-                    return Err(std::io::ErrorKind::UnexpectedEof.into());
-                }
-                assert_eq!(line, format!("{number}\n"));
-                worst = worst.max(at.elapsed());
-                counted.fetch_add(1, Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Ok(worst)
-        });
-        let this = Self { count, stop, thread };
-        this.goes_on();
-        this
-    }
-
-    /// Waits for twenty more answers.
-    fn goes_on(&self) {
-        let until = self.count.load(Ordering::Relaxed) + 20;
-        wait_until("the conversation to go on", SOON, || {
-            assert!(!self.thread.is_finished(), "the connection was cut");
-            Ok((self.count.load(Ordering::Relaxed) >= until).then_some(()))
-        })
-        .unwrap();
-    }
-
-    /// The longest wait for an answer.
-    fn end(self) -> Duration {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap().unwrap()
-    }
-
-    fn cut(self) -> std::io::Error {
-        self.thread.join().unwrap().unwrap_err()
-    }
-}
+use crate::conversation::Conversation;
 
 fn start(lab: &PrivateLab) -> (portcullis_tests::access::Machine, Forward) {
     let ann = lab.machine("ann").unwrap();
@@ -137,7 +78,12 @@ fn a_connector_that_is_killed_is_told_of_and_found_again() {
     forward.process.wait_for_output(told, SOON).unwrap();
     wait_until("another session", SOON, || echo_tcp(&lab.client, forward.address, b"again").map(Some))
         .unwrap();
-    assert_eq!(forward.process.output().matches("the session").count(), 1, "{}", forward.process.output());
+    assert_eq!(
+        forward.process.output().matches("ended the session").count(),
+        1,
+        "{}",
+        forward.process.output()
+    );
 
     // In good order it is told at once.
     let status = lab.connector.take().unwrap().process.terminate(SOON).unwrap();
@@ -147,6 +93,46 @@ fn a_connector_that_is_killed_is_told_of_and_found_again() {
     lab.start_connector().unwrap();
     wait_until("another session", SOON, || echo_tcp(&lab.client, forward.address, b"again").map(Some))
         .unwrap();
+}
+
+#[test]
+fn a_connector_that_falls_silent_is_told_of_within_seconds_and_given_up_in_half_a_minute() {
+    let mut lab = PrivateLab::start(Plan::KERNEL).unwrap();
+    let (_ann, mut forward) = start(&lab);
+    let conversation = Conversation::start(&lab, &forward);
+    let connector = lab.connector.take().unwrap();
+    connector.process.signal(Signal::STOP).unwrap();
+    let silent = Instant::now();
+    let told = |process: &mut Process, what: &str| {
+        process.wait_for_output(&format!("portcullis: echo: {what}"), SOON).unwrap();
+        silent.elapsed()
+    };
+    let waits = "nothing has come from the connector for ";
+    let after = told(&mut forward.process, waits);
+    assert!(after < Duration::from_secs(10), "after {after:?}");
+    connector.process.signal(Signal::CONT).unwrap();
+    told(&mut forward.process, "the connector is heard again");
+    conversation.goes_on();
+
+    // For good this time.
+    let mut connector = connector;
+    connector.process.kill().unwrap();
+    let killed = Instant::now();
+    let error = conversation.cut();
+    let after = killed.elapsed();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert!((Duration::from_secs(25)..Duration::from_secs(40)).contains(&after), "after {after:?}");
+    told(&mut forward.process, "the session is over: the connector is gone and did not come back");
+    assert_eq!(forward.process.output().matches(waits).count(), 2, "{}", forward.process.output());
+    let ended = lab.events_of("disconnect", "echo", 1).unwrap();
+    assert_eq!((ended.len(), &ended[0]["detail"]), (1, &"connector_gone".into()));
+    // Whoever comes then hears it within seconds.
+    let asked = Instant::now();
+    assert!(echo_tcp(&lab.client, forward.address, b"again").is_err());
+    let after = asked.elapsed();
+    assert!(after < Duration::from_secs(6), "after {after:?}");
+    let gone = "the connector of `echo` is not connected: try again when it is";
+    forward.process.wait_for_output(gone, SOON).unwrap();
 }
 
 /// UDP to the node leaves from other ports than the client knows, and then from those that it knows again: what an address

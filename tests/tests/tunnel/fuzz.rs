@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
+use portcullis::tunnel::carrier::capsule::{self, Capsules, MAX_DATAGRAM};
 use portcullis::tunnel::enrolment::EnrolmentToken;
 use portcullis::tunnel::relay::wire::{BindKey, Challenge, REQUEST_LEN, Request, is_challenge, is_request};
 use portcullis::tunnel::relay::{Binds, Leg, LegSecret, Own, SessionRef, Terms, Tuple};
@@ -49,6 +50,34 @@ fn tokens() {
         if let Ok(token) = EnrolmentToken::parse(text) {
             let again = token.expose().expect("a token that was parsed has a text");
             assert!(EnrolmentToken::parse(&again).as_ref() == Ok(&token));
+        }
+    });
+}
+
+/// Any bytes in any pieces: no datagram is longer than it may be, what was read can be written and read again, and what is
+/// kept of the input is less than one capsule.
+#[test]
+fn capsules() {
+    bolero::check!().with_type::<(Vec<u8>, u8)>().for_each(|(bytes, step)| {
+        let (mut reader, mut input, mut read) = (Capsules::default(), BytesMut::new(), Vec::new());
+        'all: for piece in bytes.chunks(usize::from(*step).max(1)) {
+            input.extend_from_slice(piece);
+            loop {
+                match reader.next(&mut input) {
+                    Ok(Some(datagram)) => read.push(datagram),
+                    Ok(None) => break,
+                    Err(_) => break 'all,
+                }
+            }
+            assert!(input.len() < MAX_DATAGRAM + 24);
+        }
+        let mut again = BytesMut::new();
+        for datagram in &read {
+            assert!(!datagram.is_empty() && capsule::encode(datagram, &mut again));
+        }
+        let mut reader = Capsules::default();
+        for datagram in &read {
+            assert_eq!(reader.next(&mut again).as_ref(), Ok(&Some(datagram.clone())));
         }
     });
 }

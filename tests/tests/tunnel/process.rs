@@ -150,14 +150,16 @@ fn a_connector_enrols_listens_on_nothing_and_comes_back() {
     let mut connector = Connector::enrol(&directory, None, &token).unwrap();
     lab.connected(2);
 
-    // It listens on nothing: no TCP socket, and every UDP socket hears one peer only.
+    // It listens on nothing: no TCP socket, and every UDP socket hears one peer only. On a busy machine UDP may have been
+    // given up for a moment.
     let pid = connector.process.pid();
-    for table in ["tcp", "tcp6"] {
-        assert_eq!(sockets(pid, table), []);
-    }
-    let udp: Vec<_> = ["udp", "udp6"].iter().flat_map(|table| sockets(pid, table)).collect();
-    assert_eq!(udp.len(), 2, "{udp:?}");
-    assert!(udp.iter().all(|(_, _, state)| state == ESTABLISHED), "{udp:?}");
+    let of = |tables: [&str; 2]| tables.map(|table| sockets(pid, table)).concat();
+    wait_until("two UDP sockets and nothing else", START, || {
+        let udp = of(["udp", "udp6"]);
+        assert!(udp.iter().all(|(_, _, state)| state == ESTABLISHED), "{udp:?}");
+        Ok((udp.len() == 2 && of(["tcp", "tcp6"]).is_empty()).then_some(()))
+    })
+    .unwrap();
 
     // Its key is its own, and its token nowhere to be read.
     let state = directory.join("state/connector.json");
@@ -261,7 +263,7 @@ fn resident(pid: u32) -> usize {
 /// A large body, and one that nobody reads any further, leave both processes the size they have.
 #[test]
 fn memory_stays_flat() {
-    const SIZE: u64 = 512 << 20;
+    const SIZE: u64 = 1 << 30;
     const GROWTH: usize = 48 << 20;
     let mut lab = Lab::start();
     let directory = lab.directory.path().join("connector");

@@ -37,7 +37,7 @@ fn a_session_between_families_survives_a_move_and_dies_by_revocation() {
     client.move_to(v4(0)).unwrap();
     client.ready(PATIENCE).unwrap();
     client.send(5_000_000, PATIENCE).unwrap();
-    let [up, down] = node.relay().usage(SESSION).unwrap();
+    let [up, down] = node.relay().sent(SESSION).unwrap().all();
     assert!(up.bytes > 10_000_000 && down.packets > 0, "{up:?} {down:?}");
 
     assert_eq!(node.remove(SESSION).unwrap().inputs.len(), 2);

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use crate::shell;
 
 /// Files or folders below the workspace, by the start of their path; each must exist.
-const PURE: [&str; 12] = [
+const PURE: [&str; 15] = [
     "common/src/",
     "node/src/flow",
     "node/src/policy",
@@ -21,6 +21,9 @@ const PURE: [&str; 12] = [
     "node/src/tunnel/wire",
     "node/src/tunnel/session",
     "node/src/tunnel/access_wire",
+    "node/src/tunnel/carrier/capsule",
+    "node/src/tunnel/carrier/choice",
+    "node/src/tunnel/carrier/follower",
     "node/src/tunnel/private/book",
     "node/src/tunnel/private/permit",
     "node/src/tunnel/end_to_end/fragment",

@@ -51,8 +51,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "checksum-computed-zero",
         RELAY,
-        "                0 => 0xffff,",
-        "                0 => 0,",
+        "            0 => 0xffff,",
+        "            0 => 0,",
         "a checksum that comes out as 0 says that there is none",
     ),
     mutant(
@@ -65,15 +65,15 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "ttl-kept",
         RELAY,
-        "Ok([ttl.wrapping_sub(1), protocol,",
-        "Ok([ttl, protocol,",
+        "header.set_byte::<8>(ttl.wrapping_sub(1));",
+        "header.set_byte::<8>(ttl);",
         "a packet may go round for ever",
     ),
     mutant(
         "hop-limit-kept",
         RELAY,
-        "bytes[3] = bytes[3].wrapping_sub(1);",
-        "bytes[3] = bytes[3].wrapping_sub(0);",
+        "header.set_byte::<7>(limit.wrapping_sub(1));",
+        "header.set_byte::<7>(limit);",
         "the same in IPv6",
     ),
     mutant(
@@ -100,8 +100,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "tag-order",
         RELAY,
-        "let [[a0, a1, a2, a3], [b0, b1, b2, b3]] = hop.tag;",
-        "let [[b0, b1, b2, b3], [a0, a1, a2, a3]] = hop.tag;",
+        "let [outer, inner] = hop.tag.map(u32::from_ne_bytes);",
+        "let [inner, outer] = hop.tag.map(u32::from_ne_bytes);",
         "VLAN tags are put on in the wrong order",
     ),
     mutant(
@@ -234,8 +234,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "any-version",
         DATAGRAM,
-        "if u32::from_be_bytes([v0, v1, v2, v3]) != VERSION_1 {",
-        "if u32::from_be_bytes([v0, v1, v2, v3]) == 0 {",
+        "if u32::from_be(head.word::<1>()) != VERSION_1 {",
+        "if head.word::<1>() == 0 {",
         "unknown versions reach the endpoint, which answers",
     ),
     mutant(
@@ -285,8 +285,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "first-fragment",
         PACKET,
-        "head[6] & 0x3f == 0 && head[7] == 0",
-        "head[6] & 0x1f == 0 && head[7] == 0",
+        "const { 0x3fff_u16.to_be() } == 0",
+        "const { 0x1fff_u16.to_be() } == 0",
         "first fragments pass",
     ),
     mutant(
@@ -376,8 +376,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "host-flow-of-served-port",
         ADMIT,
-        "if lookup.in_port_set(PortSet::ServedUdp, source) || lookup.in_port_set(PortSet::AdminUdp, source)",
-        "if lookup.in_port_set(PortSet::AdminUdp, source)",
+        "if sets.has(PortSet::ServedUdp) || sets.has(PortSet::AdminUdp) {",
+        "if sets.has(PortSet::AdminUdp) {",
         "a stranger makes the tunnel's answers write HOSTFLOW",
     ),
     // The program in the kernel.

@@ -50,6 +50,9 @@ const TEST: &[Tool] = &[
     tool(&["dnsmasq", "--version"], "dnsmasq-base"),
     tool(&["dig", "-v"], "bind9-dnsutils"),
     tool(&["/usr/lib/postgresql/15/bin/postgres", "--version"], "postgresql"),
+    tool(&["/usr/sbin/xrdp", "--version"], "xrdp"),
+    tool(&["which", "xfreerdp"], "freerdp2-x11"),
+    tool(&["which", "Xvfb"], "xvfb"),
 ];
 
 /// What the gate and private sessions are measured against. (`xdp-filter` and `wireguard-go` have no command that succeeds by itself.)

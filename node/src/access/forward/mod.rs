@@ -96,6 +96,9 @@ pub struct ForwardStatus {
     /// `kernel` or `userspace`; absent as long as there is no session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// What carries this end's packets to the node: `udp`, or `tcp` where that brings nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carrier: Option<String>,
     /// When the session ends, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<i64>,
@@ -146,6 +149,7 @@ impl Forwards {
                 listen: open.listens,
                 connections: open.connections.load(Ordering::Relaxed),
                 path: session.and_then(|session| session.path).map(|path| path.as_str().to_owned()),
+                carrier: session.map(|session| session.carrier.as_str().to_owned()),
                 expires_at: session.map(|session| {
                     let UnixTime(at) = session.expires;
                     at

@@ -77,11 +77,20 @@ fn rows(process: &Process) -> Vec<Vec<String>> {
             protocol.to_owned(),
             forward.listen.map_or_else(|| "standard input".to_owned(), |address| address.to_string()),
             forward.connections.to_string(),
-            forward.path.clone().unwrap_or_else(|| "-".to_owned()),
+            way(forward),
             output::time(forward.expires_at),
         ]
     };
     process.forwards.iter().map(row).collect()
+}
+
+/// Who relays, and by what this end reaches the node where that is not UDP.
+fn way(forward: &ForwardStatus) -> String {
+    match (&forward.path, forward.carrier.as_deref()) {
+        (None, _) => "-".to_owned(),
+        (Some(path), Some("tcp")) => format!("{path}, over TCP"),
+        (Some(path), _) => path.clone(),
+    }
 }
 
 /// What the process behind a socket says. One that is gone leaves its socket to be removed.

@@ -89,6 +89,8 @@ fn describe(frame: &[u8]) -> String {
 struct Copied(Vec<u8>);
 
 impl Frame for Copied {
+    type Bytes<const N: usize> = [u8; N];
+
     fn length(&self) -> usize {
         self.0.len()
     }
@@ -99,15 +101,11 @@ impl Frame for Copied {
 }
 
 impl FrameMut for Copied {
-    fn update<const N: usize>(
-        &mut self,
-        at: usize,
-        change: impl FnOnce([u8; N]) -> Result<[u8; N], DropReason>,
-    ) -> Result<(), DropReason> {
-        let place = self.0.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<N>());
-        let place = place.ok_or(DropReason::RelayNoHop)?;
-        *place = change(*place)?;
-        Ok(())
+    type Place<'a, const N: usize> = &'a mut [u8; N];
+
+    fn place<const N: usize>(&mut self, at: usize) -> Result<&mut [u8; N], DropReason> {
+        let place = self.0.get_mut(at..).and_then(|rest| rest.first_chunk_mut());
+        place.ok_or(DropReason::RelayNoHop)
     }
 
     fn cut_front(&mut self, bytes: i32) -> Result<(), DropReason> {

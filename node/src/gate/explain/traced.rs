@@ -7,7 +7,7 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError};
 use portcullis_common::layout::{
     AdminKey, CidKey, FlowEntry, FlowKey4, FlowKey6, HOST_FLOW_NS, Hop, HostFlowKey, IPPROTO_UDP, PortSet,
-    Session, Settings, recent_bit,
+    PortSets, Session, Settings, recent_bit,
 };
 use portcullis_common::{Ack, Address, Family, Flow, Lookup, RateClass, TcpSocket, take_token};
 
@@ -118,6 +118,7 @@ impl<'a> Traced<'a> {
 
 impl Lookup for Traced<'_> {
     type Entry = Box<FlowEntry>;
+    type Hop = Box<Hop>;
 
     fn settings(&self) -> Option<Settings> {
         let settings = self.maps.settings();
@@ -127,17 +128,19 @@ impl Lookup for Traced<'_> {
         settings
     }
 
-    fn in_port_set(&self, set: PortSet, port: u16) -> bool {
-        let held = self.maps.ports.get(&set.slot(port), 0).is_ok_and(|word| word & PortSet::bit(port) != 0);
-        let what = match set {
-            PortSet::ServedTcp => "is served (TCP)",
-            PortSet::ServedUdp => "is served (UDP)",
-            PortSet::AdminUdp => "is an administrator's (UDP)",
-            PortSet::AdminTcp => "is an administrator's (TCP)",
-            PortSet::HostUdp => "is one this host has sent from (UDP)",
-        };
-        self.note(format!("port {port} {what}: {}", yes(held)));
-        held
+    fn ports(&self, port: u16) -> PortSets {
+        let sets = PortSets::of(self.maps.ports.get(&PortSet::slot(port), 0).unwrap_or(0), port);
+        for set in PortSet::ALL {
+            let what = match set {
+                PortSet::ServedTcp => "is served (TCP)",
+                PortSet::ServedUdp => "is served (UDP)",
+                PortSet::AdminUdp => "is an administrator's (UDP)",
+                PortSet::AdminTcp => "is an administrator's (TCP)",
+                PortSet::HostUdp => "is one this host has sent from (UDP)",
+            };
+            self.note(format!("port {port} {what}: {}", yes(sets.has(set))));
+        }
+        sets
     }
 
     fn is_admin(&self, protocol: u8, port: u16, remote: Address) -> bool {
@@ -241,7 +244,7 @@ impl Lookup for Traced<'_> {
         self.answer(&format!("epoch of identity {index}"), self.maps.epochs.get(&index, 0), u64::to_string)
     }
 
-    fn hop(&self, index: u32) -> Option<Hop> {
+    fn hop(&self, index: u32) -> Option<Box<Hop>> {
         let slot = self.maps.hop_slots.get(&index, 0).ok()?;
         let slot = u32::from(slot & 1 != 0);
         self.answer(&format!("next hop {index}"), self.maps.hops.get(&((index << 1) | slot), 0), |hop| {
@@ -250,6 +253,7 @@ impl Lookup for Traced<'_> {
                 ifindex => format!("interface {ifindex}, MTU {}", hop.mtu),
             }
         })
+        .map(Box::new)
     }
 
     fn count(&self, _: &Box<FlowEntry>, _: u16) {}

@@ -277,6 +277,28 @@ fn memory_of_a_removed_entry_is_not_used_before_a_barrier() {
 }
 
 #[test]
+fn what_went_to_the_nodes_socket_returns_to_the_gate_with_its_counts() {
+    let mut world = world();
+    let (client, grant) = (world.flows[0], world.grant);
+    let entry = |world: &World| world.maps.memory().flows[&key(&client)].1;
+    world.state.install_to_host(&grant, 1).unwrap();
+    assert!(entry(&world).is_to_host());
+    if let Some((_, entry)) = world.maps.memory().flows.get_mut(&key(&client)) {
+        entry.packets = 3;
+    }
+    world.maps.memory().log.clear();
+    world.state.take_from_host(&grant, 1).unwrap();
+    let log = world.maps.memory().log.clone();
+    // Behind what it takes to find the next hops.
+    assert!(
+        log.ends_with(&[Write::Take, Write::Take, Write::Barrier, Write::Insert, Write::Insert]),
+        "{log:?}"
+    );
+    assert_eq!((entry(&world).is_to_host(), entry(&world).packets), (false, 3));
+    assert!(world.passes());
+}
+
+#[test]
 fn a_move_that_cannot_be_written_ends_the_session() {
     let mut world = world();
     let old = world.grant.client.flow();

@@ -1,8 +1,8 @@
-//! Sessions that the gate judges and the node's own socket relays.
+//! Sessions that the gate judges and the node's own socket relays, and their return to the gate.
 
 use super::sessions::Direction;
 use super::state::{State, ends};
-use super::{Detour, FlowGrant, RelayError};
+use super::{Detour, FlowGrant, RelayError, SessionRef};
 use crate::gate::GateError;
 
 impl State {
@@ -17,18 +17,39 @@ impl State {
             }
         }
         let directions = flows.map(|input| Direction { input, onward: None });
+        self.settle(grant.session, before, directions, now)
+    }
+
+    /// The gate relays by itself from here on what went to the node's socket.
+    pub(super) fn take_from_host(&mut self, grant: &FlowGrant, now: u64) -> Result<(), RelayError> {
+        let before = self.live(grant.session, now)?.directions;
+        let directions = self.onwards(grant, now)?;
+        let hops = directions.iter().filter_map(|direction| direction.onward).map(|onward| onward.hop);
+        let result = self.settle(grant.session, before, directions, now);
+        hops.for_each(|hop| self.hops.forget_unused(hop));
+        result
+    }
+
+    /// Writes a session's entries, or moves those that it has.
+    fn settle(
+        &mut self,
+        session: SessionRef,
+        before: [Option<Direction>; 2],
+        directions: [Direction; 2],
+        now: u64,
+    ) -> Result<(), RelayError> {
         let before = match before {
-            [None, None] => return self.insert(grant.session, directions),
+            [None, None] => return self.insert(session, directions),
             [Some(client), Some(connector)] => [client, connector],
             _ => return Err(RelayError::Moved),
         };
-        for flow in &flows {
-            let is_its_own = before.iter().any(|direction| direction.input == *flow);
-            if !is_its_own && self.maps.flow(flow)?.is_some() {
+        for Direction { input, .. } in &directions {
+            let is_its_own = before.iter().any(|direction| direction.input == *input);
+            if !is_its_own && self.maps.flow(input)?.is_some() {
                 return Err(RelayError::TupleInUse);
             }
         }
         let [client, connector] = directions;
-        self.relocate(grant.session, &[(0, client), (1, connector)], now)
+        self.relocate(session, &[(0, client), (1, connector)], now)
     }
 }

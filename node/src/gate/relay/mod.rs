@@ -13,12 +13,15 @@
 //! Calls block, those that remove entries for some milliseconds: memory of a removed entry is used again only when no
 //! CPU can still read it, and a revocation returns only when no CPU still acts on what was revoked.
 
+mod ending;
 #[cfg(test)]
 mod faults;
 mod flows;
 mod hops;
 mod host;
 mod maps;
+mod moving;
+mod reading;
 mod routing;
 mod sessions;
 mod state;
@@ -231,7 +234,7 @@ impl Relay {
     }
 
     /// Makes the session's flows be what the grant says, whatever they were, an earlier process's included: in the gate
-    /// where they can be, and to the node's own socket otherwise. What once goes to the node's socket stays there.
+    /// where they can be, and to the node's own socket otherwise.
     ///
     /// # Errors
     ///
@@ -240,7 +243,9 @@ impl Relay {
     pub fn place(&self, grant: &FlowGrant) -> Result<Way, RelayError> {
         let placed = match self.placed(grant.session) {
             None => self.install(grant),
-            Some(placed) if placed.to_host => return self.install_to_host(grant).map(|()| Way::Host),
+            Some(placed) if placed.to_host => {
+                self.resolving(|state| state.take_from_host(grant, monotonic()))
+            }
             Some(placed) => {
                 let halfway = FlowGrant { connector: placed.connector, ..*grant };
                 self.replace_leg(Leg::Client, placed.client, &halfway)

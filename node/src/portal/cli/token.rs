@@ -11,6 +11,7 @@ use crate::clients::{LiveClient, RefreshToken, Refreshed};
 use crate::event::Action;
 use crate::flow::{ClientId, Reason, Session, SessionId};
 use crate::session::LiveSession;
+use crate::store::NotLoggedIn;
 use crate::token::dpop::{self, Proof};
 
 use super::super::Call;
@@ -170,10 +171,14 @@ impl Call<'_> {
     ) -> Result<(LiveClient, Response<Bytes>), Refused> {
         let logged_in = self.context.clients.log_in(session, proof.key, name, self.now).await;
         let of_person = |refusal| Refused { refusal, session: Some(std::sync::Arc::clone(&session.session)) };
-        let Some((client, refresh)) = logged_in.map_err(|error| of_person(Refusal::fault(error)))? else {
-            let words = "the login has ended, or has too many devices";
-            return Err(of_person(Refusal::new("invalid_grant", Reason::SessionEnded, words)));
-        };
+        let logged_in = logged_in.map_err(|error| of_person(Refusal::fault(error)))?;
+        let (client, refresh) = logged_in.map_err(|refused| {
+            let reason = match refused {
+                NotLoggedIn::SessionOver => Reason::SessionEnded,
+                NotLoggedIn::TooManyKeys => Reason::Throttled,
+            };
+            of_person(Refusal::new("invalid_grant", reason, &refused.to_string()))
+        })?;
         self.told_devices().await;
         let response = self.tokens_of(&client, &refresh).map_err(of_person)?;
         self.context.recent.remember(&session.session.person.to_string(), self.visit.address, self.now);

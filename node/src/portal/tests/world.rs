@@ -126,6 +126,7 @@ impl World {
             saml: SamlProvider::load(store.clone(), clock::now()).await.unwrap(),
             seal: Seal::new(&[7; 32]).unwrap(),
             events: Events::start(settings, store, Arc::clone(&metrics)).unwrap(),
+            carried: crate::tunnel::carrier::Carried::new(None, &metrics),
             metrics,
             tunnels: Arc::default(),
             recent: crate::recent::Recent::default(),

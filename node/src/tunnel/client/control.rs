@@ -14,13 +14,15 @@ use crate::clock;
 use crate::flow::UnixTime;
 
 use super::super::access_wire::{AccessFrame, AccessRefusal, ClientFrame, ClientVersion, Opened, RequestId};
+use super::super::carrier::{Connected, LegWay, Route, Routes, Web};
 use super::super::connector::{Backoff, Knocker};
 use super::super::control::{self, ControlError, FrameReader};
-use super::super::reach::{follow_address, reach};
+use super::super::identity::KeyHash;
+use super::super::reach::reach;
 use super::super::relay::SessionRef;
 use super::super::session::{ClientAction, ClientInput, ClientSession};
-use super::super::transport::access_config;
-use super::super::wire::CloseCode;
+use super::super::transport::{TransportError, access_config};
+use super::super::wire::{Authority, CloseCode, DeviceSecret};
 use super::session::{Session, SessionEnd};
 use super::{Command, Credentials, NoCredentials, Notice, OpenError, Shared, Wanted, unreachable};
 
@@ -51,6 +53,15 @@ struct Control {
     wishes: Vec<Wish>,
     live: BTreeMap<SessionRef, Arc<Session>>,
     next: u32,
+    ways: Option<Ways>,
+}
+
+/// The ways to a node, with what they have learned, for as long as it is the same one to the same device.
+struct Ways {
+    node: KeyHash,
+    web: Option<Authority>,
+    device: DeviceSecret,
+    routes: Arc<Routes>,
 }
 
 /// Why a connection is over.
@@ -69,7 +80,8 @@ pub(super) async fn run(
     commands: mpsc::WeakSender<Command>,
     queue: mpsc::Receiver<Command>,
 ) {
-    let mut control = Control { shared, commands, queue, wishes: Vec::new(), live: BTreeMap::new(), next: 0 };
+    let mut control =
+        Control { shared, commands, queue, wishes: Vec::new(), live: BTreeMap::new(), next: 0, ways: None };
     let mut backoff = Backoff::default();
     let mut lost = false;
     let stopped = loop {
@@ -140,14 +152,13 @@ impl Control {
             Ok(credentials) => credentials,
             Err(error) => return (Over::Failed(error.into()), never),
         };
-        let config = match access_config(&self.shared.key, credentials.node) {
-            Ok(config) => config,
+        let routes = match self.routes(&credentials) {
+            Ok(routes) => routes,
             Err(error) => return (Over::Failed(OpenError::Socket(error.to_string())), never),
         };
-        let knocker = Knocker::of(Some(credentials.device.clone()));
         let node = credentials.address.clone();
-        let (endpoint, connection) = match reach(&node, 0, || knocker.knocking(&config)).await {
-            Ok(reached) => reached,
+        let connected = match reach(&node, 0, &routes).await {
+            Ok(connected) => connected,
             Err(error) => {
                 let error = unreachable(&node, &error);
                 for wish in self.wishes.drain(..) {
@@ -156,25 +167,18 @@ impl Control {
                 return (Over::Lost(error.to_string()), never);
             }
         };
+        let Connected { endpoint, connection, .. } = &connected;
         let since = Instant::now();
-        let mut link = match Link::open(&connection, credentials).await {
+        let mut link = match Link::open(&connected, credentials).await {
             Ok(link) => link,
             Err(error) => return (Over::Lost(error.to_string()), never),
         };
-        let over = match self.ask_all(&mut link, &connection).await {
-            Ok(()) => {
-                let served = async {
-                    loop {
-                        if let Err(over) = self.step(&mut link, &connection, lost).await {
-                            break over;
-                        }
-                    }
-                };
-                tokio::select! {
-                    over = served => over,
-                    never = follow_address(&endpoint, connection.remote_address()) => match never {},
+        let over = match self.ask_all(&mut link, connection).await {
+            Ok(()) => loop {
+                if let Err(over) = self.step(&mut link, connection, lost).await {
+                    break over;
                 }
-            }
+            },
             Err(over) => over,
         };
         // What was asked and not answered is asked again.
@@ -201,8 +205,28 @@ impl Control {
             let _ = link.send.finish();
             let _ = timeout(PARTING_TIMEOUT, link.send.stopped()).await;
         }
-        part(&endpoint, &connection).await;
+        part(endpoint, connection).await;
         (over, since.elapsed())
+    }
+
+    /// The ways to the node: those of before, where it is the same one.
+    fn routes(&mut self, credentials: &Credentials) -> Result<Arc<Routes>, TransportError> {
+        let Credentials { node, web, device, .. } = credentials;
+        let known =
+            self.ways.take().filter(|ways| (&ways.node, &ways.web, &ways.device) == (node, web, device));
+        let ways = match known {
+            Some(known) => known,
+            None => {
+                let config = access_config(&self.shared.key, *node)?;
+                let knocker = Knocker::of(Some(device.clone()));
+                let over_tcp = web.clone().map(Web::new).transpose()?;
+                let routes = Routes::new(over_tcp, Arc::new(move || knocker.knocking(&config)));
+                Ways { node: *node, web: web.clone(), device: device.clone(), routes: Arc::new(routes) }
+            }
+        };
+        let routes = Arc::clone(&ways.routes);
+        self.ways = Some(ways);
+        Ok(routes)
     }
 
     /// Waits for one thing to happen and does what follows from it.
@@ -357,11 +381,13 @@ impl Control {
         opened.expires = UnixTime(opened.expires.0.saturating_sub(link.ahead));
         match link.asked.remove(&opened.request) {
             Some(Asked::Open(wish)) => {
-                let begun = Session::begin(&self.shared, connection, wish.wanted, opened);
-                if let Ok(session) = &begun {
-                    self.live.insert(session.session_ref(), Arc::clone(session));
-                    tokio::spawn(keep(Arc::clone(session), Arc::clone(&self.shared), self.commands.clone()));
-                }
+                let begun = Session::begin(&self.shared, connection, &link.route, wish.wanted, opened);
+                let begun = begun.map(|(session, way)| {
+                    self.live.insert(session.session_ref(), Arc::clone(&session));
+                    let (shared, commands) = (Arc::clone(&self.shared), self.commands.clone());
+                    tokio::spawn(keep(Arc::clone(&session), way, shared, commands));
+                    session
+                });
                 if let Err(Ok(unwanted)) = wish.reply.send(begun) {
                     unwanted.finish(SessionEnd::Closed);
                 }
@@ -389,6 +415,7 @@ impl Control {
 
 /// One control connection.
 struct Link {
+    route: Arc<Route>,
     machine: ClientSession,
     began: Instant,
     send: SendStream,
@@ -404,13 +431,14 @@ struct Link {
 }
 
 impl Link {
-    async fn open(connection: &Connection, credentials: Credentials) -> Result<Self, ControlError> {
-        let (mut send, recv) = connection.open_bi().await.map_err(quinn::WriteError::from)?;
+    async fn open(connected: &Connected, credentials: Credentials) -> Result<Self, ControlError> {
+        let (mut send, recv) = connected.connection.open_bi().await.map_err(quinn::WriteError::from)?;
         let Credentials { token, lifetime, .. } = credentials;
         let token_expires = clock::now().after(lifetime);
         let (machine, hello) = ClientSession::new(token, version(), lifetime, Duration::ZERO);
         control::send(&mut send, &hello).await?;
         Ok(Self {
+            route: Arc::clone(&connected.route),
             machine,
             began: Instant::now(),
             send,
@@ -447,8 +475,8 @@ async fn renewed(
 }
 
 /// Keeps a session, and tells the loop when it has ended.
-async fn keep(session: Arc<Session>, shared: Arc<Shared>, commands: mpsc::WeakSender<Command>) {
-    Arc::clone(&session).keep(shared).await;
+async fn keep(session: Arc<Session>, way: LegWay, shared: Arc<Shared>, commands: mpsc::WeakSender<Command>) {
+    Arc::clone(&session).keep(way, shared).await;
     if let Some(commands) = commands.upgrade() {
         let _ = commands.send(Command::Ended(session)).await;
     }

@@ -8,11 +8,13 @@
 //! 1. Nothing is dialled before a session is wanted. Then one connection is kept, with a growing wait in between.
 //! 2. There is one session for each application and destination, however many want it.
 //! 3. A session outlives the connection that brought it: over the next one it is asked for again, by its grant.
-//! 4. It ends when the node says so, when its time is over, when its leg cannot be bound, or with its connector.
+//! 4. A connector that falls silent is told of within seconds; the session waits for it as long as the node does.
+//! 5. It ends when the node says so, when its time is over, when its leg cannot be bound, or with its connector.
 //!
 //! Who logs in, and what is remembered, is the caller's: [`Login`].
 
 mod control;
+mod hearing;
 mod session;
 
 use std::collections::HashMap;
@@ -28,6 +30,7 @@ use tokio::time::{Instant, timeout};
 use crate::flow::UnixTime;
 
 use super::access_wire::{AccessRefusal, AccessToken, Denial, Ray};
+use super::carrier::Carrier;
 use super::end_to_end;
 use super::identity::{KeyHash, TunnelKey};
 use super::reach::ReachError;
@@ -48,6 +51,8 @@ const QUEUE: usize = 256;
 /// What it takes to be let in by a node, fresh.
 pub(crate) struct Credentials {
     pub(crate) address: Authority,
+    /// Where the node serves HTTPS, at the same addresses: the way over TCP.
+    pub(crate) web: Option<Authority>,
     pub(crate) node: KeyHash,
     pub(crate) device: DeviceSecret,
     pub(crate) token: AccessToken,
@@ -82,8 +87,15 @@ pub(crate) enum Notice {
          somebody who poses as one; ask whoever runs the node"
     )]
     ConnectorChanged { application: String, was: KeyHash, is: KeyHash },
-    #[error("{application} ends in {} minutes", .left.as_secs().div_ceil(60))]
+    #[error("{application}: the session's time is over in {}", in_words(*.left))]
     Expires { application: String, left: Duration },
+    #[error(
+        "{application}: nothing has come from the connector for {} seconds; the session waits for it",
+        .silence.as_secs()
+    )]
+    Silent { application: String, silence: Duration },
+    #[error("{application}: the connector is heard again")]
+    HeardAgain { application: String },
     #[error("{application}: {end}")]
     Ended { application: String, end: SessionEnd },
     #[error("the connection to the node is lost ({0}); sessions go on, and it is tried again")]
@@ -128,6 +140,8 @@ pub(crate) struct SessionStatus {
     pub(crate) destination: Option<Authority>,
     /// Absent as long as the leg is not in force.
     pub(crate) path: Option<RelayPath>,
+    /// What carries the leg.
+    pub(crate) carrier: Carrier,
     pub(crate) expires: UnixTime,
 }
 
@@ -263,6 +277,15 @@ impl Client {
         if self.commands.send(Command::Stop(reply)).await.is_ok() {
             let _ = stopped.await;
         }
+    }
+}
+
+/// `5 minutes`, or seconds where there are fewer than two.
+fn in_words(left: Duration) -> String {
+    match left.as_secs() {
+        1 => "1 second".to_owned(),
+        seconds @ ..120 => format!("{seconds} seconds"),
+        seconds => format!("{} minutes", seconds / 60),
     }
 }
 

@@ -1,5 +1,6 @@
 //! One private session at the client: its leg, its end-to-end connection, and what runs over that.
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,20 +8,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::sync::{SetOnce, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::clock;
 use crate::flow::UnixTime;
 
 use super::super::access_wire::Opened;
+use super::super::carrier::{Carrier, LegWay, Route};
 use super::super::control::{self, FrameReader};
 use super::super::end_to_end::{self, Carries, Flow, Flows, Reply, Request, SessionCode, probe_timeout};
 use super::super::identity::{KeyHash, SERVER_NAME};
 use super::super::relay::wire::BindKey;
 use super::super::relay::{BoundLeg, End, Leg, LegAddress, LegState, SessionRef};
-use super::super::socket::{dial_socket, local_address, other_address};
 use super::super::transport::is_our_refusal;
 use super::super::wire::{DialFailure, EndReason, RelayPath};
+use super::hearing::{Heard, Hearing};
 use super::{Notice, OpenError, SessionStatus, Shared, Wanted};
 
 /// The connector gets so long for the handshake, and to answer a stream's request.
@@ -32,6 +34,9 @@ const ANNOUNCE: Duration = Duration::from_secs(300);
 
 /// The wall clock is looked at so often, since it may be set.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether the connector is heard.
+const LISTEN_EVERY: Duration = Duration::from_secs(1);
 
 /// The last packets get so long to leave.
 const PARTING_TIME: Duration = Duration::from_millis(300);
@@ -77,6 +82,7 @@ pub(crate) struct Session {
     connector: KeyHash,
     terms: Mutex<Terms>,
     path: Mutex<Option<RelayPath>>,
+    carrier: Mutex<Carrier>,
     end: watch::Sender<Option<SessionEnd>>,
     through: SetOnce<(Connection, Arc<Flows>)>,
     flow: AtomicU32,
@@ -92,20 +98,21 @@ impl Session {
     pub(super) fn begin(
         shared: &Arc<Shared>,
         control: &Connection,
+        route: &Arc<Route>,
         wanted: Wanted,
         opened: Opened,
-    ) -> Result<Arc<Self>, OpenError> {
+    ) -> Result<(Arc<Self>, LegWay), OpenError> {
         let Opened { session, ticket, grant, connector, expires, .. } = opened;
         let key = BindKey::export(control, session, Leg::Client).map_err(|_| OpenError::Protocol)?;
         let node = control.remote_address();
-        let (socket, _) = dial_socket(node).map_err(|error| OpenError::Socket(error.to_string()))?;
+        let (socket, way) = route.leg().map_err(|error| OpenError::Socket(error.to_string()))?;
         let start = |now| End::start(key, ticket, session, Leg::Client, 0, now);
         let (leg, socket) = BoundLeg::start(socket, node, start);
         if let Some(was) = shared.login.remember(&wanted.application, connector) {
             let application = wanted.application.clone();
             shared.login.notify(Notice::ConnectorChanged { application, was, is: connector });
         }
-        Ok(Arc::new(Self {
+        let session = Self {
             wanted,
             session,
             leg,
@@ -113,10 +120,12 @@ impl Session {
             connector,
             terms: Mutex::new(Terms { grant, expires }),
             path: Mutex::default(),
+            carrier: Mutex::new(way.carrier()),
             end: watch::Sender::new(None),
             through: SetOnce::new(),
             flow: AtomicU32::new(0),
-        }))
+        };
+        Ok((Arc::new(session), way))
     }
 
     /// The session goes on over another control connection. False: it cannot.
@@ -252,12 +261,17 @@ impl Session {
             application: self.wanted.application.clone(),
             destination: self.wanted.destination.clone(),
             path: *self.path.lock().unwrap_or_else(PoisonError::into_inner),
+            carrier: *self.carrier.lock().unwrap_or_else(PoisonError::into_inner),
             expires: self.terms().expires,
         }
     }
 
     /// Keeps the session for as long as it lasts, and takes it down.
-    pub(super) async fn keep(self: Arc<Self>, shared: Arc<Shared>) {
+    pub(super) async fn keep(self: Arc<Self>, way: LegWay, shared: Arc<Shared>) {
+        let moved = |socket, carrier| {
+            *self.carrier.lock().unwrap_or_else(PoisonError::into_inner) = carrier;
+            shared.legs.replace(self.address, self.leg.move_to(socket));
+        };
         let mut end = self.end.subscribe();
         let mut state = self.leg.state();
         let why = tokio::select! {
@@ -265,7 +279,8 @@ impl Session {
             _ = end.wait_for(Option::is_some) => SessionEnd::Closed,
             _ = state.wait_for(|state| *state == LegState::GaveUp) => SessionEnd::Unbound,
             () = self.expiry(&shared) => SessionEnd::Expired,
-            () = self.follow_address(&shared) => SessionEnd::Closed,
+            never = way.keep_going(moved) => match never {},
+            never = self.listen(&shared) => match never {},
             why = self.connector_ends() => why,
         };
         self.finish(why);
@@ -329,15 +344,23 @@ impl Session {
         }
     }
 
-    /// A machine that has changed its network sends from another address from now on.
-    async fn follow_address(&self, shared: &Shared) {
-        let node = self.leg.node();
-        let mut known = local_address(node).ok();
+    /// Tells the person when nothing comes from the connector any more, and when something does again.
+    async fn listen(&self, shared: &Shared) -> Infallible {
+        let (connection, _) = self.through.wait().await;
+        let (began, mut hearing) = (Instant::now(), Hearing::default());
         loop {
-            let now = other_address(node, known).await;
-            if let Ok((socket, _)) = dial_socket(node) {
-                known = Some(now);
-                shared.legs.replace(self.address, self.leg.move_to(socket));
+            sleep(LISTEN_EVERY).await;
+            let stats = connection.stats();
+            let (sent, received) = (stats.udp_tx.datagrams, stats.udp_rx.datagrams);
+            let application = || self.wanted.application.clone();
+            match hearing.look(sent, received, began.elapsed()) {
+                Some(Heard::Nothing(silence)) => {
+                    shared.login.notify(Notice::Silent { application: application(), silence });
+                }
+                Some(Heard::Again) => {
+                    shared.login.notify(Notice::HeardAgain { application: application() });
+                }
+                None => {}
             }
         }
     }
@@ -370,6 +393,12 @@ pub(crate) struct UdpFlow {
 }
 
 impl UdpFlow {
+    /// Bytes of all flows of the session that wait to be received.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.flow.flows().held()
+    }
+
     pub(crate) async fn send(&self, payload: &Bytes) -> Result<(), ConnectionError> {
         self.flow.send(payload).await
     }

@@ -4,17 +4,18 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream, VarInt};
+use quinn::{ClientConfig, Connection, ConnectionError, RecvStream, SendStream, VarInt};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use super::super::carrier::{Connected, Route, Routes, Web};
 use super::super::control::{self, ControlError, FrameReader};
 use super::super::dial::dial;
 use super::super::pipe::pipe;
-use super::super::reach::{ReachError, follow_address, reach};
+use super::super::reach::{ReachError, reach};
 use super::super::relay::SessionRef;
 use super::super::session::{ConnectorAction, ConnectorInput, ConnectorSession, Credential};
 use super::super::wire::{
@@ -66,14 +67,28 @@ impl LinkError {
 
 /// Dials nodes.
 pub(super) struct Dialer {
-    pub(super) client: ClientConfig,
-    pub(super) allow: Option<BTreeSet<Authority>>,
-    pub(super) knocker: Knocker,
+    allow: Option<BTreeSet<Authority>>,
+    knocker: Arc<Knocker>,
+    routes: Routes,
     /// Absent where a connection is for enrolment only.
-    pub(super) sessions: Option<Arc<Sessions>>,
+    sessions: Option<Arc<Sessions>>,
 }
 
 impl Dialer {
+    /// Dials with `client`, and over TCP at `web` where UDP brings nothing.
+    pub(super) fn new(
+        client: ClientConfig,
+        web: Option<Web>,
+        allow: Option<BTreeSet<Authority>>,
+        knocker: Knocker,
+        sessions: Option<Arc<Sessions>>,
+    ) -> Self {
+        let knocker = Arc::new(knocker);
+        let knocking = Arc::clone(&knocker);
+        let routes = Routes::new(web, Arc::new(move || knocking.knocking(&client)));
+        Self { allow, knocker, routes, sessions }
+    }
+
     /// Says who this connector is, and comes back with the name that the node knows it by and what to knock with
     /// from now on.
     pub(super) async fn introduce(
@@ -81,12 +96,13 @@ impl Dialer {
         node: &Authority,
         credential: Credential,
     ) -> Result<(ConnectorName, DeviceSecret), LinkError> {
-        let (endpoint, connection) = self.connect(node, 0).await?;
+        let connected = self.connect(node, 0).await?;
+        let Connected { endpoint, connection, .. } = &connected;
         let introduced = timeout(INTRODUCTION_TIMEOUT, async {
-            let mut link = Link::open(&connection, credential, self.allow.clone(), None).await?;
+            let mut link = Link::open(connection, credential, self.allow.clone(), None).await?;
             let mut welcomed = None;
             loop {
-                match (link.step(&connection, None).await?, &welcomed) {
+                match (link.step(connection, None).await?, &welcomed) {
                     (Some(Milestone::Welcome(name)), _) => welcomed = Some(name),
                     (Some(Milestone::Device(device)), Some(name)) => {
                         return Ok::<_, LinkError>((name.clone(), device));
@@ -108,29 +124,27 @@ impl Dialer {
         slot: usize,
         shutdown: &CancellationToken,
     ) -> Result<Duration, LinkError> {
-        let (endpoint, connection) = tokio::select! {
+        let connected = tokio::select! {
             connected = self.connect(node, slot) => connected?,
             () = shutdown.cancelled() => return Err(LinkError::Shutdown),
         };
+        let Connected { endpoint, connection, .. } = &connected;
         let since = Instant::now();
-        let sessions = self.sessions.clone().map(|sessions| (sessions, node.clone()));
-        let mut link = Link::open(&connection, Credential::Key, self.allow.clone(), sessions).await?;
-        let served = async {
-            loop {
-                match link.step(&connection, Some(shutdown)).await {
-                    Ok(Some(Milestone::Welcome(connector))) => {
-                        info!(%connector, %node, address = %connection.remote_address(), slot, "connected");
-                    }
-                    Ok(Some(Milestone::Device(device))) => self.knocker.adopt(device),
-                    Ok(Some(Milestone::NodeDrains)) => info!(%node, slot, "the node is about to stop"),
-                    Ok(None) => {}
-                    Err(error) => break error,
+        let private = self.sessions.clone().map(|sessions| {
+            let (tell_ended, ended) = mpsc::channel(ENDED_QUEUE);
+            Private { sessions, node: node.clone(), route: Arc::clone(&connected.route), ended, tell_ended }
+        });
+        let mut link = Link::open(connection, Credential::Key, self.allow.clone(), private).await?;
+        let ended = loop {
+            match link.step(connection, Some(shutdown)).await {
+                Ok(Some(Milestone::Welcome(connector))) => {
+                    info!(%connector, %node, address = %connection.remote_address(), slot, "connected");
                 }
+                Ok(Some(Milestone::Device(device))) => self.knocker.adopt(device),
+                Ok(Some(Milestone::NodeDrains)) => info!(%node, slot, "the node is about to stop"),
+                Ok(None) => {}
+                Err(error) => break error,
             }
-        };
-        let ended = tokio::select! {
-            ended = served => ended,
-            never = follow_address(&endpoint, connection.remote_address()) => match never {},
         };
         let code = match &ended {
             LinkError::Protocol => CloseCode::Protocol,
@@ -149,8 +163,8 @@ impl Dialer {
     }
 
     /// Tries the addresses of `node`, beginning with another one for each slot.
-    async fn connect(&self, node: &Authority, slot: usize) -> Result<(Endpoint, Connection), LinkError> {
-        Ok(reach(node, slot, || self.knocker.knocking(&self.client)).await?)
+    async fn connect(&self, node: &Authority, slot: usize) -> Result<Connected, LinkError> {
+        Ok(reach(node, slot, &self.routes).await?)
     }
 }
 
@@ -178,6 +192,8 @@ struct Private {
     sessions: Arc<Sessions>,
     /// As it is called in the state, whatever its address.
     node: Authority,
+    /// By which the connection came; the sessions' legs go by it too.
+    route: Arc<Route>,
     /// Sessions of this connection that have ended at this end.
     ended: mpsc::Receiver<SessionRef>,
     tell_ended: mpsc::Sender<SessionRef>,
@@ -194,15 +210,11 @@ impl Link {
         connection: &Connection,
         credential: Credential,
         allow: Option<BTreeSet<Authority>>,
-        sessions: Option<(Arc<Sessions>, Authority)>,
+        private: Option<Private>,
     ) -> Result<Self, LinkError> {
         let (mut send, recv) = connection.open_bi().await?;
         let (session, opening) = ConnectorSession::new(credential, Duration::ZERO);
         control::send(&mut send, &opening).await?;
-        let private = sessions.map(|(sessions, node)| {
-            let (tell_ended, ended) = mpsc::channel(ENDED_QUEUE);
-            Private { sessions, node, ended, tell_ended }
-        });
         Ok(Self {
             session,
             began: Instant::now(),
@@ -283,8 +295,9 @@ impl Link {
                 ConnectorAction::Offer(offer) => {
                     let Some(private) = &self.private else { continue };
                     let session = offer.session;
+                    let control = (connection, &private.route);
                     let answer =
-                        private.sessions.offer(&private.node, connection, offer, private.tell_ended.clone());
+                        private.sessions.offer(&private.node, control, offer, private.tell_ended.clone());
                     let input = match answer {
                         Ok(()) => ConnectorInput::Taken(session),
                         Err(why) => ConnectorInput::Declined(session, why),

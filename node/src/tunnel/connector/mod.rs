@@ -26,6 +26,7 @@ use tracing::{info, warn};
 
 use crate::clock;
 
+use super::carrier::Web;
 use super::enrolment::EnrolmentToken;
 use super::identity::TunnelKeyError;
 use super::session::Credential;
@@ -100,12 +101,10 @@ pub async fn run(config: ConnectorConfig, shutdown: CancellationToken) -> Result
     let sessions = Sessions::new(credentials.key()?, credentials.node_key, config.allow.clone())?;
     tokio::spawn(Arc::clone(&sessions).run());
     let nodes = credentials.nodes.clone();
-    let dialer = Arc::new(Dialer {
-        client,
-        allow: config.allow,
-        knocker: Knocker::kept(state, credentials),
-        sessions: Some(Arc::clone(&sessions)),
-    });
+    let web = web(&credentials);
+    let knocker = Knocker::kept(state, credentials);
+    let dialer = Dialer::new(client, web, config.allow, knocker, Some(Arc::clone(&sessions)));
+    let dialer = Arc::new(dialer);
     let mut links = JoinSet::new();
     for node in &nodes {
         for slot in 0..config.connections.max(1) {
@@ -127,7 +126,7 @@ async fn enrol(
     let pending = state.prepare(&token)?;
     let client = connector_config(&pending.key()?, pending.node_key)?;
     let knocker = Knocker::of(pending.device.clone());
-    let dialer = Dialer { client, allow: None, knocker, sessions: None };
+    let dialer = Dialer::new(client, web(&pending), None, knocker, None);
     let mut backoff = Backoff::default();
     loop {
         let mut wrong = Vec::new();
@@ -168,6 +167,15 @@ async fn enrol(
             () = shutdown.cancelled() => return Ok(None),
         }
     }
+}
+
+/// Where to go over TCP, if anywhere: a connector that enrolled with an older version has not been told.
+fn web(credentials: &Credentials) -> Option<Web> {
+    let Some(at) = credentials.web.clone() else {
+        info!("this connector was not told where its node serves HTTPS: it enrols anew for a way over TCP");
+        return None;
+    };
+    Web::new(at).inspect_err(|error| warn!(%error, "there is no way over TCP")).ok()
 }
 
 /// Keeps one connection to `node`.

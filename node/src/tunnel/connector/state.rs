@@ -41,6 +41,8 @@ pub enum StateError {
 pub(super) struct Credentials {
     pub(super) connector: ConnectorName,
     pub(super) nodes: Vec<Authority>,
+    /// Where the node serves HTTPS, if it was told.
+    pub(super) web: Option<Authority>,
     pub(super) node_key: KeyHash,
     /// What it knocks with; absent until the node has told.
     pub(super) device: Option<DeviceSecret>,
@@ -74,6 +76,8 @@ struct Stored {
     version: u32,
     connector: ConnectorName,
     nodes: Vec<Authority>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    web: Option<Authority>,
     node_key: String,
     key: String,
     token_hash: String,
@@ -113,6 +117,7 @@ impl State {
         let credentials = Credentials {
             connector: token.connector.clone(),
             nodes: token.nodes.clone(),
+            web: Some(token.web.clone()),
             node_key: token.node_key,
             device: Some(token.device.clone()),
             key: TunnelKey::generate()?,
@@ -148,6 +153,7 @@ impl State {
             version: VERSION,
             connector: credentials.connector.clone(),
             nodes: credentials.nodes.clone(),
+            web: credentials.web.clone(),
             node_key: STANDARD.encode(credentials.node_key.as_bytes()),
             key: STANDARD.encode(&*credentials.key),
             token_hash: STANDARD.encode(credentials.token_hash),
@@ -182,6 +188,7 @@ fn read(path: &Path) -> Result<Option<Credentials>, StateError> {
         device,
         connector: stored.connector.clone(),
         nodes: stored.nodes.clone(),
+        web: stored.web.clone(),
         node_key: KeyHash::from_bytes(hash(&stored.node_key).ok_or_else(malformed)?),
         key: Zeroizing::new(STANDARD.decode(&stored.key).map_err(|_| malformed())?),
         token_hash: hash(&stored.token_hash).ok_or_else(malformed)?,
@@ -226,7 +233,10 @@ mod tests {
         let nodes = vec!["node.example.com:443".parse().unwrap()];
         let secret = EnrolmentSecret::from_bytes([secret; 32]);
         let lifetime = Duration::from_secs(60);
-        enrolment::create(&store, "hq".parse().unwrap(), nodes, lifetime, secret, UnixTime(0)).await.unwrap()
+        let web = "access.example.com:443".parse().unwrap();
+        enrolment::create(&store, "hq".parse().unwrap(), nodes, web, lifetime, secret, UnixTime(0))
+            .await
+            .unwrap()
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! The UDP flows of one end-to-end connection: payloads out and in, whatever the path's datagrams hold.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -15,11 +15,18 @@ use super::wire::{Datagram, split};
 /// Payloads that wait for one flow's task.
 const QUEUE: usize = 256;
 
+/// Bytes that wait for the tasks of all flows of a connection.
+pub(crate) const MAX_HELD: usize = 4 * 1024 * 1024;
+
+/// What a payload costs besides its bytes.
+const OVERHEAD: usize = 64;
+
 /// All flows of one connection.
 #[derive(Debug)]
 pub(crate) struct Flows {
     connection: Connection,
-    open: Mutex<BTreeMap<u32, mpsc::Sender<Bytes>>>,
+    open: Mutex<BTreeMap<u32, mpsc::Sender<Held>>>,
+    held: Arc<AtomicUsize>,
     packet: AtomicU16,
     lost: [AtomicU64; 4],
 }
@@ -47,7 +54,31 @@ const TOO_LARGE: usize = 3;
 pub(crate) struct Flow {
     number: u32,
     flows: Arc<Flows>,
-    incoming: mpsc::Receiver<Bytes>,
+    incoming: mpsc::Receiver<Held>,
+}
+
+/// A payload that waits; counted until it is taken or dropped.
+#[derive(Debug)]
+struct Held {
+    payload: Bytes,
+    held: Arc<AtomicUsize>,
+}
+
+impl Held {
+    /// Nothing where too much waits already. The bytes are copied: what comes from the socket holds on to all that came
+    /// with it.
+    fn new(payload: &Bytes, held: &Arc<AtomicUsize>) -> Option<Self> {
+        let size = payload.len() + OVERHEAD;
+        let room = |now: usize| now.checked_add(size).filter(|now| *now <= MAX_HELD);
+        held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok()?;
+        Some(Self { payload: Bytes::copy_from_slice(payload), held: Arc::clone(held) })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.payload.len() + OVERHEAD, Ordering::Relaxed);
+    }
 }
 
 impl Flows {
@@ -55,6 +86,7 @@ impl Flows {
         Arc::new(Self {
             connection,
             open: Mutex::default(),
+            held: Arc::default(),
             packet: AtomicU16::new(0),
             lost: Default::default(),
         })
@@ -77,10 +109,12 @@ impl Flows {
                 lost.store(reassembler.lost(), Ordering::Relaxed);
             }
             let Some((flow, payload)) = complete else { continue };
-            let sent = self.open().get(&flow).map(|incoming| incoming.try_send(payload));
-            match sent {
-                Some(Ok(())) => {}
-                Some(Err(_)) => self.lose(FULL),
+            let taken = self.open().get(&flow).map(|incoming| {
+                Held::new(&payload, &self.held).is_some_and(|held| incoming.try_send(held).is_ok())
+            });
+            match taken {
+                Some(true) => {}
+                Some(false) => self.lose(FULL),
                 None => self.lose(STRANGE),
             }
         }
@@ -97,6 +131,12 @@ impl Flows {
         Some(Flow { number, flows: Arc::clone(self), incoming })
     }
 
+    /// Bytes that wait now, of all flows.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn losses(&self) -> Losses {
         let [partial, strange, full, too_large] =
             self.lost.each_ref().map(|count| count.load(Ordering::Relaxed));
@@ -109,12 +149,17 @@ impl Flows {
         }
     }
 
-    fn open(&self) -> MutexGuard<'_, BTreeMap<u32, mpsc::Sender<Bytes>>> {
+    fn open(&self) -> MutexGuard<'_, BTreeMap<u32, mpsc::Sender<Held>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Flow {
+    #[cfg(test)]
+    pub(crate) fn flows(&self) -> &Flows {
+        &self.flows
+    }
+
     pub(crate) const fn number(&self) -> u32 {
         self.number
     }
@@ -147,7 +192,8 @@ impl Flow {
 
     /// The next payload from the other end; nothing once the connection has ended.
     pub(crate) async fn receive(&mut self) -> Option<Bytes> {
-        self.incoming.recv().await
+        let held = self.incoming.recv().await?;
+        Some(held.payload.clone())
     }
 }
 

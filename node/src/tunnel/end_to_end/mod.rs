@@ -15,6 +15,8 @@ mod fragment;
 mod transport;
 mod wire;
 
+#[cfg(test)]
+pub(crate) use flows::MAX_HELD;
 pub(crate) use flows::{Flow, Flows, Losses};
 pub(crate) use transport::{SessionCode, client_config, connector_config, endpoint, probe_timeout};
 pub(crate) use wire::{Carries, MAX_PAYLOAD, Reply, Request};

@@ -4,7 +4,7 @@
 //! 2. What the gate or the daemon's table has to be told waits in a queue of its own, since the gate may take its time to
 //!    find a neighbour. A `Ready` waits behind what it depends on.
 //! 3. The client's leg is judged by the address at which it is: policy may know networks, and the leg need not come from
-//!    where the control connection does.
+//!    where the control connection does. Of a leg that comes by TCP that is the TCP connection's.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use tracing::{debug, warn};
 use crate::clock;
 
 use super::super::access_wire::AccessFrame;
+use super::super::carrier::is_stream;
 use super::super::relay::{Action, BindDatagram, Leg, Pair, SessionRef};
 use super::super::session::NodeInput;
 use super::super::wire::{EndReason, RelayPath};
@@ -56,7 +57,7 @@ impl Shared {
     fn on_bind(self: &Arc<Self>, datagram: &BindDatagram, ports: &BTreeSet<u16>) {
         let remote = datagram.tuple.remote();
         // The node itself, on whichever of its addresses: packets would go in circles.
-        if ports.contains(&remote.port()) && is_own(remote) {
+        if !is_stream(remote) && ports.contains(&remote.port()) && is_own(remote) {
             return;
         }
         let now = clock::monotonic();
@@ -88,15 +89,22 @@ impl Shared {
 
     async fn perform(self: &Arc<Self>, work: Work) {
         let Work { session, placing, ready } = work;
+        let path_of = |inner: &Inner| inner.book.get(session).and_then(|entry| entry.path);
+        let before = path_of(&self.lock());
         if let Some(action) = placing
             && let Err(reason) = self.place(&action).await
         {
             return self.end_soon(vec![(session, reason)]);
         }
         let inner = self.lock();
-        let Some(path) = inner.book.get(session).and_then(|entry| entry.path) else { return };
+        let Some(path) = path_of(&inner) else { return };
+        let is_told = ready.iter().any(|(leg, _)| *leg == Leg::Client);
         for (leg, counter) in ready {
             inner.tell(session, leg, &Told::Ready { counter, path });
+        }
+        if before != Some(path) && !is_told {
+            // The other end has moved, and with it who relays. No bind of the client's has this number.
+            inner.tell(session, Leg::Client, &Told::Ready { counter: 0, path });
         }
     }
 
@@ -107,7 +115,14 @@ impl Shared {
         };
         let about = self.lock().book.get(pair.session).map(|entry| Arc::clone(&entry.about));
         let Some(about) = about else { return Ok(()) };
-        let (from, decided_by) = (pair.client.remote().ip(), self.active());
+        // A stream that is gone is no place: its end takes another one, and binds again.
+        let Some(from) = self.carried.real(pair.client.remote()) else {
+            if let Action::ReplaceLeg { old, .. } = action {
+                self.relay.forget(pair.session, *old);
+            }
+            return Ok(());
+        };
+        let decided_by = self.active();
         if !self.still_allowed(&about, from) {
             return Err(EndReason::NotAllowed);
         }
@@ -120,8 +135,14 @@ impl Shared {
         if inner.book.get(pair.session).is_none() {
             return Ok(());
         }
-        if path == RelayPath::Userspace && !self.relay.perform(action) {
-            return Err(EndReason::RelayFailed);
+        match (path, action) {
+            (RelayPath::Userspace, action) => {
+                if !self.relay.perform(action) {
+                    return Err(EndReason::RelayFailed);
+                }
+            }
+            (RelayPath::Kernel, Action::ReplaceLeg { old, .. }) => self.relay.forget(pair.session, *old),
+            (RelayPath::Kernel, Action::Install(_) | Action::Send { .. } | Action::Ready { .. }) => {}
         }
         inner.book.ready(pair.session, path, from);
         drop(inner);

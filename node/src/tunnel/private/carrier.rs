@@ -2,8 +2,8 @@
 //!
 //! 1. [`Carrier::open`]: a number, good until its expiry, which the gate keeps too.
 //! 2. [`Carrier::place`]: both legs are where they are. The gate sends packets on by itself, or, where it cannot (IPv4 to
-//!    IPv6, a local route, an interface that it does not guard), judges and counts them and lets them through to the
-//!    node's socket.
+//!    IPv6, a local route, an interface that it does not guard, a leg that comes by TCP), judges and counts them and lets
+//!    them through to the node's socket.
 //! 3. [`Carrier::cut`]: no packet passes any more; what each end had sent.
 //!
 //! Calls to the gate block, some of them for milliseconds: a thread that may waits for them.
@@ -18,6 +18,7 @@ use tracing::error;
 use crate::clock;
 use crate::gate::{self, FlowGrant, PeerAddress, RelayError, Way};
 
+use super::super::carrier::is_stream;
 use super::super::relay::{MAX_SESSIONS, Pair, SessionRef, Terms, Tuple, Usage};
 use super::super::wire::RelayPath;
 
@@ -129,7 +130,12 @@ impl Carrier {
             Self::Daemon(_) => Ok(RelayPath::Userspace),
             Self::Gate(gate) => {
                 let gate = gate.clone();
-                Ok(match blocking(move || gate.place(&grant(&pair))).await?? {
+                let by_stream = [pair.client, pair.connector].iter().any(|leg| is_stream(leg.remote()));
+                let place = move || match by_stream {
+                    true => gate.install_to_host(&grant(&pair)).map(|()| Way::Host),
+                    false => gate.place(&grant(&pair)),
+                };
+                Ok(match blocking(place).await?? {
                     Way::Gate => RelayPath::Kernel,
                     Way::Host => RelayPath::Userspace,
                 })

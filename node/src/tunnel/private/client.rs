@@ -33,7 +33,8 @@ use super::super::standing::Standing;
 use super::super::wire::{CloseCode, EndReason};
 use super::book::ControlId;
 use super::ending::login_over;
-use super::open::Asker;
+use super::open::{Asker, Wish};
+use super::waiting::Waiting;
 use super::{ClientSeat, PrivateSessions, Shared};
 
 /// Connections of one login of a client, and of all of them.
@@ -77,7 +78,8 @@ pub(in super::super) async fn serve_client(
     place: Place,
     shutdown: &CancellationToken,
 ) {
-    let address = connection.remote_address().ip().to_canonical();
+    let remote = connection.remote_address();
+    let address = node.carried.real(remote).unwrap_or(remote.ip());
     let visit = Visit { node, shared: &node.private.shared, connection: &connection, local, key, address };
     match visit.run(place, shutdown).await {
         Ok(()) => {}
@@ -174,11 +176,15 @@ impl Visit<'_> {
         drop(place);
         debug!(address = %self.address, version = version.as_str(), "an access client");
         self.node.recent.remember(&proven.login.session.person.to_string(), self.address, clock::now());
-        let _standing =
-            self.node.gate.as_ref().map(|gate| Standing::begin(gate, self.connection, self.local));
+        let _standing = self
+            .node
+            .gate
+            .as_ref()
+            .map(|gate| Standing::begin(gate, &self.node.carried, self.connection, self.local));
         self.welcome(&mut send, &proven).await?;
 
-        let mut conversation = Conversation { visit: self, seat, control: seated.control, proven };
+        let waiting = Waiting::new(&self.shared.came);
+        let mut conversation = Conversation { visit: self, seat, control: seated.control, proven, waiting };
         match conversation.run(&mut send, &mut reader, &mut told, shutdown).await? {
             Ending::Left => self.close(CloseCode::Shutdown),
             Ending::Said => self.finish(&mut send).await,
@@ -285,6 +291,7 @@ struct Conversation<'a> {
     seat: ClientSeat,
     control: ControlId,
     proven: Proven,
+    waiting: Waiting,
 }
 
 impl Conversation<'_> {
@@ -306,6 +313,12 @@ impl Conversation<'_> {
                     self.answer(frame).await?
                 }
                 Some(frame) = told.recv() => Some(frame),
+                due = self.waiting.due() => {
+                    for frame in self.try_again(due).await {
+                        control::send(send, &frame).await?;
+                    }
+                    None
+                }
                 () = login.ended.cancelled() => {
                     // What its sessions are told comes first.
                     let _ = self.visit.node.private.end_client(self.seat.client, login_over(&login)).await;
@@ -330,24 +343,19 @@ impl Conversation<'_> {
     }
 
     async fn answer(&mut self, frame: ClientFrame) -> Result<Option<AccessFrame>, Over> {
-        let Visit { node, shared, connection, key, .. } = *self.visit;
-        let asker = Asker {
-            control: self.control,
-            seat: &self.seat,
-            login: &self.proven.login,
-            key,
-            address: connection.remote_address().ip().to_canonical(),
-        };
+        let shared = self.visit.shared;
         match frame {
             ClientFrame::Hello { .. } => Err(Over::Protocol("a second Hello")),
             ClientFrame::Open { application, .. } if application.len() > MAX_APPLICATION => {
                 Err(Over::Protocol("the name of an application is too long"))
             }
             ClientFrame::Open { request, application, destination } => {
-                let open = shared.open(&node.registry, &asker, request, &application, destination.as_ref());
-                Ok(Some(open.await))
+                let wish = Wish { request, application, destination };
+                Ok(self.open(wish, Waiting::until()).await)
             }
-            ClientFrame::Resume { request, grant } => Ok(Some(shared.resume(&asker, request, grant).await)),
+            ClientFrame::Resume { request, grant } => {
+                Ok(Some(shared.resume(&self.asker(), request, grant).await))
+            }
             ClientFrame::Close { session } => {
                 let is_its_own = shared
                     .lock()
@@ -361,6 +369,41 @@ impl Conversation<'_> {
             }
             ClientFrame::Renew { token } => Ok(Some(self.renew(&token).await)),
         }
+    }
+
+    fn asker(&self) -> Asker<'_> {
+        Asker {
+            control: self.control,
+            seat: &self.seat,
+            login: &self.proven.login,
+            key: self.visit.key,
+            address: self
+                .visit
+                .node
+                .carried
+                .real(self.visit.connection.remote_address())
+                .unwrap_or(self.visit.address),
+        }
+    }
+
+    /// The answer to a request that may wait `until` then; none yet where it waits.
+    async fn open(&mut self, wish: Wish, until: Instant) -> Option<AccessFrame> {
+        let Visit { node, shared, .. } = *self.visit;
+        let may_wait = Instant::now() < until && self.waiting.has_room();
+        let answer = shared.open(&node.registry, &self.asker(), &wish, may_wait).await;
+        if answer.is_none() {
+            self.waiting.add(until, wish);
+        }
+        answer
+    }
+
+    /// The answers to what has waited, as far as it does not go on waiting.
+    async fn try_again(&mut self, due: Vec<(Instant, Wish)>) -> Vec<AccessFrame> {
+        let mut answers = Vec::new();
+        for (until, wish) in due {
+            answers.extend(self.open(wish, until).await);
+        }
+        answers
     }
 
     /// A younger token, of the same login: any other is refused, and the connection ends.

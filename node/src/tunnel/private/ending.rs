@@ -22,7 +22,7 @@ use crate::flow::{ClientId, SessionId};
 use crate::gate;
 use crate::session::LiveSession;
 
-use super::super::relay::{Leg, Relay, SessionRef, Usage};
+use super::super::relay::{Leg, Relay, Sent, SessionRef, Usage};
 use super::super::wire::{EndReason, RelayPath};
 use super::binding::Told;
 use super::book::{About, Entry, REATTACH_TIMEOUT};
@@ -32,6 +32,9 @@ use super::{ClientSeat, Inner, LOOK_EVERY, PrivateSessions, Shared};
 
 /// The gate's own keeper clears away what has expired, and knows what it has carried: it comes first.
 const EXPIRY_GRACE: Duration = Duration::from_secs(5);
+
+/// An end whose clock is ahead of the node's closes an expired session so much early, whole seconds included.
+const EXPIRY_AHEAD: Duration = Duration::from_secs(2);
 
 /// The reason of a session that the daemon relayed until it stopped, in events and metrics.
 const NODE_STOPPED: &str = "node_stopped";
@@ -68,10 +71,10 @@ impl PrivateSessions {
     pub fn expired(&self, ended: &[gate::Ended]) {
         let over = ended.iter().map(|ended| (of_gate(ended.session), ended)).collect::<BTreeMap<_, _>>();
         let ending = over.keys().map(|session| (*session, EndReason::Expired)).collect();
-        let mut gone = self.shared.lock().take_out(&self.shared.relay, ending);
-        for one in &mut gone {
-            one.usage = over.get(&one.session).map(|ended| counted(ended.usage));
-            self.shared.say_goodbye(one, &one.usage.unwrap_or_default());
+        let gone = self.shared.lock().take_out(&self.shared.relay, ending);
+        for one in &gone {
+            let by_gate = over.get(&one.session).map(|ended| counted(ended.usage));
+            self.shared.say_goodbye(one, &one.usage(by_gate));
         }
         if !gone.is_empty() {
             self.shared.count();
@@ -88,7 +91,7 @@ impl PrivateSessions {
         let all = self.shared.lock().book.matching(|_| true);
         let ending = all.into_iter().map(|session| (session, EndReason::RelayFailed)).collect();
         for over in self.shared.lock().take_out(&self.shared.relay, ending) {
-            self.shared.account(&over.entry, &over.usage.unwrap_or_default(), NODE_STOPPED);
+            self.shared.account(&over.entry, &over.usage(None), NODE_STOPPED);
         }
     }
 
@@ -133,7 +136,15 @@ struct Over {
     session: SessionRef,
     entry: Entry,
     reason: EndReason,
-    usage: Option<[Usage; 2]>,
+    /// Through the daemon.
+    sent: Sent,
+}
+
+impl Over {
+    /// What each end has sent, where the gate has counted what came by UDP, or has not.
+    fn usage(&self, by_gate: Option<[Usage; 2]>) -> [Usage; 2] {
+        by_gate.map_or_else(|| self.sent.all(), |by_udp| self.sent.with_udp(by_udp))
+    }
 }
 
 impl Shared {
@@ -169,8 +180,7 @@ impl Shared {
             let cut = shared.cut(&sessions).await;
             let by_gate: BTreeMap<_, _> = cut.as_deref().unwrap_or_default().iter().copied().collect();
             for over in &over {
-                let usage = by_gate.get(&over.session).copied().or(over.usage).unwrap_or_default();
-                shared.say_goodbye(over, &usage);
+                shared.say_goodbye(over, &over.usage(by_gate.get(&over.session).copied()));
             }
             // Whoever waits for the end may close the connection on which it is told.
             shared.settle(&sessions, &cut);
@@ -398,10 +408,18 @@ impl Shared {
 impl Inner {
     fn take_out(&mut self, relay: &Relay, ending: Vec<(SessionRef, EndReason)>) -> Vec<Over> {
         let mut all = Vec::new();
+        let soon = clock::monotonic().saturating_add(EXPIRY_AHEAD);
         for (session, reason) in ending {
             let Some(entry) = self.book.remove(session) else { continue };
-            let usage = self.binds.remove(session).and_then(|removed| relay.remove(&removed));
-            all.push(Over { session, entry, reason, usage });
+            let reason = match reason {
+                // Both ends know when its time is over, and do not wait for the node to say it.
+                EndReason::Closed | EndReason::ConnectorEnded if entry.about.expires <= soon => {
+                    EndReason::Expired
+                }
+                reason => reason,
+            };
+            let sent = self.binds.remove(session).and_then(|removed| relay.remove(&removed));
+            all.push(Over { session, entry, reason, sent: sent.unwrap_or_default() });
         }
         all
     }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use quinn::ConnectionError;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
@@ -13,6 +15,7 @@ use super::super::registry::Link;
 use super::super::relay::wire::BindKey;
 use super::super::relay::{Leg, LegSecret, SessionRef};
 use super::super::session::NodeInput;
+use super::super::transport::IDLE_TIMEOUT;
 use super::super::wire::{CloseCode, ConnectorName, EndReason, Offer};
 use super::book::ControlId;
 use super::{Inner, PrivateSessions, Shared};
@@ -78,6 +81,7 @@ impl PrivateSessions {
         inner.links.insert(control, LinkSeat { link: Arc::clone(link), key, to });
         let unserved = inner.book.unserved(&link.connector);
         drop(inner);
+        self.shared.came.send_modify(|came| *came = came.wrapping_add(1));
         self.shared.offer_again(&unserved);
         ToLink { private: self.clone(), control, inputs }
     }
@@ -86,8 +90,11 @@ impl PrivateSessions {
 impl Shared {
     fn link_gone(self: &Arc<Self>, control: ControlId) {
         let mut inner = self.lock();
-        inner.links.remove(&control);
-        let left = inner.book.link_gone(control, clock::monotonic());
+        let seat = inner.links.remove(&control);
+        // Its sessions are kept from when it was last heard.
+        let silent = seat.and_then(|seat| seat.link.connection.close_reason());
+        let silence = if silent == Some(ConnectionError::TimedOut) { IDLE_TIMEOUT } else { Duration::ZERO };
+        let left = inner.book.link_gone(control, clock::monotonic().saturating_sub(silence));
         drop(inner);
         self.offer_again(&left);
     }

@@ -55,7 +55,8 @@ impl PrivateSessions {
         };
         let with_bytes = |(session, row)| {
             let of_gate = self.shared.carrier.usage(session);
-            let [up, down] = of_gate.or_else(|| self.shared.relay.usage(session)).unwrap_or_default();
+            let sent = self.shared.relay.sent(session).unwrap_or_default();
+            let [up, down] = of_gate.map_or_else(|| sent.all(), |by_udp| sent.with_udp(by_udp));
             PrivateSession { bytes_up: up.bytes, bytes_down: down.bytes, ..row }
         };
         sessions.into_iter().map(with_bytes).collect()

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! client      Hello(token) ─▶ who it is                    client: token, login, bounds
-//!             Open ─────────▶ decide ─▶ Permit             permit: policy, and where it leads
+//!             Open ─────────▶ decide ─▶ Permit             permit: policy, and where it leads; waiting: for a connector
 //!                             number, ticket, grant        open, carrier: the gate's numbers or the daemon's
 //!             ◀── Opened      Offer ──▶ connector          links: a connection that takes sessions
 //!             Bind ─────────▶ Binds ◀── Bind               binding: the two legs, then the gate or the daemon's relay
@@ -27,6 +27,7 @@ mod listing;
 mod open;
 mod permit;
 mod resume;
+mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -49,6 +50,7 @@ use crate::store::Store;
 use crate::token::Tokens;
 
 use super::access_wire::AccessFrame;
+use super::carrier::Carried;
 use super::enrolment::{EnrolmentError, node_key};
 use super::identity::TunnelKey;
 use super::ids::Mint;
@@ -63,6 +65,8 @@ pub use listing::PrivateSession;
 
 pub(super) use client::serve_client;
 pub(super) use links::ToLink;
+#[cfg(test)]
+pub(super) use waiting::{LINK_WAIT, MAX_WAITING};
 
 use links::LinkSeat;
 
@@ -83,6 +87,8 @@ pub struct PrivateParts {
     pub active: watch::Receiver<Arc<Active>>,
     /// The gate's relay, where there is one.
     pub gate: Option<gate::Relay>,
+    /// Where legs that come by TCP really are.
+    pub carried: Carried,
 }
 
 /// The private sessions of one node. Clones share them.
@@ -101,6 +107,7 @@ struct Shared {
     active: watch::Receiver<Arc<Active>>,
     key: TunnelKey,
     carrier: Carrier,
+    carried: Carried,
     /// Carries what the gate does not, and hands over binds.
     relay: Arc<Relay>,
     /// Mints tickets; absent until the tunnel is served.
@@ -109,6 +116,8 @@ struct Shared {
     work: mpsc::Sender<Work>,
     /// Counts answers of the gate about ends.
     cuts: watch::Sender<u64>,
+    /// Counts connections that have begun to take sessions.
+    came: watch::Sender<u64>,
     queues: tokio::sync::Mutex<Queues>,
     began: Duration,
 }
@@ -149,7 +158,7 @@ impl PrivateSessions {
         let key = node_key(&parts.store).await?;
         let (relay, binds) = Relay::new(clock::monotonic);
         let (work, works) = mpsc::channel(WORK_QUEUE);
-        let PrivateParts { store, sessions, clients, tokens, events, metrics, active, gate } = parts;
+        let PrivateParts { store, sessions, clients, tokens, events, metrics, active, gate, carried } = parts;
         let shared = Shared {
             store,
             sessions,
@@ -160,11 +169,13 @@ impl PrivateSessions {
             active,
             key,
             carrier: Carrier::new(gate),
+            carried,
             relay,
             mint: RwLock::default(),
             inner: Mutex::default(),
             work,
             cuts: watch::Sender::default(),
+            came: watch::Sender::default(),
             queues: tokio::sync::Mutex::new(Queues { binds, work: works }),
             began: clock::monotonic(),
         };

@@ -1,7 +1,8 @@
 //! `Open`: from a request to a session that both ends may bind to.
 //!
 //! 1. Policy decides, by the login, the address and what is in force now.
-//! 2. A connection of the connector is found that takes sessions; the session gets its number and its expiry.
+//! 2. A connection of the connector is found that takes sessions; the session gets its number and its expiry. Where there is
+//!    none, nothing is decided yet: the request [waits](super::waiting) for one to come.
 //! 3. It is in the book, its legs are expected; the connector is offered it and the client gets its grant, at the same time:
 //!    the client binds at once and does not wait for the connector.
 //! 4. What was revoked or reloaded meanwhile is looked at again, now that whoever revokes would find the session.
@@ -50,18 +51,30 @@ pub(super) struct Asker<'a> {
     pub(super) address: IpAddr,
 }
 
+/// What an `Open` asks for.
+#[derive(Debug)]
+pub(super) struct Wish {
+    pub(super) request: RequestId,
+    pub(super) application: String,
+    pub(super) destination: Option<Authority>,
+}
+
 impl Shared {
-    /// The answer to an `Open`.
+    /// The answer to an `Open`; none yet where only the connector is missing and the request `may_wait` for it.
     pub(super) async fn open(
         self: &Arc<Self>,
         registry: &Registry,
         asker: &Asker<'_>,
-        request: RequestId,
-        application: &str,
-        destination: Option<&Authority>,
-    ) -> AccessFrame {
-        let outcome = self.try_open(registry, asker, request, application, destination).await;
-        self.answer(asker, request, application, outcome, destination.map(Authority::as_str))
+        wish: &Wish,
+        may_wait: bool,
+    ) -> Option<AccessFrame> {
+        let Wish { request, application, destination } = wish;
+        let outcome = self.try_open(registry, asker, *request, application, destination.as_ref()).await;
+        let waits = outcome.as_ref().is_err_and(|refused| {
+            may_wait && matches!(refused.denial, Denial::ConnectorGone | Denial::ConnectorOld)
+        });
+        let detail = destination.as_ref().map(Authority::as_str);
+        (!waits).then(|| self.answer(asker, *request, application, outcome, detail))
     }
 
     async fn try_open(

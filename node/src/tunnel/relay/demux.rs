@@ -22,10 +22,11 @@ use quinn::AsyncUdpSocket;
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use tokio::sync::mpsc;
 
+use super::super::carrier::{is_stream, tuple_of_stream};
 use super::super::layered::{Layer, LayeredSocket};
 use super::node::{Action, Removed};
 use super::tuple::{Pair, SessionRef, Tuple};
-use super::userspace::{Passage, Refused, Table, Usage};
+use super::userspace::{Passage, Refused, Sent, Table};
 use super::wire::{REQUEST_LEN, is_request};
 
 /// Binds and answers that wait for the machine.
@@ -105,14 +106,19 @@ impl Relay {
         }
     }
 
-    /// Cuts a session: none of its packets passes once this has returned. What each end had sent: client, connector.
-    pub fn remove(&self, removed: &Removed) -> Option<[Usage; 2]> {
+    /// Cuts a session: none of its packets passes once this has returned. What its ends had sent.
+    pub fn remove(&self, removed: &Removed) -> Option<Sent> {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        let usage = table.close(removed.session);
+        let sent = table.close(removed.session);
         for input in &removed.inputs {
             table.remove(removed.session, *input);
         }
-        usage
+        sent
+    }
+
+    /// Another relay carries the session from here on: this leg's entry is of no use any more.
+    pub fn forget(&self, session: SessionRef, input: Tuple) {
+        self.table.write().unwrap_or_else(PoisonError::into_inner).remove(session, input);
     }
 
     /// Cuts every session of a person that was granted under another epoch.
@@ -120,9 +126,9 @@ impl Relay {
         self.table.write().unwrap_or_else(PoisonError::into_inner).set_epoch(identity, epoch);
     }
 
-    /// What each end has sent: client, connector.
-    pub fn usage(&self, session: SessionRef) -> Option<[Usage; 2]> {
-        self.table.read().unwrap_or_else(PoisonError::into_inner).usage(session)
+    /// What the session's ends have sent.
+    pub fn sent(&self, session: SessionRef) -> Option<Sent> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).sent(session)
     }
 
     /// Lets go of all sockets: nothing is sent any more.
@@ -176,7 +182,9 @@ impl Relay {
         ecn: Option<EcnCodepoint>,
     ) -> io::Result<()> {
         let sockets = self.sockets.read().unwrap_or_else(PoisonError::into_inner);
-        let (bound, socket) = leaving_by(&sockets, to.local()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        // To a stream by any of them: it is no socket's own.
+        let leaving = if is_stream(to.remote()) { sockets.first() } else { leaving_by(&sockets, to.local()) };
+        let (bound, socket) = leaving.ok_or(io::ErrorKind::AddrNotAvailable)?;
         let destination = match (bound, to.remote()) {
             (SocketAddr::V6(_), SocketAddr::V4(remote)) => {
                 SocketAddr::new(remote.ip().to_ipv6_mapped().into(), remote.port())
@@ -242,8 +250,12 @@ impl Demux {
     fn sort(&self, buffer: &mut [u8], meta: &mut RecvMeta) {
         let filled = meta.len.min(buffer.len());
         let stride = meta.stride.clamp(1, filled.max(1));
-        let local: IpAddr = meta.dst_ip.unwrap_or_else(|| self.local.ip());
-        let tuple = Tuple::new(SocketAddr::new(local, self.local.port()), meta.addr);
+        let tuple = if is_stream(meta.addr) {
+            tuple_of_stream(meta.addr, self.local.port())
+        } else {
+            let local: IpAddr = meta.dst_ip.unwrap_or_else(|| self.local.ip());
+            Tuple::new(SocketAddr::new(local, self.local.port()), meta.addr)
+        };
         let judged = self.relay.judge(tuple);
         let mut for_quic = 0;
         let mut onward: Range<usize> = 0..0;

@@ -35,4 +35,4 @@ pub use leg::{BoundLeg, LegLayer};
 pub use legs::{LegAddress, Legs};
 pub use node::{Action, Binds, LegSecret, Own, RegisterError, Removed};
 pub use tuple::{Grant, Leg, MAX_SESSIONS, Pair, SessionRef, Terms, Tuple};
-pub use userspace::{Passage, Refused, Table, Usage};
+pub use userspace::{Passage, Refused, Sent, Table, Usage};

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::super::carrier::is_stream;
 use super::tuple::{Grant, Leg, SessionRef, Terms, Tuple};
 
 /// Which tuple leads to which, for sessions that are alive.
@@ -35,8 +36,15 @@ struct Flow {
 struct Session {
     generation: u32,
     terms: Terms,
-    client: Arc<Counters>,
-    connector: Arc<Counters>,
+    client: OfLeg,
+    connector: OfLeg,
+}
+
+/// What one end sends, by how it comes.
+#[derive(Debug, Default)]
+struct OfLeg {
+    by_udp: Arc<Counters>,
+    by_stream: Arc<Counters>,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +59,37 @@ pub struct Usage {
     pub packets: u64,
     /// With IP and UDP headers.
     pub bytes: u64,
+}
+
+impl Usage {
+    /// Both together.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self {
+            packets: self.packets.saturating_add(other.packets),
+            bytes: self.bytes.saturating_add(other.bytes),
+        }
+    }
+}
+
+/// What a session's ends have sent through the relay: client, connector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sent {
+    pub by_udp: [Usage; 2],
+    /// By streams, of which the gate sees nothing.
+    pub by_stream: [Usage; 2],
+}
+
+impl Sent {
+    pub const fn all(&self) -> [Usage; 2] {
+        self.with_udp(self.by_udp)
+    }
+
+    /// The same where somebody else has counted what came by UDP.
+    pub const fn with_udp(&self, [client, connector]: [Usage; 2]) -> [Usage; 2] {
+        let [of_client, of_connector] = self.by_stream;
+        [client.and(of_client), connector.and(of_connector)]
+    }
 }
 
 /// Why a packet goes nowhere.
@@ -111,7 +150,7 @@ impl Table {
         if reflects(input, output) {
             return false;
         }
-        let counted = Arc::clone(known.counters(from));
+        let counted = Arc::clone(known.leg(from).counters(input));
         self.flows.insert(input, Flow { session, output, counted });
         true
     }
@@ -122,11 +161,11 @@ impl Table {
         owned && self.flows.remove(&input).is_some()
     }
 
-    /// Cuts a session: from here on none of its packets passes. What each end has sent: client, connector.
-    pub fn close(&mut self, session: SessionRef) -> Option<[Usage; 2]> {
-        let usage = self.usage(session)?;
+    /// Cuts a session: from here on none of its packets passes. What its ends have sent.
+    pub fn close(&mut self, session: SessionRef) -> Option<Sent> {
+        let sent = self.sent(session)?;
         self.sessions.remove(&session.index);
-        Some(usage)
+        Some(sent)
     }
 
     /// Cuts every session of a person that was granted under another epoch.
@@ -134,11 +173,14 @@ impl Table {
         self.epochs.insert(identity, epoch);
     }
 
-    /// What each end has sent: client, connector.
-    pub fn usage(&self, session: SessionRef) -> Option<[Usage; 2]> {
+    /// What the session's ends have sent.
+    pub fn sent(&self, session: SessionRef) -> Option<Sent> {
         let known =
             self.sessions.get(&session.index).filter(|known| known.generation == session.generation)?;
-        Some(Leg::BOTH.map(|leg| known.counters(leg).usage()))
+        Some(Sent {
+            by_udp: Leg::BOTH.map(|leg| known.leg(leg).by_udp.usage()),
+            by_stream: Leg::BOTH.map(|leg| known.leg(leg).by_stream.usage()),
+        })
     }
 
     /// Entries, alive or not.
@@ -173,11 +215,17 @@ impl Table {
 }
 
 impl Session {
-    const fn counters(&self, from: Leg) -> &Arc<Counters> {
+    const fn leg(&self, from: Leg) -> &OfLeg {
         match from {
             Leg::Client => &self.client,
             Leg::Connector => &self.connector,
         }
+    }
+}
+
+impl OfLeg {
+    fn counters(&self, input: Tuple) -> &Arc<Counters> {
+        if is_stream(input.remote()) { &self.by_stream } else { &self.by_udp }
     }
 }
 

@@ -48,6 +48,7 @@ impl Login for Person {
         let lifetime = self.lifetime.lock().unwrap().unwrap_or(Duration::from_secs(3600));
         Box::pin(async move {
             Ok(Credentials {
+                web: None,
                 address: address.ok_or_else(|| NoCredentials("logged out".to_owned()))?,
                 node: node.unwrap(),
                 device: DeviceSecret::from_bytes(&[7; DeviceSecret::SIZE]).unwrap(),

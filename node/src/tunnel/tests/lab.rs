@@ -32,6 +32,7 @@ use crate::recent::Recent;
 use crate::session::Sessions;
 use crate::store::Store;
 use crate::token::Tokens;
+use crate::tunnel::carrier::Carried;
 use crate::tunnel::connector::{self, ConnectorConfig, ConnectorError};
 use crate::tunnel::enrolment::{self, EnrolmentToken};
 use crate::tunnel::node::{NodeTunnel, ServeError, serve};
@@ -144,6 +145,7 @@ impl Lab {
             &self.node.store,
             connector.parse().unwrap(),
             nodes.iter().map(|node| node.parse().unwrap()).collect(),
+            self.address.to_string().parse().unwrap(),
             lifetime,
             EnrolmentSecret::from_bytes(clock::random()),
             clock::now(),
@@ -278,6 +280,7 @@ async fn node(directory: &Path, outfit: &Outfit) -> (NodeTunnel, Desk) {
     let clients = Clients::load(store.clone(), &sessions, Arc::clone(&metrics), now).await.unwrap();
     let tokens = Tokens::load(store.clone(), "access.example.com", now).await.unwrap();
     let (reload, active) = watch::channel(config(directory, &[]));
+    let carried = Carried::new(None, &metrics);
     let private = PrivateSessions::new(PrivateParts {
         store: store.clone(),
         sessions: sessions.clone(),
@@ -287,6 +290,7 @@ async fn node(directory: &Path, outfit: &Outfit) -> (NodeTunnel, Desk) {
         metrics: Arc::clone(&metrics),
         active,
         gate: outfit.relay.clone(),
+        carried: carried.clone(),
     });
     let private = private.await.unwrap();
     let node = NodeTunnel {
@@ -298,6 +302,7 @@ async fn node(directory: &Path, outfit: &Outfit) -> (NodeTunnel, Desk) {
         recent: Recent::default(),
         devices,
         private,
+        carried,
     };
     (node, Desk { sessions, clients, tokens, metrics, reload })
 }

@@ -125,19 +125,20 @@ impl World {
         let dir = line.node.scratch()?;
         let origin = Origin::start(&line.office, Ipv4Addr::LOCALHOST)?;
         let ca = Ca::new("Bench CA")?;
-        let ca_file = ca.write(&dir)?;
+        ca.write(&dir)?;
         ca.issue(&["*.example.com"])?.write(&dir, "node")?;
         let config = config(&dir, &pin(&line), plane);
         let mut node = Node::new(&dir.join("node"), Some(&line.node), METRICS.parse()?, &config)?;
         node.add_user("ann", "ann@example.com", PASSWORD, &[])?;
         node.restart()?;
         let connector = enrol(&node, &line, &dir, "hq")?;
-        let url = format!("https://{AUTH}");
-        let hosts = format!("127.0.0.1 localhost\n{NODE} {AUTH}\n");
-        let machine = Machine::at(&dir, "laptop", url, &ca_file, &hosts)?;
-        let web = Web::at(&dir.join("jar"), &ca_file, 443, &[AUTH], NODE);
-        line.user.enter(|| machine.log_in(&web, "ann"))??;
+        let machine = log_in(&line, &dir, "laptop")?;
         Ok(Self { _connector: connector, machine, node, origin, dir, line })
+    }
+
+    /// Another machine of the person's, who is logged in there.
+    pub fn log_in(&self, name: &str) -> Result<Machine> {
+        log_in(&self.line, &self.dir, name)
     }
 
     /// The client with a listener for each application, once a byte has come through every one of them.
@@ -185,6 +186,16 @@ fn pin(line: &Line) -> PathBuf {
     line.node.bpffs().join("gate")
 }
 
+fn log_in(line: &Line, dir: &Path, name: &str) -> Result<Machine> {
+    let url = format!("https://{AUTH}");
+    let hosts = format!("127.0.0.1 localhost\n{NODE} {AUTH}\n");
+    let ca = dir.join("ca.pem");
+    let machine = Machine::at(dir, name, url, &ca, &hosts)?;
+    let web = Web::at(&dir.join(format!("{name}.jar")), &ca, 443, &[AUTH], NODE);
+    line.user.enter(|| machine.log_in(&web, "ann"))??;
+    Ok(machine)
+}
+
 /// A connector in the office, once it is connected.
 fn enrol(node: &Node, line: &Line, dir: &Path, name: &str) -> Result<Connector> {
     let token = node.create_connector(name, "198.51.100.1:443")?;
@@ -228,6 +239,12 @@ type = "local"
 name = "staff"
 action = "allow"
 include = [{{ email_domain = "example.com" }}]
+[[application]]
+name = "many"
+type = "tcp"
+network = {{ prefix = "10.0.0.0/8", ports = [7] }}
+connector = "hq"
+policies = ["staff"]
 {applications}"#,
         dir = dir.display(),
         applications = applications.collect::<String>(),

@@ -22,7 +22,7 @@ impl Report {
     }
 
     pub fn table(&self) -> String {
-        let Options { runs, length } = &self.options;
+        let Options { runs, length, .. } = &self.options;
         format!(
             "{}\nmedian of {runs} interleaved runs of {} ms; everything shares {} CPUs\n\n{}",
             machine_line(),

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Deref;
 
-use portcullis_common::layout::{CidKey, FlowEntry, Hop, HostFlowKey, PortSet, Session, Settings};
+use portcullis_common::layout::{CidKey, FlowEntry, Hop, HostFlowKey, PortSets, Session, Settings};
 use portcullis_common::{
     Ack, Address, Flow, Lookup, Outcome, RateClass, TcpSocket, Verdict, process, take_token,
 };
@@ -126,13 +126,14 @@ impl Deref for Entry {
 
 impl Lookup for Exact {
     type Entry = Entry;
+    type Hop = Box<Hop>;
 
     fn settings(&self) -> Option<Settings> {
         self.model.settings()
     }
 
-    fn in_port_set(&self, set: PortSet, port: u16) -> bool {
-        self.model.in_port_set(set, port)
+    fn ports(&self, port: u16) -> PortSets {
+        self.model.ports(port)
     }
 
     fn is_admin(&self, protocol: u8, port: u16, remote: Address) -> bool {
@@ -187,7 +188,7 @@ impl Lookup for Exact {
         self.model.identity_epoch(index)
     }
 
-    fn hop(&self, index: u32) -> Option<Hop> {
+    fn hop(&self, index: u32) -> Option<Box<Hop>> {
         self.model.hop(index)
     }
 

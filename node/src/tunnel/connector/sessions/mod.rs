@@ -29,12 +29,12 @@ use tracing::{debug, info, warn};
 
 use crate::clock;
 
+use super::super::carrier::{LegWay, Route};
 use super::super::end_to_end::{self, SessionCode};
 use super::super::grant::{Grant, Reach, SignedGrant};
 use super::super::identity::{KeyHash, TunnelKey};
 use super::super::relay::wire::BindKey;
 use super::super::relay::{BoundLeg, End, Leg, LegAddress, LegState, Legs, SessionRef};
-use super::super::socket::dial_socket;
 use super::super::transport::TransportError;
 use super::super::wire::{Authority, Decline, EndReason, Offer};
 
@@ -121,11 +121,12 @@ impl Sessions {
         }
     }
 
-    /// Takes the session that `node` offers over `control`, or one that is known over again; its end is told to `link`.
+    /// Takes the session that `node` offers over a control connection and by its route, or one that is known over again;
+    /// its end is told to `link`.
     pub(super) fn offer(
         self: &Arc<Self>,
         node: &Authority,
-        control: &Connection,
+        (control, route): (&Connection, &Arc<Route>),
         offer: Offer,
         link: mpsc::Sender<SessionRef>,
     ) -> Result<(), Decline> {
@@ -164,7 +165,7 @@ impl Sessions {
             return Err(Decline::Busy);
         }
         let remote = control.remote_address();
-        let (socket, _) = dial_socket(remote).map_err(|error| {
+        let (socket, way) = route.leg().map_err(|error| {
             warn!(%error, "no socket for a session");
             Decline::NoSocket
         })?;
@@ -191,7 +192,7 @@ impl Sessions {
         table.by_ref.insert((node.clone(), session.session), Arc::clone(&session));
         table.by_address.insert(address, Arc::clone(&session));
         drop(table);
-        tokio::spawn(Arc::clone(self).keep(session));
+        tokio::spawn(Arc::clone(self).keep(session, way));
         Ok(())
     }
 
@@ -244,12 +245,16 @@ impl Sessions {
         self.allow.as_ref().is_none_or(|allow| allow.contains(&destination)).then_some(destination)
     }
 
-    /// Keeps the leg bound, and ends the session when its time has come.
-    async fn keep(self: Arc<Self>, session: Arc<Session>) {
+    /// Keeps the leg bound, wherever it has to go, and ends the session when its time has come.
+    async fn keep(self: Arc<Self>, session: Arc<Session>, way: LegWay) {
+        let moved = |socket, _| {
+            self.legs.replace(session.address, session.leg.move_to(socket));
+        };
         let mut state = session.leg.state();
         let unbound = state.wait_for(|state| *state == LegState::GaveUp);
         tokio::select! {
             never = Arc::clone(&session.leg).run() => match never {},
+            never = way.keep_going(moved) => match never {},
             () = session.ended.cancelled() => return,
             _ = unbound => info!(index = session.session.index, "a session's leg cannot be bound"),
             () = serve::expired(&session) => info!(index = session.session.index, "a session's time is over"),

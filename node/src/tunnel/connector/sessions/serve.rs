@@ -147,16 +147,22 @@ async fn stream((sessions, session, flows, connection): Of, mut send: SendStream
             }
         }
         (Some(destination), Carries::Udp { flow }, Protocol::Udp) => {
-            match (flows.add(flow), udp::dial(&destination).await) {
-                (Some(flow), Ok(socket)) => {
+            // The name may be slow, and the client gone by then. Only who was answered has something to say: what comes
+            // before is of no flow and is not kept.
+            let dialled = tokio::select! {
+                dialled = udp::dial(&destination) => dialled,
+                _ = send.stopped() => return,
+            };
+            match dialled.map(|socket| (flows.add(flow), socket)) {
+                Ok((Some(flow), socket)) => {
                     if control::send(&mut send, &Reply::Opened).await.is_ok() {
                         udp::carry(flow, &socket, &mut recv).await;
                         let _ = send.finish();
                     }
                     return;
                 }
-                (None, _) => Reply::Refused,
-                (Some(_), Err(failure)) => Reply::Down(failure),
+                Ok((None, _)) => Reply::Refused,
+                Err(failure) => Reply::Down(failure),
             }
         }
         (None, _, _) | (Some(_), Carries::Tcp | Carries::Udp { .. }, Protocol::Tcp | Protocol::Udp) => {

@@ -217,7 +217,7 @@ async fn ten_megabytes_go_through_beside_the_nodes_own_connections() {
     let (client, node) = &world.control;
     let control = (client.clone(), node.clone());
     tokio::join!(move_bytes(&through, PAYLOAD), move_bytes(&control, PAYLOAD / 4));
-    let [up, down] = world.relay.usage(SESSION).unwrap();
+    let [up, down] = world.relay.sent(SESSION).unwrap().all();
     assert!(up.bytes > PAYLOAD as u64 && down.bytes > 0, "{up:?} {down:?}");
     assert_eq!(world.relay.losses().refused, 0);
 }
@@ -305,7 +305,7 @@ async fn nothing_passes_before_ready_or_after_removal() {
     let through = world.through().await;
     move_bytes(&through, 1000).await;
     let removed = world.binds.lock().unwrap().remove(SESSION).unwrap();
-    let used = world.relay.remove(&removed).unwrap();
+    let used = world.relay.remove(&removed).unwrap().all();
     assert!(used.iter().all(|usage| usage.packets > 0));
     let (from, to) = &through;
     let mut stream = from.open_uni().await.unwrap();

@@ -116,8 +116,8 @@ fn usage_is_in_ip_packets_and_survives_a_new_leg() {
     moved.grants().into_iter().for_each(|grant| assert!(table.install(grant)));
     table.judge(ms(1), moved.client).unwrap().count(1, 1);
     let used = [Usage { packets: 4, bytes: 3001 + 4 * 28 }, Usage { packets: 1, bytes: 100 + 48 }];
-    assert_eq!(table.usage(SESSION), Some(used));
-    assert_eq!(table.usage(SessionRef { generation: 0, ..SESSION }), None);
-    assert_eq!(table.close(SESSION), Some(used));
-    assert_eq!(table.usage(SESSION), None);
+    assert_eq!(table.sent(SESSION).map(|sent| sent.all()), Some(used));
+    assert_eq!(table.sent(SessionRef { generation: 0, ..SESSION }), None);
+    assert_eq!(table.close(SESSION).map(|sent| sent.all()), Some(used));
+    assert_eq!(table.sent(SESSION), None);
 }

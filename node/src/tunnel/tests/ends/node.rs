@@ -148,7 +148,10 @@ impl TestNode {
         let secret = EnrolmentSecret::from_bytes(clock::random());
         let nodes = vec![self.address().to_string().parse().unwrap()];
         let lifetime = Duration::from_secs(600);
-        enrolment::create(&store, "hq".parse().unwrap(), nodes, lifetime, secret, clock::now()).await.unwrap()
+        let web = self.address().to_string().parse().unwrap();
+        enrolment::create(&store, "hq".parse().unwrap(), nodes, web, lifetime, secret, clock::now())
+            .await
+            .unwrap()
     }
 
     /// Waits for a connector that takes sessions.
@@ -195,7 +198,7 @@ impl TestNode {
     }
 
     pub(crate) fn relayed(&self, session: SessionRef) -> u64 {
-        let [up, down] = self.inner.relay.usage(session).unwrap_or_default();
+        let [up, down] = self.inner.relay.sent(session).unwrap_or_default().all();
         up.packets + down.packets
     }
 }

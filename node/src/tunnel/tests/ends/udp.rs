@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use tokio::net::UdpSocket;
+use tokio::time::sleep;
 
 use super::super::lab::soon;
 use super::*;
 use crate::tunnel::client::{StreamError, UdpFlow};
+use crate::tunnel::end_to_end::MAX_HELD;
 
 /// Sends back what it gets.
 async fn echo() -> SocketAddr {
@@ -68,4 +70,33 @@ async fn a_session_for_one_protocol_carries_no_other() {
     let world = World::start(Protocol::Tcp, host(echo().await)).await;
     let session = soon(world.client.session("app", None)).await.unwrap();
     assert!(matches!(soon(session.open_udp()).await.unwrap_err(), StreamError::Refused));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_receives_is_kept_up_to_a_bound_and_given_back() {
+    let world = World::start(Protocol::Udp, host(echo().await)).await;
+    let session = soon(world.client.session("app", None)).await.unwrap();
+    let mut flows = Vec::new();
+    for _ in 0..3 {
+        flows.push(soon(session.open_udp()).await.unwrap());
+    }
+    let large = payload(40_000, 1);
+    let filling = async {
+        while flows[0].held() < MAX_HELD - 50_000 {
+            for flow in &flows {
+                soon(flow.send(&large)).await.unwrap();
+            }
+            // What comes too fast gets lost on the way, where nobody counts it.
+            sleep(Duration::from_millis(5)).await;
+            assert!(flows[0].held() <= MAX_HELD, "{} bytes", flows[0].held());
+        }
+    };
+    soon(filling).await;
+    // The flows of the others are given back, and this one goes on.
+    flows.truncate(1);
+    assert!(flows[0].held() < MAX_HELD / 2 + 50_000, "{} bytes", flows[0].held());
+    while flows[0].held() > 0 {
+        assert!(soon(flows[0].receive()).await.unwrap() == large);
+    }
+    back(&mut flows[0], &payload(500, 3)).await;
 }

@@ -355,6 +355,8 @@ pub(super) struct Seen {
     /// What it has to say to the next offer, instead of taking it.
     pub(super) decline: Option<Decline>,
     pub(super) silent: bool,
+    /// It takes what is offered and leaves it to somebody else to bind.
+    pub(super) bare: bool,
 }
 
 /// A connector called `hq` of our own making: it takes what is offered and answers whatever comes through.
@@ -492,6 +494,9 @@ fn handle(
             }
             if seen.silent {
                 return None;
+            }
+            if seen.bare {
+                return Some(ConnectorFrame::Taken { session });
             }
             seen.bound.entry(session).or_insert_with(|| {
                 let server = Some(listening(key));

@@ -4,4 +4,6 @@ mod cheats;
 mod ending;
 mod ends;
 mod flow;
+mod many;
 mod relay;
+mod waiting;

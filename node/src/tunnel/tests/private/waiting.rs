@@ -1,0 +1,116 @@
+//! A connector that is missing when a session is asked for: it has a moment to come, and whoever asks has one answer.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use super::super::lab::{Lab, PATIENCE, until};
+use super::ends::{Client, Login, TestConnector, echoes, enrol};
+use crate::tunnel::access_wire::{AccessFrame, ClientFrame, Denial, RequestId};
+use crate::tunnel::private::{LINK_WAIT, MAX_WAITING};
+use crate::tunnel::wire::{ConnectorFrame, EndReason};
+
+fn ask(request: u32) -> ClientFrame {
+    ClientFrame::Open { request: RequestId(request), application: "db".into(), destination: None }
+}
+
+fn connects(log: &str) -> usize {
+    log.lines().filter(|line| line.contains("\"connect\"") && line.contains("\"db\"")).count()
+}
+
+/// It is in service, and has not said yet that it takes sessions: that is a round trip later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connector_that_has_just_connected_is_not_taken_for_an_old_one() {
+    let lab = Lab::start().await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    let connector = TestConnector::connect(&lab, enrol(&lab, "hq").await, Arc::default(), false).await;
+    until("it is in service", || lab.node.registry.connectors().contains_key("hq")).await;
+    client.say(&ask(1)).await;
+    // What else the client says is answered meanwhile.
+    let renew = ClientFrame::Renew { token: Login::renewed(&lab, &ann).parse().unwrap() };
+    client.say(&renew).await;
+    assert!(matches!(client.hear().await, AccessFrame::Renewed { .. }));
+    connector.say.send(ConnectorFrame::TakesSessions).unwrap();
+    let AccessFrame::Opened(opened) = client.hear().await else { panic!("it is opened") };
+    let bound = client.bind(&opened);
+    client.ready(&bound).await;
+    let through = super::ends::through(&bound, &ann.key, client.node, opened.connector).await.unwrap();
+    assert!(echoes(&through, PATIENCE).await);
+    assert_eq!(connects(&lab.events().await), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connector_that_comes_while_somebody_waits_serves_all_who_do() {
+    let lab = Lab::start().await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    for request in 1..=3 {
+        client.say(&ask(request)).await;
+    }
+    let _connector = TestConnector::start(&lab).await;
+    for _ in 1..=3 {
+        assert!(matches!(client.hear().await, AccessFrame::Opened(_)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_for_good_is_said_after_a_moment_and_once() {
+    let lab = Lab::start().await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    let asked = Instant::now();
+    assert_eq!(client.open("db", None).await, Err(Denial::ConnectorGone));
+    assert!((LINK_WAIT..LINK_WAIT * 2).contains(&asked.elapsed()), "{:?}", asked.elapsed());
+    let _old = TestConnector::connect(&lab, enrol(&lab, "hq").await, Arc::default(), false).await;
+    assert_eq!(client.open("db", None).await, Err(Denial::ConnectorOld));
+    // Who may not is told at once, whatever is missing.
+    let eve = Login::of_groups(&lab, "eve", &["guests"]).await;
+    let mut other = Client::welcome(&lab, &eve).await;
+    let asked = Instant::now();
+    assert_eq!(other.open("db", None).await, Err(Denial::NotAllowed));
+    assert!(asked.elapsed() < LINK_WAIT);
+    assert_eq!(connects(&lab.events().await), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_than_so_many_wait_and_the_rest_hear_at_once() {
+    let lab = Lab::start().await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    let count = u32::try_from(MAX_WAITING).unwrap();
+    let asked = Instant::now();
+    for request in 0..=count {
+        client.say(&ask(request)).await;
+    }
+    let AccessFrame::Denied { request, denial, .. } = client.hear().await else { panic!("denied") };
+    assert_eq!((request, denial), (RequestId(count), Denial::ConnectorGone));
+    assert!(asked.elapsed() < LINK_WAIT, "at once");
+    let mut others = Vec::new();
+    for _ in 0..count {
+        let AccessFrame::Denied { request, .. } = client.hear().await else { panic!("denied") };
+        others.push(request.0);
+    }
+    others.sort_unstable();
+    assert_eq!(others, (0..count).collect::<Vec<_>>());
+    assert_eq!(connects(&lab.events().await), MAX_WAITING + 1);
+}
+
+/// A login that ends while its request waits leaves nothing behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_waits_does_not_outlive_its_login() {
+    let lab = Lab::start().await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    client.say(&ask(1)).await;
+    sleep(Duration::from_millis(100)).await;
+    let filter = crate::store::SessionFilter::User("ann@example.com".into());
+    lab.desk.sessions.revoke_by_administrator(&filter, crate::clock::now()).await.unwrap();
+    lab.node.private.end_logins(&[ann.id()], EndReason::Revoked).await.unwrap();
+    assert!(matches!(client.hear().await, AccessFrame::Refused(_)));
+    let connector = TestConnector::start(&lab).await;
+    sleep(Duration::from_millis(300)).await;
+    assert!(connector.seen.lock().unwrap().offers.is_empty());
+    assert!(lab.node.private.list().is_empty());
+}

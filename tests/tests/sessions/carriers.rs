@@ -1,0 +1,105 @@
+//! Sessions where UDP to the node brings nothing: at the client, in the office, at both; from the beginning, and under a
+//! session that runs.
+
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+
+use portcullis_tests::access::Machine;
+use portcullis_tests::private_lab::{Forward, Plan, PrivateLab, carrier, echo_tcp, path};
+use portcullis_tests::process::wait_until;
+
+use crate::SOON;
+use crate::conversation::Conversation;
+
+#[test]
+fn a_client_without_udp_has_sessions_all_the_same() {
+    goes_on_whatever_udp_does(true, false);
+}
+
+#[test]
+fn an_office_without_udp_has_sessions_all_the_same() {
+    goes_on_whatever_udp_does(false, true);
+}
+
+#[test]
+fn sessions_need_udp_at_neither_end() {
+    goes_on_whatever_udp_does(true, true);
+}
+
+/// Waits until what `access status` says is so, while the conversation goes on.
+fn becomes(lab: &PrivateLab, ann: &Machine, conversation: &Conversation, expected: (&str, &str)) {
+    let mut last = (String::new(), String::new());
+    wait_until(&format!("the session to be {expected:?}"), SOON, || {
+        conversation.goes_on();
+        last = (path(ann)?, carrier(ann)?);
+        Ok(((last.0.as_str(), last.1.as_str()) == expected).then_some(()))
+    })
+    .unwrap_or_else(|error| {
+        let connector = lab.connector.as_ref().map(|connector| connector.process.output());
+        panic!("{error}: it is {last:?}, and {} streams; {}", streams(lab), connector.unwrap_or_default())
+    });
+}
+
+fn streams(lab: &PrivateLab) -> u64 {
+    lab.metric("portcullis_carried_streams").unwrap()
+}
+
+fn goes_on_whatever_udp_does(at_client: bool, at_office: bool) {
+    let lab = PrivateLab::start(Plan::KERNEL).unwrap();
+    let ann = lab.machine("ann").unwrap();
+    let over_tcp = if at_client { "tcp" } else { "udp" };
+    // Two connections of the connector's; the client's one; a leg at each end.
+    let expected = u64::from(at_office) * 3 + u64::from(at_client) * 2;
+    let all_streams = |count: u64| {
+        wait_until(&format!("{count} streams"), SOON, || Ok((streams(&lab) == count).then_some(()))).unwrap();
+    };
+
+    // Without a datagram from the beginning.
+    lab.lose_udp(at_client, at_office).unwrap();
+    if at_office {
+        all_streams(2);
+    }
+    let began = Instant::now();
+    let forward = Forward::start(&ann, &["tcp", "echo", "--listen", "127.0.0.1:0"]).unwrap();
+    echo_tcp(&lab.client, forward.address, &vec![7; 1 << 20]).unwrap();
+    println!("a first megabyte came back after {:?}", began.elapsed());
+    assert_eq!((path(&ann).unwrap(), carrier(&ann).unwrap()), ("userspace".into(), over_tcp.into()));
+    assert_eq!(streams(&lab), expected);
+    let table = ann.ok(&["status"]).unwrap();
+    assert_eq!(table.contains("userspace, over TCP"), at_client, "{table}");
+    let datagrams = Forward::start(&ann, &["udp", "udpecho", "--listen", "127.0.0.1:0"]).unwrap();
+    let socket = lab.client.enter(|| UdpSocket::bind(("127.0.0.1", 0))).unwrap().unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    for size in [0, 1_200, 9_000] {
+        socket.send_to(&vec![7; size], datagrams.address).unwrap();
+        assert_eq!(socket.recv(&mut [0; 16_384]).unwrap(), size);
+    }
+    drop(datagrams);
+
+    // It comes back: everything returns, and the gate relays.
+    let conversation = Conversation::start(&lab, &forward);
+    lab.lose_udp(false, false).unwrap();
+    becomes(&lab, &ann, &conversation, ("kernel", "udp"));
+    all_streams(0);
+    let flows = lab.node.admin(&["gate", "flows"]).unwrap();
+    assert!(flows.contains("192.0.2.2:") && !flows.contains("100::"), "{flows}");
+    println!("the longest wait of a return was {:?}", conversation.end());
+
+    // It goes under a session that runs.
+    let conversation = Conversation::start(&lab, &forward);
+    lab.lose_udp(at_client, at_office).unwrap();
+    becomes(&lab, &ann, &conversation, ("userspace", over_tcp));
+    all_streams(expected);
+    let worst = conversation.end();
+    println!("the longest wait of a fallback was {worst:?}");
+    assert!(worst < Duration::from_secs(10), "an answer took {worst:?}");
+
+    assert!(!forward.process.output().contains("is lost"), "{}", forward.process.output());
+    assert_eq!(lab.events_of("connect", "echo", 1).unwrap().len(), 1, "it was one session all the time");
+    drop(forward);
+    let ended = &lab.events_of("disconnect", "echo", 1).unwrap()[0];
+    for side in ["bytes_up", "bytes_down"] {
+        assert!(ended[side].as_u64().unwrap() > 1 << 20, "{ended}");
+    }
+    assert_eq!((&ended["detail"], &ended["ip_address"]), (&"closed".into(), &"192.0.2.2".into()));
+}
