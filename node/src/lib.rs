@@ -22,6 +22,7 @@ pub mod policy;
 pub mod portal;
 mod private_file;
 pub mod privilege;
+mod published;
 pub mod recent;
 pub mod role;
 pub mod saas;

@@ -23,6 +23,8 @@
 //! | [`access`] | a person's machine with `portcullis access` |
 //! | [`quic`] | a QUIC client of the tunnel that is nobody's connector |
 //! | [`desk`] | an RDP server, and a screen for whoever looks at it |
+//! | [`saml_fuzz`] | changed SAML documents, and what must hold whatever they are |
+//! | [`simplesaml`] | SimpleSAMLphp as SAML identity provider |
 //! | [`sshd`] | an OpenSSH server with users of its own |
 //! | [`private_lab`] | private applications: a gated node, a connector in an office that lets nothing in, a client |
 //! | [`tunnel_lab`] | a gated node, an office and a stranger, each on a link of its own |
@@ -52,6 +54,8 @@ pub mod process;
 pub mod quic;
 pub mod realm;
 pub mod relay;
+pub mod saml_fuzz;
+pub mod simplesaml;
 pub mod sshd;
 pub mod stranger;
 pub mod third_party;

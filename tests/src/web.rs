@@ -52,6 +52,12 @@ impl Web {
         self
     }
 
+    /// From another address of this host.
+    pub fn from(mut self, address: &str) -> Self {
+        self.args.extend(["--interface".to_owned(), address.to_owned()]);
+        self
+    }
+
     /// With a further header in every request.
     pub fn header(mut self, line: &str) -> Self {
         self.args.extend(["--header".to_owned(), line.to_owned()]);

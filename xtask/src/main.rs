@@ -7,6 +7,7 @@
 //! | `test` | set-up and every test, real kernel included |
 //! | `bench` | measures beside bare programs and peers; a command, never a timed test |
 //! | `fuzz gate` | generated packets through the kernel and the host, as many as asked for |
+//! | `fuzz saml` | changed SAML documents through everything that reads them, for as long as asked |
 //! | `mutants gate` | plants bugs in the gate, one by one, and runs its tests: each must be caught |
 //! | `check` | formatting, clippy, rustdoc, cargo deny, purity of the modules that must not act |
 //! | `ci` | `check`, then `test` |
@@ -54,7 +55,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Judge generated packets in the kernel and on the host, and compare
+    /// Try generated packets or changed documents on what reads them
     Fuzz {
         #[command(subcommand)]
         what: Fuzz,
@@ -74,6 +75,11 @@ enum Command {
 enum Fuzz {
     /// The gate; arguments are the fuzzer's own: --packets N, --seed S, --lanes N
     Gate {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// SAML; arguments are the fuzzer's own: --seconds N, --seed S, --corpus DIR
+    Saml {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -117,6 +123,10 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Fuzz { what: Fuzz::Gate { args } } => {
             setup::run(setup::Scope::Test)?;
             return fuzz::gate(&args);
+        }
+        Command::Fuzz { what: Fuzz::Saml { args } } => {
+            setup::run(setup::Scope::Check)?;
+            return fuzz::saml(&args);
         }
         Command::Mutants { what: Mutants::Gate { only } } => {
             setup::run(setup::Scope::Test)?;

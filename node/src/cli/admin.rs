@@ -180,6 +180,9 @@ struct EventsArgs {
     /// Only what was refused
     #[arg(long)]
     denied: bool,
+    /// Only what a page's ray id stands for; of a sign-in elsewhere, with what the application was told
+    #[arg(long)]
+    ray: Option<String>,
     /// Only the last so long, like 1h
     #[arg(long, value_parser = parse_duration)]
     since: Option<std::time::Duration>,
@@ -237,7 +240,9 @@ fn check(path: &Path) -> anyhow::Result<()> {
     }
     let local = config.identity_providers.iter().any(|p| matches!(p.kind, ProviderKind::Local));
     let federated = config.identity_providers.len() > usize::from(local);
-    let asks_store = local || !config.service_tokens().is_empty() || saml::services(&config).next().is_some();
+    let federates = config.identity_providers.iter().any(|p| matches!(p.kind, ProviderKind::Saml(_)));
+    let signs = federates || saml::services(&config).next().is_some();
+    let asks_store = local || !config.service_tokens().is_empty() || signs;
     let (users, service_tokens, saml_keys) = if asks_store && config.node.state.join("store.sqlite").exists()
     {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -520,22 +525,51 @@ async fn events(target: &Target, args: EventsArgs) -> anyhow::Result<()> {
         user: args.user,
         application: args.app,
         denied: args.denied,
+        ray: args.ray.clone(),
         limit: args.limit,
     };
     target
         .ask(Request::Events { filter, follow: args.follow }, |event| {
-            if args.json { output::line(&event.to_string()) } else { output::line(&in_words(&event)) }
+            if args.json {
+                return output::line(&event.to_string());
+            }
+            output::line(&in_words(&event))?;
+            match args.ray {
+                Some(_) => sent(&event).iter().try_for_each(|line| output::line(line)),
+                None => Ok(()),
+            }
         })
         .await
 }
 
-/// One event as a line for people.
-fn in_words(event: &Value) -> String {
-    let text = |key: &str| match &event[key] {
+/// What an application elsewhere was told, line by line.
+fn sent(event: &Value) -> Vec<String> {
+    let sent = &event["sent"];
+    if sent.is_null() {
+        return Vec::new();
+    }
+    let mut lines = vec![format!("  NameID: {}", printable(&sent["name_id"]))];
+    for (name, values) in sent["attributes"].as_object().into_iter().flatten() {
+        let values: Vec<String> = values.as_array().into_iter().flatten().map(printable).collect();
+        lines.push(format!("  {}: {}", printable(&Value::from(name.as_str())), values.join(", ")));
+    }
+    if let Some(more) = sent["more"].as_u64() {
+        lines.push(format!("  and {more} values more"));
+    }
+    lines
+}
+
+fn printable(value: &Value) -> String {
+    match value {
         Value::Null => String::new(),
         Value::String(text) => text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect(),
         other => other.to_string(),
-    };
+    }
+}
+
+/// One event as a line for people.
+fn in_words(event: &Value) -> String {
+    let text = |key: &str| printable(&event[key]);
     let verdict = if event["allowed"] == Value::Bool(true) { "allow" } else { "deny" };
     let user = if text("user_email").is_empty() { text("user_id") } else { text("user_email") };
     let parts = [

@@ -8,8 +8,9 @@ use clap::Subcommand;
 
 use crate::admin::client::Target;
 use crate::admin::wire::Request;
-use crate::config::Config;
+use crate::config::{Config, ProviderKind};
 use crate::flow::{Application, Kind, SaasProtocol, SamlService, UnixTime};
+use crate::identity::saml::MetadataSource;
 use crate::saas::saml::{SamlKeyState, SamlKeySummary};
 use crate::saml::ServiceProvider;
 use crate::store::SamlKey;
@@ -118,10 +119,29 @@ pub(super) fn notes(config: &Config, keys: &[SamlKey], now: UnixTime) -> Vec<Str
             }
         }
     }
+    for provider in &config.identity_providers {
+        let ProviderKind::Saml(saml) = &provider.kind else { continue };
+        let name = &provider.name;
+        names.push(format!("`{name}`"));
+        if saml.rules.email_domains.is_empty() {
+            notes.push(format!(
+                "identity provider `{name}` has no `email_domains`: no address of its people is accepted"
+            ));
+        }
+        let MetadataSource::File(metadata) = &saml.metadata else { continue };
+        let until = metadata.validity.until;
+        if let Some(until) = until.filter(|until| *until < now.after(SOON)) {
+            let state = if until <= now { "was" } else { "is" };
+            notes.push(format!(
+                "identity provider `{name}`: its metadata {state} good until {} only: nobody logs in with it after that",
+                output::time(Some(until.0))
+            ));
+        }
+    }
     let next = keys.iter().filter(|key| key.sign_from > now).map(|key| key.sign_from).min();
     if let Some(next) = next.filter(|_| !names.is_empty()) {
         notes.push(format!(
-            "the node signs for SAML applications with a new key from {}: give its metadata to {} before that",
+            "the node signs by SAML with a new key from {}: give its metadata to {} before that",
             output::time(Some(next.0)),
             names.join(", ")
         ));

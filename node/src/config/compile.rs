@@ -16,10 +16,10 @@ use crate::policy::{Action, Policy, Rule, Selector};
 use super::error::Faults;
 use super::suggest::unknown;
 use super::units::{parse_duration, parse_size};
-use super::values::{check_issuer, check_name, email_domain};
+use super::values::{check_name, email_domain};
 use super::{
-    CertificateFiles, Config, ConfigError, GateSettings, IdentityProvider, NodeConfig, OidcConfig,
-    ProviderKind, Secret, TunnelSettings, raw,
+    CertificateFiles, Config, ConfigError, GateSettings, IdentityProvider, NodeConfig, Secret,
+    TunnelSettings, raw,
 };
 
 const DEFAULT_STATE: &str = "/var/lib/portcullis";
@@ -198,94 +198,6 @@ impl Compiler<'_> {
                 .unwrap_or(Duration::from_secs(90 * DAY)),
             max_size: max_size.unwrap_or(1 << 30),
         }
-    }
-
-    fn providers(&mut self, providers: Vec<raw::IdentityProvider>) -> Vec<IdentityProvider> {
-        self.unique("identity provider", providers.iter().map(|provider| &provider.name));
-        self.bounded(&providers);
-        let mut compiled = Vec::new();
-        for provider in providers {
-            let name = provider.name.get_ref().clone();
-            let kind = match provider.kind.get_ref().as_str() {
-                "local" => {
-                    self.nothing_of_oidc(&provider);
-                    Some(ProviderKind::Local)
-                }
-                "oidc" => self.oidc(&provider).map(ProviderKind::Oidc),
-                other => {
-                    let message = match other {
-                        "saml" | "github" | "otp" | "ldap" => format!("type `{other}` is not yet supported"),
-                        _ => format!("`{other}` is no type of identity provider: use `local` or `oidc`"),
-                    };
-                    self.faults.at(provider.kind.span(), message);
-                    None
-                }
-            };
-            let label = provider.label.unwrap_or_else(|| match name.as_str() {
-                "local" => "Password".to_owned(),
-                _ => name.clone(),
-            });
-            compiled.extend(kind.map(|kind| IdentityProvider { name, label, kind }));
-        }
-        if compiled.iter().filter(|provider| matches!(provider.kind, ProviderKind::Local)).count() > 1 {
-            self.faults.whole("more than one identity provider has `type = \"local\"`");
-        }
-        compiled
-    }
-
-    /// Where several upstream providers vouch for addresses, each says for which: one without a bound could name
-    /// itself any person of the others.
-    fn bounded(&mut self, providers: &[raw::IdentityProvider]) {
-        let upstream = providers.iter().filter(|provider| provider.kind.get_ref() != "local");
-        if upstream.clone().count() < 2 {
-            return;
-        }
-        for provider in upstream.filter(|provider| provider.email_domains.is_empty()) {
-            let name = provider.name.get_ref();
-            self.faults.at(
-                provider.name.span(),
-                format!("identity provider `{name}` needs `email_domains`: beside another it could vouch for anybody's address"),
-            );
-        }
-    }
-
-    fn nothing_of_oidc(&mut self, provider: &raw::IdentityProvider) {
-        let stray = [
-            provider.issuer.as_ref().map(|value| (value.span(), "issuer")),
-            provider.client_id.as_ref().map(|value| (value.span(), "client_id")),
-            provider.client_secret.as_ref().map(|value| (value.span(), "client_secret")),
-        ];
-        for (span, key) in stray.into_iter().flatten() {
-            self.faults.at(span, format!("`{key}` has no meaning for a local provider"));
-        }
-    }
-
-    fn oidc(&mut self, provider: &raw::IdentityProvider) -> Option<OidcConfig> {
-        let span = provider.name.span();
-        let name = provider.name.get_ref();
-        if provider.issuer.is_none() {
-            self.faults.at(span.clone(), format!("identity provider `{name}` has no `issuer`"));
-        }
-        if provider.client_id.is_none() {
-            self.faults.at(span, format!("identity provider `{name}` has no `client_id`"));
-        }
-        let issuer = provider.issuer.as_ref().and_then(|text| self.parse(text, check_issuer));
-        let client_secret = provider.client_secret.as_ref().and_then(|source| self.secret(source));
-        let email_domains =
-            provider.email_domains.iter().filter_map(|domain| self.parse(domain, email_domain)).collect();
-        let ca = provider.ca.as_ref().map(|file| self.file(file));
-        Some(OidcConfig {
-            issuer: issuer?,
-            client_id: provider.client_id.as_ref()?.get_ref().clone(),
-            client_secret,
-            scopes: provider
-                .scopes
-                .clone()
-                .unwrap_or_else(|| ["openid", "email", "profile"].map(str::to_owned).to_vec()),
-            groups_claim: provider.groups_claim.clone(),
-            email_domains,
-            ca,
-        })
     }
 
     pub(super) fn secret(&mut self, source: &Spanned<raw::SecretSource>) -> Option<Secret> {

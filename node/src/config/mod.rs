@@ -11,6 +11,7 @@ mod compile;
 mod connector;
 mod error;
 mod private;
+mod providers;
 mod raw;
 mod saas;
 mod saml;
@@ -25,8 +26,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::event::EventSettings;
-use crate::flow::{Application, Host};
+use crate::flow::{Application, Host, SamlBinding};
 use crate::gate::{AdminRule, Dataplane, GateConfig, GateMode};
+use crate::identity::saml::{AttributeRules, MetadataSource};
 use crate::policy::{Policy, PolicySet};
 
 pub use compile::{DEFAULT_ADMIN_SOCKET, DEFAULT_PIN};
@@ -145,6 +147,7 @@ pub enum ProviderKind {
     /// Users in the node's own store.
     Local,
     Oidc(OidcConfig),
+    Saml(SamlConfig),
 }
 
 /// An OpenID Connect provider.
@@ -161,6 +164,36 @@ pub struct OidcConfig {
     pub email_domains: Vec<String>,
     /// PEM file of an authority to trust besides the system's.
     pub ca: Option<PathBuf>,
+}
+
+/// A SAML identity provider.
+#[derive(Debug, Clone)]
+pub struct SamlConfig {
+    pub metadata: MetadataSource,
+    /// That the metadata was read from.
+    pub file: Option<PathBuf>,
+    /// PEM file of an authority to trust besides the system's, where the metadata is fetched.
+    pub ca: Option<PathBuf>,
+    /// What the node calls itself, if not by the address of its metadata.
+    pub entity_id: Option<String>,
+    pub binding: Option<SamlBinding>,
+    pub sign_requests: bool,
+    pub allow_unsolicited: bool,
+    /// What the node asks people to be called by.
+    pub name_id_format: Option<&'static str>,
+    pub rules: AttributeRules,
+}
+
+impl IdentityProvider {
+    /// Files that it is read from, now or later.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let files = match &self.kind {
+            ProviderKind::Local => [None, None],
+            ProviderKind::Oidc(oidc) => [oidc.ca.as_deref(), None],
+            ProviderKind::Saml(saml) => [saml.ca.as_deref(), saml.file.as_deref()],
+        };
+        files.into_iter().flatten()
+    }
 }
 
 /// What is in force: a configuration and the policies compiled from it. Swapped whole by a reload.

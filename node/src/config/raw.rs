@@ -108,11 +108,21 @@ pub(super) struct IdentityProvider {
     pub(super) issuer: Option<Spanned<String>>,
     pub(super) client_id: Option<Spanned<String>>,
     pub(super) client_secret: Option<Spanned<SecretSource>>,
-    pub(super) scopes: Option<Vec<String>>,
-    pub(super) groups_claim: Option<String>,
+    pub(super) scopes: Option<Spanned<Vec<String>>>,
+    pub(super) groups_claim: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) email_domains: Vec<Spanned<String>>,
     pub(super) ca: Option<Spanned<PathBuf>>,
+    pub(super) metadata: Option<Spanned<String>>,
+    pub(super) entity_id: Option<Spanned<String>>,
+    pub(super) binding: Option<Spanned<String>>,
+    pub(super) sign_requests: Option<Spanned<bool>>,
+    pub(super) allow_unsolicited: Option<Spanned<bool>>,
+    pub(super) name_id: Option<Spanned<String>>,
+    pub(super) subject_attribute: Option<Spanned<String>>,
+    pub(super) email_attribute: Option<Spanned<String>>,
+    pub(super) name_attribute: Option<Spanned<String>>,
+    pub(super) groups_attribute: Option<Spanned<String>>,
 }
 
 /// Where a secret is: never in the file itself.

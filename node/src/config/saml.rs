@@ -10,7 +10,7 @@ use crate::flow::{
 };
 use crate::saml::{
     Certificate, LONGEST_RELAY_STATE, LogoutService, NAMEID_EMAIL, NAMEID_PERSISTENT, NAMEID_TRANSIENT,
-    ServiceProvider, can_encrypt_to,
+    Place, ServiceProvider, can_encrypt_to,
 };
 
 use super::compile::Compiler;
@@ -168,17 +168,23 @@ impl Compiler<'_> {
             (None, None) => None,
         };
         let said = logout.redirect.is_some() || logout.post.is_some();
-        let offered_here = |offered: Option<String>| offered.filter(|_| !said);
-        let redirect = place(logout.redirect.as_ref(), offered_here(offered.redirect));
-        let post = place(logout.post.as_ref(), offered_here(offered.post));
-        let soap = place(logout.soap.as_ref(), offered.soap);
-        let answers = match (post, redirect) {
-            (Some(post), _) => Some((SamlBinding::Post, post)),
-            (None, Some(redirect)) => Some((SamlBinding::Redirect, redirect)),
-            (None, None) => None,
+        let offered_here = |offered: Option<Place>| offered.filter(|_| !said);
+        let (of_redirect, of_post) =
+            (offered_here(offered.browser.redirect), offered_here(offered.browser.post));
+        let mut browser = |of: &dyn Fn(Place) -> String| {
+            let post = place(logout.post.as_ref(), of_post.clone().map(of));
+            let redirect = place(logout.redirect.as_ref(), of_redirect.clone().map(of));
+            match (post, redirect) {
+                (Some(post), _) => Some((SamlBinding::Post, post)),
+                (None, Some(redirect)) => Some((SamlBinding::Redirect, redirect)),
+                (None, None) => None,
+            }
         };
+        let answers = browser(&|place| place.answers);
+        let requests = browser(&|place| place.location);
+        let soap = place(logout.soap.as_ref(), offered.soap);
         let ca = logout.ca.as_ref().map(|file| self.file(file));
-        SamlLogout { answers, soap, ca, local: logout.local }
+        SamlLogout { answers, requests, soap, ca, local: logout.local }
     }
 
     /// Of the metadata's consumer services those that `acs` names, in its order; without `acs` all of them.
@@ -243,7 +249,7 @@ impl Compiler<'_> {
         found
     }
 
-    fn read<T>(
+    pub(super) fn read<T>(
         &mut self,
         file: &Spanned<PathBuf>,
         parse: impl FnOnce(&[u8]) -> Result<T, String>,
@@ -283,7 +289,7 @@ fn recipient(pem: &[u8]) -> Result<Certificate, String> {
     }
 }
 
-fn check_service(text: &str) -> Result<String, String> {
+pub(super) fn check_service(text: &str) -> Result<String, String> {
     let text = check_return(text)?;
     if text.starts_with("https://") || text.starts_with("http://") {
         Ok(text)
@@ -294,7 +300,7 @@ fn check_service(text: &str) -> Result<String, String> {
     }
 }
 
-fn check_entity_id(text: &str) -> Result<String, String> {
+pub(super) fn check_entity_id(text: &str) -> Result<String, String> {
     if (1..=LONGEST_ENTITY_ID).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
         Ok(text.to_owned())
     } else {

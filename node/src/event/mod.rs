@@ -6,9 +6,11 @@
 
 mod file;
 mod record;
+mod sent;
 mod sink;
 mod summary;
 
 pub use file::{log_before, open_log};
 pub use record::{Action, Event};
+pub use sent::Sent;
 pub use sink::{EventSettings, Events, FileTarget, install_panic_hook};

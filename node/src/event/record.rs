@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::sent::Sent;
 use crate::flow::{Application, Host, RayId, Reason, Service, Session, SessionId, UnixTime};
 
 /// What happened.
@@ -112,6 +113,9 @@ pub struct Event {
     connector: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     session_id: Option<SessionId>,
+    /// What an application elsewhere was told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sent: Option<Sent>,
     /// How many requests a summary stands for.
     #[serde(skip_serializing_if = "Option::is_none")]
     count: Option<u64>,
@@ -150,6 +154,7 @@ impl Event {
             duration: None,
             connector: None,
             session_id: None,
+            sent: None,
             count: None,
             detail: None,
         }
@@ -255,6 +260,12 @@ impl Event {
     }
 
     #[must_use]
+    pub fn sent(mut self, sent: Sent) -> Self {
+        self.sent = Some(sent);
+        self
+    }
+
+    #[must_use]
     pub fn bytes(mut self, bytes: u64) -> Self {
         self.bytes = Some(bytes);
         self
@@ -314,13 +325,13 @@ impl Event {
         self.identity_provider.as_deref()
     }
 
-    /// Whether a stranger can make it happen at will: a request of nobody in particular, a login or sign-in that
-    /// failed, a refused connector, a certificate for nobody.
+    /// Whether a stranger can make it happen at will: a request of nobody in particular, a login, sign-in or
+    /// logout that failed, a refused connector, a certificate for nobody.
     pub(super) fn is_of_a_stranger(&self) -> bool {
         match self.action {
             Action::Request => self.session_id.is_none() && self.service_token.is_none(),
             Action::Certificate => self.session_id.is_none(),
-            Action::Login | Action::SignIn => self.session_id.is_none() && !self.allowed,
+            Action::Login | Action::SignIn | Action::Logout => self.session_id.is_none() && !self.allowed,
             Action::Connect => self.session_id.is_none() && !self.allowed,
             _ => false,
         }

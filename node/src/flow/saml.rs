@@ -35,6 +35,8 @@ pub struct SamlService {
 pub struct SamlLogout {
     /// Answers to its own requests go here, through the browser.
     pub answers: Option<(SamlBinding, String)>,
+    /// Takes the node's requests, through the browser.
+    pub requests: Option<(SamlBinding, String)>,
     /// Takes the node's requests, by SOAP.
     pub soap: Option<String>,
     /// PEM file of an authority to trust besides the system's.

@@ -90,6 +90,8 @@ impl LocalLogin {
                     display_name: user.name,
                     groups: user.groups,
                     amr: vec!["pwd".to_owned()],
+                    ends_at: None,
+                    at_provider: None,
                 };
                 Ok((person, proven))
             }

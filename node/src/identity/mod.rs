@@ -1,4 +1,4 @@
-//! Identity providers: from a proof (a password, an OpenID Connect answer) to a person.
+//! Identity providers: from a proof (a password, an OpenID Connect answer, a SAML assertion) to a person.
 //!
 //! Each provider ends in an [`Authenticated`]: who it vouches for, and nothing else. A false accept is somebody
 //! else's session; a false reject is a page that says what to try. What a person may reach is decided elsewhere.
@@ -6,16 +6,21 @@
 pub mod local;
 pub mod oidc;
 pub mod password;
+pub mod saml;
 pub mod service;
 pub mod throttle;
 pub mod turns;
+pub mod upstream;
 
 use std::time::Duration;
 
-use crate::flow::{Email, PersonId, Reason};
+use serde::{Deserialize, Serialize};
+
+use crate::flow::{Email, PersonId, Reason, UnixTime};
+use crate::saml::NameId;
 
 /// A person as an identity provider vouches for them at login.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Authenticated {
     pub person: PersonId,
     /// Only an address that the provider has verified.
@@ -24,6 +29,17 @@ pub struct Authenticated {
     pub groups: Vec<String>,
     /// Authentication methods (RFC 8176).
     pub amr: Vec<String>,
+    /// When the provider's own session ends, where it says so.
+    pub ends_at: Option<UnixTime>,
+    /// Where the provider takes and sends logouts.
+    pub at_provider: Option<ProviderLogin>,
+}
+
+/// What a provider calls a login of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProviderLogin {
+    pub name_id: NameId,
+    pub session_index: Option<String>,
 }
 
 /// Why nobody was authenticated. The texts are for the log: they name no secret and no password.

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::clock;
-use crate::config::ProviderKind;
 use crate::cookie::{self, SetCookie};
 use crate::event::{Action, Event};
 use crate::flow::{Reason, Session, UnixTime};
@@ -103,10 +102,8 @@ impl Call<'_> {
             None if providers.len() == 1 => providers.first(),
             None => None,
         };
-        if let Some(provider) = chosen
-            && let ProviderKind::Oidc(config) = &provider.kind
-        {
-            return self.start_oidc(&provider.name, config, target).await;
+        if let Some(provider) = chosen.filter(|provider| !providers::is_local(provider)) {
+            return self.start_upstream(provider, target).await;
         }
         let hint: String = hint.chars().take(LONGEST_HINT).collect();
         self.login_page(StatusCode::OK, target, None, &hint)
@@ -230,6 +227,7 @@ impl Call<'_> {
             let event = self.event(Action::Logout, true).session(&old.session);
             self.context.events.emit(event.detail("replaced by a new login"));
         }
+        let longest = self.now.after(self.active.config.node.session);
         let session = Session {
             id: clock::new_session_id(),
             person: authenticated.person,
@@ -239,7 +237,7 @@ impl Call<'_> {
             amr: authenticated.amr,
             address: self.visit.address,
             created_at: self.now,
-            expires_at: self.now.after(self.active.config.node.session),
+            expires_at: authenticated.ends_at.map_or(longest, |end| end.min(longest)),
         };
         let token = self.context.tokens.mint_global(&session, self.now).map_err(|error| error.to_string());
         let live = self.context.sessions.create(session).await.map_err(|error| error.to_string());
@@ -249,6 +247,16 @@ impl Call<'_> {
                 return self.failed(&LoginError::Internal(error), &provider, target);
             }
         };
+        if let Some(login) = &authenticated.at_provider
+            && let Err(error) =
+                self.context.store.insert_provider_login(live.session.id, &provider, login).await
+        {
+            // Without it, no logout of the provider's would end the session.
+            let error = LoginError::Internal(error.to_string());
+            let ended = self.context.sessions.revoke(&SessionFilter::Id(live.session.id), self.now).await;
+            let error = ended.err().map_or(error, |error| LoginError::Internal(error.to_string()));
+            return self.failed(&error, &provider, target);
+        }
         if let Some(proven) = proven {
             let refusal = match proven.holds(&self.context.store).await {
                 Ok(true) => None,

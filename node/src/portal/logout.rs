@@ -43,7 +43,7 @@ impl Call<'_> {
         match self.context.sessions.revoke(&SessionFilter::Id(live.session.id), self.now).await {
             Ok(_) => {
                 self.context.events.emit(self.event(Action::Logout, true).session(&live.session));
-                self.logged_out()
+                self.farewell(&live.session).await
             }
             Err(error) => {
                 let event = self.event(Action::Logout, false).session(&live.session);
@@ -118,7 +118,7 @@ impl Call<'_> {
         set_cookies(response, whole.map(|name| SetCookie::clear(name, "/")));
     }
 
-    fn signed_out_page(&self) -> Response<Bytes> {
+    pub(super) fn signed_out_page(&self) -> Response<Bytes> {
         let launcher = format!("{}/", self.site.origin(&self.site.auth));
         let page = MessagePage {
             frame: Frame::new(Some(&self.site.auth), self.visit.ray),

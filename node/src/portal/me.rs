@@ -19,6 +19,7 @@ impl Call<'_> {
         let kind = self.active.provider(&session.person.provider).map(|found| match found.kind {
             ProviderKind::Local => "local",
             ProviderKind::Oidc(_) => "oidc",
+            ProviderKind::Saml(_) => "saml",
         });
         let body = json!({
             "id": session.person.to_string(),

@@ -19,6 +19,8 @@ mod browser;
 mod callback;
 mod cert_sign;
 mod cli;
+mod consumer;
+mod farewell;
 pub(crate) mod form;
 mod handover;
 mod launcher;
@@ -32,6 +34,7 @@ mod saml;
 mod site;
 mod sso;
 mod target;
+mod upstream;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -83,6 +86,8 @@ pub struct Portal {
     ssh_ca: SshCa,
     /// Bounds how often a network can make the node ask an identity provider in vain.
     answers: Throttle,
+    /// Bounds how often a network can make the node sign for nobody.
+    signatures: Throttle,
     cli: Cli,
     tunnel: TunnelFacts,
     started: Instant,
@@ -96,6 +101,7 @@ impl Portal {
             local: LocalLogin::default(),
             providers: Providers::default(),
             answers: Throttle::default(),
+            signatures: Throttle::default(),
             cli: Cli::default(),
             tunnel,
             started: Instant::now(),
@@ -144,6 +150,11 @@ impl Call<'_> {
         {
             return self.sso(rest).await;
         }
+        if let Some(("saml", rest)) = endpoint
+            && on_auth
+        {
+            return self.saml_provider(rest).await;
+        }
         let (gets, posts) = match endpoint {
             Some(("login" | "logout", _)) => (true, true),
             Some(("cert_sign", _)) => (false, true),
@@ -171,6 +182,7 @@ impl Call<'_> {
             Some(("callback", "")) if on_auth => self.callback().await,
             Some(("authorized", "")) if !on_auth => self.authorized().await,
             Some(("logout", "")) => self.logout().await,
+            Some(("logout", "onward")) if on_auth => self.onward_logout().await,
             Some(("cli", endpoint)) if on_auth => self.cli(endpoint).await,
             Some(("get-identity", "")) => self.identity(),
             Some(("certs", "")) => self.certs(),

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::config::{Active, IdentityProvider, OidcConfig, ProviderKind};
+use crate::config::{Active, IdentityProvider, ProviderKind};
 use crate::flow::Application;
 use crate::identity::LoginError;
 use crate::identity::oidc::{ClaimRules, OidcProvider, OidcSettings};
+use crate::identity::saml::{SamlSettings, SamlUpstream};
+use crate::identity::upstream::Upstream;
 
 use super::Site;
 
-/// OpenID providers in use. They start afresh with every configuration.
+/// Providers elsewhere that are in use. They start afresh with every configuration.
 #[derive(Default)]
 pub(super) struct Providers {
     made: Mutex<Option<Made>>,
@@ -18,26 +20,37 @@ pub(super) struct Providers {
 
 struct Made {
     active: Arc<Active>,
-    oidc: BTreeMap<String, Arc<OidcProvider>>,
+    upstreams: BTreeMap<String, Arc<Upstream>>,
 }
 
 impl Providers {
-    pub(super) fn oidc(
+    /// The provider that `provider` configures; nothing if it is the node itself.
+    pub(super) fn upstream(
         &self,
         active: &Arc<Active>,
         site: &Site,
-        name: &str,
-        config: &OidcConfig,
-    ) -> Result<Arc<OidcProvider>, LoginError> {
+        provider: &IdentityProvider,
+    ) -> Result<Option<Arc<Upstream>>, LoginError> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let made = match &mut *made {
             Some(made) if Arc::ptr_eq(&made.active, active) => made,
-            stale => stale.insert(Made { active: Arc::clone(active), oidc: BTreeMap::new() }),
+            stale => stale.insert(Made { active: Arc::clone(active), upstreams: BTreeMap::new() }),
         };
-        if let Some(provider) = made.oidc.get(name) {
-            return Ok(Arc::clone(provider));
+        if let Some(upstream) = made.upstreams.get(&provider.name) {
+            return Ok(Some(Arc::clone(upstream)));
         }
-        let provider = Arc::new(OidcProvider::new(OidcSettings {
+        let Some(upstream) = make(site, provider)? else { return Ok(None) };
+        let upstream = Arc::new(upstream);
+        made.upstreams.insert(provider.name.clone(), Arc::clone(&upstream));
+        Ok(Some(upstream))
+    }
+}
+
+fn make(site: &Site, provider: &IdentityProvider) -> Result<Option<Upstream>, LoginError> {
+    let name = provider.name.as_str();
+    Ok(match &provider.kind {
+        ProviderKind::Local => None,
+        ProviderKind::Oidc(config) => Some(Upstream::Oidc(OidcProvider::new(OidcSettings {
             name,
             issuer: config.issuer.as_str(),
             client_id: &config.client_id,
@@ -49,10 +62,24 @@ impl Providers {
             },
             ca: config.ca.as_deref(),
             redirect: site.callback(),
-        })?);
-        made.oidc.insert(name.to_owned(), Arc::clone(&provider));
-        Ok(provider)
-    }
+        })?)),
+        ProviderKind::Saml(config) => {
+            let at = |endpoint: &str| site.endpoint(&site.auth, &format!("saml/{name}/{endpoint}"));
+            Some(Upstream::Saml(SamlUpstream::new(SamlSettings {
+                name,
+                metadata: &config.metadata,
+                ca: config.ca.as_deref(),
+                rules: config.rules.clone(),
+                sign_requests: config.sign_requests,
+                allow_unsolicited: config.allow_unsolicited,
+                binding: config.binding,
+                name_id_format: config.name_id_format,
+                entity_id: config.entity_id.clone().unwrap_or_else(|| at("saml-metadata")),
+                consumer: at("acs"),
+                logout: at("logout"),
+            })?))
+        }
+    })
 }
 
 /// The providers that may be used to reach `application` (or the launcher), in the order of the configuration.

@@ -62,7 +62,13 @@ impl Target {
             application: Arc::clone(application),
             back: back(application, wanted),
             host,
-            app_session: query.one("meta").filter(|hash| is_hash(hash)).map(str::to_owned),
+            // Nothing of a sign-in elsewhere is handed over to a host.
+            app_session: match application.kind {
+                Kind::Saas(_) => None,
+                Kind::Web(_) | Kind::Private(_) => {
+                    query.one("meta").filter(|hash| is_hash(hash)).map(str::to_owned)
+                }
+            },
             retry: query.has("retry"),
             fresh: query.has("fresh"),
         })

@@ -186,6 +186,7 @@ fn paths(config: &Config, path: &Path) -> privilege::Paths {
                 })
                 .map(|file| directory(file)),
         )
+        .chain(config.identity_providers.iter().flat_map(|provider| provider.files().map(directory)))
         .flatten();
     let log = match &config.events.file {
         Some(FileTarget::Path(path)) => vec![path.clone(), log_before(path)],

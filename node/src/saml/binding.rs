@@ -6,6 +6,8 @@ use miniz_oxide::deflate::compress_to_vec;
 use miniz_oxide::inflate::decompress_to_vec_with_limit;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
+use crate::flow::SamlBinding;
+
 use super::keys::{Certificate, Method, Signer};
 use super::names::{self, SOAP};
 use super::signature::{self, SignatureError};
@@ -91,18 +93,23 @@ pub fn of_query(query: &str, kind: Kind, keys: &[Certificate]) -> Result<Receive
     Ok(Received { message, relay_state: relay_state_of(relay_state.map(decoded).transpose()?)?, signed })
 }
 
+/// The message in the field of a form (HTTP-POST), its signatures not looked at.
+pub fn unverified(message: &str) -> Result<Element, BindingError> {
+    if message.len() > xml::MESSAGE.bytes * 4 / 3 {
+        return Err(XmlError::TooLarge(xml::MESSAGE.bytes).into());
+    }
+    let compact: String = message.split_ascii_whitespace().collect();
+    let bytes = STANDARD.decode(compact).map_err(|_| BindingError::Base64)?;
+    Ok(xml::parse(&bytes, xml::MESSAGE)?)
+}
+
 /// Reads what came in a form (HTTP-POST), from the decoded values of its fields.
 pub fn of_form(
     message: &str,
     relay_state: Option<&str>,
     keys: &[Certificate],
 ) -> Result<Received, BindingError> {
-    if message.len() > xml::MESSAGE.bytes * 4 / 3 {
-        return Err(XmlError::TooLarge(xml::MESSAGE.bytes).into());
-    }
-    let compact: String = message.split_ascii_whitespace().collect();
-    let bytes = STANDARD.decode(compact).map_err(|_| BindingError::Base64)?;
-    let message = xml::parse(&bytes, xml::MESSAGE)?;
+    let message = unverified(message)?;
     let relay_state = relay_state_of(relay_state.map(str::to_owned))?;
     if keys.is_empty() || !signature::is_signed(&message) {
         return Ok(Received { message, relay_state, signed: false });
@@ -111,18 +118,45 @@ pub fn of_form(
     Ok(Received { message, relay_state, signed: true })
 }
 
+/// A message on its way through the browser.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Onward {
+    /// To be opened.
+    Open(String),
+    /// To be posted, by a form with these fields.
+    Post { to: String, fields: Vec<(&'static str, String)> },
+}
+
+/// Sends the message that `make` makes to `to`, signed where there is a key: inside for a form, outside for a query.
+pub fn send(
+    (binding, to): (SamlBinding, &str),
+    kind: Kind,
+    relay_state: Option<&str>,
+    key: Option<&dyn Signer>,
+    make: impl FnOnce(Option<&dyn Signer>) -> Option<String>,
+) -> Option<Onward> {
+    match binding {
+        SamlBinding::Post => {
+            let mut fields = vec![(kind.parameter(), encode(&make(key)?))];
+            fields.extend(relay_state.map(|state| ("RelayState", state.to_owned())));
+            Some(Onward::Post { to: to.to_owned(), fields })
+        }
+        SamlBinding::Redirect => Some(Onward::Open(redirect(to, kind, &make(None)?, relay_state, key)?)),
+    }
+}
+
 /// A message as a form carries it (HTTP-POST).
 pub fn encode(message: &str) -> String {
     STANDARD.encode(message)
 }
 
-/// The address that carries a message to `location` (HTTP-Redirect), signed.
+/// The address that carries a message to `location` (HTTP-Redirect), signed where there is a key.
 pub fn redirect(
     location: &str,
     kind: Kind,
     message: &str,
     relay_state: Option<&str>,
-    key: &dyn Signer,
+    key: Option<&dyn Signer>,
 ) -> Option<String> {
     let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     let message = STANDARD.encode(compress_to_vec(message.as_bytes(), 6));
@@ -130,10 +164,13 @@ pub fn redirect(
     if let Some(state) = relay_state {
         octets.push_str(&format!("&RelayState={}", encoded(state)));
     }
-    octets.push_str(&format!("&SigAlg={}", encoded(names::RSA_SHA256)));
-    let signature = STANDARD.encode(key.sign(octets.as_bytes())?);
+    if let Some(key) = key {
+        octets.push_str(&format!("&SigAlg={}", encoded(names::RSA_SHA256)));
+        let signature = STANDARD.encode(key.sign(octets.as_bytes())?);
+        octets.push_str(&format!("&Signature={}", encoded(&signature)));
+    }
     let glue = if location.contains('?') { '&' } else { '?' };
-    Some(format!("{location}{glue}{octets}&Signature={}", encoded(&signature)))
+    Some(format!("{location}{glue}{octets}"))
 }
 
 /// A message as SOAP 1.1 carries it.

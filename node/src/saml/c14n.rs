@@ -1,7 +1,7 @@
 //! Exclusive XML Canonicalization 1.0 without comments, of a whole element (<https://www.w3.org/TR/xml-exc-c14n/>).
 //!
-//! Also the way we write XML: what is sent is what was signed, byte for byte. An `InclusiveNamespaces` list is not
-//! supported, and a signature that asks for one is refused.
+//! Also the way we write XML: what is sent is what was signed, byte for byte. A signature may list prefixes that are
+//! declared wherever they are in scope (`InclusiveNamespaces`), as those of Shibboleth and Okta do for types of values.
 
 use super::xml::{Element, Node};
 
@@ -9,13 +9,23 @@ const XML: &str = "http://www.w3.org/XML/1998/namespace";
 
 /// The canonical form of `element` and all below it.
 pub fn canonical(element: &Element) -> String {
+    canonical_with(element, &[])
+}
+
+/// The same, with the prefixes of `inclusive` declared wherever they are in scope; `#default` is the default namespace.
+pub(super) fn canonical_with(element: &Element, inclusive: &[&str]) -> String {
     let mut out = String::new();
-    write(element, &mut Vec::new(), &mut out);
+    write(element, inclusive, &mut Vec::new(), &mut out);
     out
 }
 
 /// `rendered` is what ancestors in the output have declared, the innermost last.
-fn write<'a>(element: &'a Element, rendered: &mut Vec<(&'a str, &'a str)>, out: &mut String) {
+fn write<'a>(
+    element: &'a Element,
+    inclusive: &[&str],
+    rendered: &mut Vec<(&'a str, &'a str)>,
+    out: &mut String,
+) {
     let outer = rendered.len();
     let mut used = vec![(element.name.prefix.as_str(), element.name.namespace.as_str())];
     used.extend(
@@ -24,6 +34,14 @@ fn write<'a>(element: &'a Element, rendered: &mut Vec<(&'a str, &'a str)>, out: 
             .iter()
             .filter(|attribute| !attribute.name.prefix.is_empty())
             .map(|attribute| (attribute.name.prefix.as_str(), attribute.name.namespace.as_str())),
+    );
+    let listed = |prefix: &str| inclusive.contains(&if prefix.is_empty() { "#default" } else { prefix });
+    used.extend(
+        element
+            .scope
+            .iter()
+            .map(|(prefix, namespace)| (prefix.as_str(), namespace.as_str()))
+            .filter(|(prefix, _)| listed(prefix)),
     );
     used.retain(|(_, namespace)| *namespace != XML);
     used.sort_unstable();
@@ -64,7 +82,7 @@ fn write<'a>(element: &'a Element, rendered: &mut Vec<(&'a str, &'a str)>, out: 
     out.push('>');
     for child in &element.children {
         match child {
-            Node::Element(child) => write(child, rendered, out),
+            Node::Element(child) => write(child, inclusive, rendered, out),
             Node::Text(text) => escape(text, false, out),
         }
     }

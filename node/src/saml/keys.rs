@@ -7,6 +7,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use webpki::EndEntityCert;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+use zeroize::Zeroizing;
 
 use crate::flow::UnixTime;
 
@@ -129,10 +130,23 @@ impl Method {
 }
 
 /// Signs for the node. The private key, and the randomness that its library asks for, stay with whoever holds it.
-pub trait Signer {
+pub trait Signer: Sync {
     /// Carries the public half to others.
     fn certificate(&self) -> &Certificate;
 
     /// RSA-SHA256 (PKCS#1 v1.5) over `message`.
     fn sign(&self, message: &[u8]) -> Option<Vec<u8>>;
+}
+
+/// How a key is wrapped by RSA-OAEP: the hash of OAEP and of its mask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Oaep {
+    Sha1,
+    Sha256,
+}
+
+/// Opens for the node what others encrypt to its certificates.
+pub trait Decrypter: Sync {
+    /// The key that was wrapped.
+    fn unwrap_key(&self, method: Oaep, wrapped: &[u8]) -> Option<Zeroizing<Vec<u8>>>;
 }

@@ -4,7 +4,7 @@
 use super::binding::soap;
 use super::c14n::canonical;
 use super::keys::Signer;
-use super::names::{ASSERTION, PROTOCOL, SOAP};
+use super::names::{self, PROTOCOL, SOAP};
 use super::request::{self, Head, RequestError};
 use super::response::{Envelope, NameId, code, identifier, instant, issuer, response};
 use super::signature::sign;
@@ -14,16 +14,16 @@ use crate::flow::UnixTime;
 /// Sessions that one request may name.
 const MOST_SESSIONS: usize = 4;
 /// Characters of the longest name of a session; ours have 44.
-const LONGEST_INDEX: usize = 64;
+const LONGEST_INDEX: usize = 256;
 /// Seconds that a request of ours is good for.
 const LIFE: i64 = 300;
-
-const SUCCESS: &str = "urn:oasis:names:tc:SAML:2.0:status:Success";
 
 /// A `LogoutRequest`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogoutRequest {
     pub head: Head,
+    /// Whose sessions; nothing where it is encrypted.
+    pub name_id: Option<NameId>,
     /// The sessions to end, by the names that assertions gave them; none means every session of the person.
     pub sessions: Vec<String>,
     pub not_on_or_after: Option<UnixTime>,
@@ -48,7 +48,7 @@ impl LogoutRequest {
         if sessions.len() > MOST_SESSIONS {
             return Err(RequestError::Value);
         }
-        Ok(Self { head, sessions, not_on_or_after })
+        Ok(Self { head, name_id: NameId::read(message), sessions, not_on_or_after })
     }
 }
 
@@ -58,7 +58,7 @@ pub fn logged_out(
     key: Option<&dyn Signer>,
     random: &dyn Fn(&mut [u8]),
 ) -> Option<String> {
-    let answer = response("LogoutResponse", envelope, code(SUCCESS), random)?;
+    let answer = response("LogoutResponse", envelope, code(names::SUCCESS), random)?;
     let answer = match key {
         Some(key) => sign(answer, key)?,
         None => answer,
@@ -66,14 +66,38 @@ pub fn logged_out(
     Some(canonical(&answer))
 }
 
-/// A signed request that ends a session at a service provider, in SOAP. `envelope` has no `in_response_to`.
+/// A request that ends a session at a peer, and its ID: signed itself, or not where the binding signs. `envelope` has no
+/// `in_response_to`.
 pub fn end_session(
+    envelope: &Envelope<'_>,
+    name_id: &NameId,
+    session: Option<&str>,
+    key: Option<&dyn Signer>,
+    random: &dyn Fn(&mut [u8]),
+) -> Option<(String, String)> {
+    let (id, request) = logout_request(envelope, name_id, session, key, random)?;
+    Some((id, canonical(&request)))
+}
+
+/// The same, signed, in SOAP.
+pub fn end_session_by_soap(
     envelope: &Envelope<'_>,
     name_id: &NameId,
     session: &str,
     key: &dyn Signer,
     random: &dyn Fn(&mut [u8]),
 ) -> Option<(String, String)> {
+    let (id, request) = logout_request(envelope, name_id, Some(session), Some(key), random)?;
+    Some((id, canonical(&soap(request))))
+}
+
+fn logout_request(
+    envelope: &Envelope<'_>,
+    name_id: &NameId,
+    session: Option<&str>,
+    key: Option<&dyn Signer>,
+    random: &dyn Fn(&mut [u8]),
+) -> Option<(String, Element)> {
     let id = identifier(random);
     let request = Element::new(PROTOCOL, "LogoutRequest")
         .with("ID", id.as_str())
@@ -82,13 +106,41 @@ pub fn end_session(
         .with("Destination", envelope.destination)
         .with("NotOnOrAfter", instant(UnixTime(envelope.now.0.saturating_add(LIFE)))?)
         .child(issuer(envelope))
-        .child(
-            Element::new(ASSERTION, "NameID")
-                .with("Format", name_id.format.as_str())
-                .text(name_id.value.as_str()),
-        )
-        .child(Element::new(PROTOCOL, "SessionIndex").text(session));
-    Some((id, canonical(&soap(sign(request, key)?))))
+        .child(name_id.element())
+        .children(session.map(|session| Element::new(PROTOCOL, "SessionIndex").text(session)));
+    let request = match key {
+        Some(key) => sign(request, key)?,
+        None => request,
+    };
+    Some((id, request))
+}
+
+/// A `LogoutResponse`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogoutResponse {
+    pub head: Head,
+    /// The request that it answers.
+    pub in_response_to: Option<String>,
+    /// Whether the session has ended.
+    pub ended: bool,
+}
+
+impl LogoutResponse {
+    pub fn read(message: &Element) -> Result<Self, RequestError> {
+        if !message.is(PROTOCOL, "LogoutResponse") {
+            return Err(RequestError::Kind);
+        }
+        let in_response_to = message.attribute("InResponseTo").map(str::to_owned);
+        Ok(Self { head: Head::read(message)?, in_response_to, ended: is_success(message) })
+    }
+}
+
+fn is_success(response: &Element) -> bool {
+    let status = response
+        .one(PROTOCOL, "Status")
+        .and_then(|status| status.one(PROTOCOL, "StatusCode"))
+        .and_then(|code| code.attribute("Value"));
+    status == Some(names::SUCCESS)
 }
 
 /// Whether a SOAP answer says that the session of the request `id` has ended. It comes over the connection that the
@@ -103,13 +155,5 @@ pub fn has_ended(answer: &[u8], id: &str) -> Result<(), String> {
     if response.attribute("InResponseTo") != Some(id) {
         return Err("it answered another request".to_owned());
     }
-    let status = response
-        .one(PROTOCOL, "Status")
-        .and_then(|status| status.one(PROTOCOL, "StatusCode"))
-        .and_then(|code| code.attribute("Value"));
-    if status == Some(SUCCESS) {
-        Ok(())
-    } else {
-        Err("it answered that it did not end the session".to_owned())
-    }
+    if is_success(response) { Ok(()) } else { Err("it answered that it did not end the session".to_owned()) }
 }

@@ -1,9 +1,14 @@
-//! Metadata (SAML metadata §2): what a service provider says of itself, and what the node says.
+//! Metadata (SAML metadata §2): what a service provider says of itself, and what the node says as identity provider.
+
+use std::time::Duration;
+
+use crate::flow::UnixTime;
 
 use super::c14n::canonical;
 use super::keys::{Certificate, KeyError};
 use super::names::{self, DSIG, METADATA, PROTOCOL};
 use super::signature::key_info;
+use super::upstream::Service;
 use super::xml::{self, Element, XmlError};
 
 /// Consumer services and keys that are read at most.
@@ -17,8 +22,14 @@ pub enum MetadataError {
     Entity,
     #[error("it describes no service provider of SAML 2.0")]
     NoServiceProvider,
+    #[error("it describes no identity provider of SAML 2.0")]
+    NoIdentityProvider,
     #[error("no assertion consumer service takes the HTTP-POST binding")]
     NoConsumer,
+    #[error("no sign-on service takes the HTTP-Redirect or HTTP-POST binding")]
+    NoSignIn,
+    #[error("it has no certificate for signatures")]
+    NoKey,
     #[error("more than {LIMIT} keys or consumer services")]
     TooMany,
     #[error(transparent)]
@@ -40,73 +51,81 @@ pub struct ServiceProvider {
     /// The first NameID format it wants.
     pub name_id_format: Option<String>,
     pub logout: LogoutService,
+    pub validity: Validity,
+}
+
+/// For how long a document says it is good.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Validity {
+    /// `validUntil`: from then on nothing in it counts.
+    pub until: Option<UnixTime>,
+    /// `cacheDuration`: a newer one should be asked for after this time.
+    pub refresh: Option<Duration>,
 }
 
 /// Where a service provider takes messages of single logout; the first of each binding counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LogoutService {
-    /// Takes answers through the browser by HTTP-Redirect.
-    pub redirect: Option<String>,
-    /// The same by HTTP-POST.
-    pub post: Option<String>,
+    /// Takes requests and answers through the browser.
+    pub browser: Service,
     /// Takes requests of the node's by SOAP.
     pub soap: Option<String>,
 }
 
 impl LogoutService {
     fn read(role: &Element) -> Self {
-        let of = |binding: &str| {
-            role.all(METADATA, "SingleLogoutService")
-                .find(|service| service.attribute("Binding") == Some(binding))
-        };
-        let answers = |binding| {
-            let service = of(binding)?;
-            service.attribute("ResponseLocation").or_else(|| service.attribute("Location")).map(str::to_owned)
-        };
-        Self {
-            redirect: answers(names::BINDING_REDIRECT),
-            post: answers(names::BINDING_POST),
-            soap: of(names::BINDING_SOAP)
-                .and_then(|service| service.attribute("Location"))
-                .map(str::to_owned),
-        }
+        let soap = role
+            .all(METADATA, "SingleLogoutService")
+            .find(|service| service.attribute("Binding") == Some(names::BINDING_SOAP))
+            .and_then(|service| service.attribute("Location"))
+            .map(str::to_owned);
+        Self { browser: Service::read(role, "SingleLogoutService"), soap }
     }
 }
 
 impl ServiceProvider {
     pub fn read(document: &[u8]) -> Result<Self, MetadataError> {
         let entity = xml::parse(document, xml::METADATA)?;
-        let entity_id = entity
-            .attribute("entityID")
-            .filter(|id| entity.is(METADATA, "EntityDescriptor") && !id.is_empty() && id.len() <= 1024)
-            .ok_or(MetadataError::Entity)?;
-        let role = entity
-            .all(METADATA, "SPSSODescriptor")
-            .find(|role| {
-                let protocols = role.attribute("protocolSupportEnumeration").unwrap_or_default();
-                protocols.split_ascii_whitespace().any(|protocol| protocol == PROTOCOL.uri)
-            })
-            .ok_or(MetadataError::NoServiceProvider)?;
-        let keys = |wanted: &str| -> Result<Vec<Certificate>, MetadataError> {
-            role.all(METADATA, "KeyDescriptor")
-                .filter(|key| key.attribute("use").is_none_or(|use_| use_ == wanted))
-                .filter_map(|key| key.one(DSIG, "KeyInfo")?.one(DSIG, "X509Data"))
-                .flat_map(|data| data.all(DSIG, "X509Certificate"))
-                .take(LIMIT)
-                .map(|certificate| Ok(Certificate::from_base64(&certificate.content().unwrap_or_default())?))
-                .collect()
-        };
+        let entity_id = entity_id(&entity)?;
+        let role = role(&entity, "SPSSODescriptor").ok_or(MetadataError::NoServiceProvider)?;
         let name_id_format = role.all(METADATA, "NameIDFormat").next().and_then(Element::content);
         Ok(Self {
             entity_id: entity_id.to_owned(),
             consumers: consumers(role)?,
-            signing: keys("signing")?,
-            encryption: keys("encryption")?.into_iter().next(),
+            signing: certificates(role, "signing")?,
+            encryption: certificates(role, "encryption")?.into_iter().next(),
             signs_requests: matches!(role.attribute("AuthnRequestsSigned"), Some("true" | "1")),
             name_id_format,
             logout: LogoutService::read(role),
+            validity: Validity::read(&entity, role),
         })
     }
+}
+
+pub(super) fn entity_id(entity: &Element) -> Result<&str, MetadataError> {
+    entity
+        .attribute("entityID")
+        .filter(|id| entity.is(METADATA, "EntityDescriptor") && !id.is_empty() && id.len() <= 1024)
+        .ok_or(MetadataError::Entity)
+}
+
+/// What an entity says of itself in one role of SAML 2.0.
+pub(super) fn role<'a>(entity: &'a Element, local: &'a str) -> Option<&'a Element> {
+    entity.all(METADATA, local).find(|role| {
+        let protocols = role.attribute("protocolSupportEnumeration").unwrap_or_default();
+        protocols.split_ascii_whitespace().any(|protocol| protocol == PROTOCOL.uri)
+    })
+}
+
+/// The certificates of a role for one use.
+pub(super) fn certificates(role: &Element, wanted: &str) -> Result<Vec<Certificate>, MetadataError> {
+    role.all(METADATA, "KeyDescriptor")
+        .filter(|key| key.attribute("use").is_none_or(|use_| use_ == wanted))
+        .filter_map(|key| key.one(DSIG, "KeyInfo")?.one(DSIG, "X509Data"))
+        .flat_map(|data| data.all(DSIG, "X509Certificate"))
+        .take(LIMIT)
+        .map(|certificate| Ok(Certificate::from_base64(&certificate.content().unwrap_or_default())?))
+        .collect()
 }
 
 fn consumers(role: &Element) -> Result<Vec<(String, Option<u16>)>, MetadataError> {

@@ -34,10 +34,51 @@ pub struct Envelope<'a> {
     pub now: UnixTime,
 }
 
+/// What somebody is called (core §2.2.3).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NameId {
     pub format: String,
     pub value: String,
+    /// Who made the name, and for whom; said back where the name is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_qualifier: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sp_name_qualifier: Option<String>,
+}
+
+/// Bytes of the longest name and qualifier that is read.
+const LONGEST_NAME: usize = 1024;
+
+impl NameId {
+    pub fn new(format: impl Into<String>, value: impl Into<String>) -> Self {
+        Self { format: format.into(), value: value.into(), name_qualifier: None, sp_name_qualifier: None }
+    }
+
+    /// The one `NameID` directly in `parent`.
+    pub(super) fn read(parent: &Element) -> Option<Self> {
+        let element = parent.one(ASSERTION, "NameID")?;
+        let value = element.content().filter(|value| !value.is_empty())?;
+        let format = element.attribute("Format").unwrap_or(names::NAMEID_UNSPECIFIED);
+        let of = |name| element.attribute(name).map(str::to_owned);
+        let (name_qualifier, sp_name_qualifier) = (of("NameQualifier"), of("SPNameQualifier"));
+        let texts = [Some(&value), name_qualifier.as_ref(), sp_name_qualifier.as_ref()];
+        let short = format.len() <= LONGEST_NAME
+            && texts.into_iter().flatten().all(|text| text.len() <= LONGEST_NAME);
+        let format = format.to_owned();
+        short.then_some(Self { format, value, name_qualifier, sp_name_qualifier })
+    }
+
+    pub(super) fn element(&self) -> Element {
+        let mut element = Element::new(ASSERTION, "NameID").with("Format", self.format.as_str());
+        for (name, value) in
+            [("NameQualifier", &self.name_qualifier), ("SPNameQualifier", &self.sp_name_qualifier)]
+        {
+            if let Some(value) = value {
+                element = element.with(name, value.as_str());
+            }
+        }
+        element.text(self.value.as_str())
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +137,7 @@ pub fn success(
         Some(recipient) => encrypt(&assertion, recipient, random)?,
         None => assertion,
     };
-    let status = code("urn:oasis:names:tc:SAML:2.0:status:Success");
+    let status = code(names::SUCCESS);
     let response = response("Response", envelope, status, random)?.child(assertion);
     Some(canonical(&sign(response, key)?))
 }
@@ -148,15 +189,9 @@ fn assertion(envelope: &Envelope<'_>, subject: &Subject<'_>, random: &dyn Fn(&mu
     if let Some(id) = envelope.in_response_to {
         confirmation = confirmation.with("InResponseTo", id);
     }
-    let about = Element::new(ASSERTION, "Subject")
-        .child(
-            Element::new(ASSERTION, "NameID")
-                .with("Format", subject.name_id.format.as_str())
-                .text(subject.name_id.value.as_str()),
-        )
-        .child(
-            Element::new(ASSERTION, "SubjectConfirmation").with("Method", names::BEARER).child(confirmation),
-        );
+    let about = Element::new(ASSERTION, "Subject").child(subject.name_id.element()).child(
+        Element::new(ASSERTION, "SubjectConfirmation").with("Method", names::BEARER).child(confirmation),
+    );
     let conditions = Element::new(ASSERTION, "Conditions")
         .with("NotBefore", instant(UnixTime(now.0.saturating_sub(SKEW)))?)
         .with("NotOnOrAfter", until.as_str())

@@ -2,25 +2,27 @@
 //!
 //! ```text
 //! sign    element ──canonical──▶ digest ──▶ SignedInfo ──canonical──▶ signature, put in after the Issuer
-//! verify  message ──▶ its one Signature, a child of the message itself, with one reference to the message itself
-//!         ──▶ take it out ──canonical──▶ digest ──▶ SignedInfo ──canonical──▶ a configured key ──▶ Verified
+//! verify  element ──▶ its one Signature, a child of the element itself, with one reference to the element itself
+//!         ──▶ take it out ──canonical──▶ digest ──▶ SignedInfo ──canonical──▶ a configured key ──▶ verified
 //! ```
 //!
-//! What is verified is the root of the document, and what is read afterwards is the very tree that was canonicalised:
-//! a wrapped, moved or second element has no place to be. A false accept here lets anybody speak for a peer; a false
+//! What is verified is a whole message, or a whole assertion in its place in one, and what is read afterwards is the very
+//! tree that was canonicalised: a wrapped, moved or second element has no place to be. A false accept here lets anybody speak for a peer; a false
 //! reject is a sign-in that fails with a page that says so.
 
 use aws_lc_rs::digest;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::c14n::canonical;
+use super::c14n::{canonical, canonical_with};
 use super::keys::{Certificate, Method, Signer};
-use super::names::{self, ASSERTION, DSIG};
+use super::names::{self, ASSERTION, DSIG, EXCLUSIVE};
 use super::xml::{Element, Node};
 
 /// A signature or digest is not longer than this in base64: RSA of 8192 bits.
 const LONGEST_VALUE: usize = 2048;
+/// Prefixes that a signature may list.
+const MOST_PREFIXES: usize = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
@@ -92,15 +94,31 @@ pub(super) fn verify(mut message: Element, keys: &[Certificate]) -> Result<Eleme
         1 => {}
         _ => return Err(SignatureError::Misplaced),
     }
-    let at = message
+    let signature = take(&mut message).ok_or(SignatureError::Misplaced)?;
+    check(&message, &signature, keys)?;
+    Ok(message)
+}
+
+/// Takes out the first signature that is directly in `element`.
+pub(super) fn take(element: &mut Element) -> Option<Element> {
+    let at = element
         .children
         .iter()
-        .position(|node| matches!(node, Node::Element(element) if element.is(DSIG, "Signature")));
-    let Some(Node::Element(signature)) = at.map(|at| message.children.remove(at)) else {
-        return Err(SignatureError::Misplaced);
-    };
-    let parts = Parts::of(&signature).ok_or(SignatureError::Shape)?;
-    let id = message.attribute("ID").filter(|id| !id.is_empty()).ok_or(SignatureError::Reference)?;
+        .position(|node| matches!(node, Node::Element(child) if child.is(DSIG, "Signature")))?;
+    match element.children.remove(at) {
+        Node::Element(signature) => Some(signature),
+        Node::Text(_) => None,
+    }
+}
+
+/// Whether `signature`, which was taken out of `element`, is of one of `keys` and over all of the element.
+pub(super) fn check(
+    element: &Element,
+    signature: &Element,
+    keys: &[Certificate],
+) -> Result<(), SignatureError> {
+    let parts = Parts::of(signature).ok_or(SignatureError::Shape)?;
+    let id = element.attribute("ID").filter(|id| !id.is_empty()).ok_or(SignatureError::Reference)?;
     if parts.uri.strip_prefix('#') != Some(id) {
         return Err(SignatureError::Reference);
     }
@@ -111,17 +129,20 @@ pub(super) fn verify(mut message: Element, keys: &[Certificate]) -> Result<Eleme
         _ => return Err(SignatureError::Algorithm),
     };
     let method = Method::parse(parts.signature_method).ok_or(SignatureError::Algorithm)?;
-    if parts.canonicalization != names::EXCLUSIVE_C14N
-        || parts.transforms != [names::ENVELOPED, names::EXCLUSIVE_C14N]
-    {
+    let [enveloped, exclusive] = &parts.transforms[..] else { return Err(SignatureError::Algorithm) };
+    if enveloped.uri != names::ENVELOPED || !enveloped.prefixes.is_empty() {
         return Err(SignatureError::Algorithm);
     }
-    if digest::digest(digest_algorithm, canonical(&message).as_bytes()).as_ref() != parts.digest {
+    if [exclusive, &parts.canonicalization].iter().any(|method| method.uri != names::EXCLUSIVE_C14N) {
+        return Err(SignatureError::Algorithm);
+    }
+    let content = canonical_with(element, &exclusive.prefixes);
+    if digest::digest(digest_algorithm, content.as_bytes()).as_ref() != parts.digest {
         return Err(SignatureError::Digest);
     }
-    let signed = canonical(parts.info);
+    let signed = canonical_with(parts.info, &parts.canonicalization.prefixes);
     if keys.iter().any(|key| key.verifies(method, signed.as_bytes(), &parts.value)) {
-        Ok(message)
+        Ok(())
     } else {
         Err(SignatureError::Key)
     }
@@ -131,12 +152,18 @@ pub(super) fn verify(mut message: Element, keys: &[Certificate]) -> Result<Eleme
 struct Parts<'a> {
     info: &'a Element,
     value: Vec<u8>,
-    canonicalization: &'a str,
+    canonicalization: Canonical<'a>,
     signature_method: &'a str,
     uri: &'a str,
-    transforms: Vec<&'a str>,
+    transforms: Vec<Canonical<'a>>,
     digest_method: &'a str,
     digest: Vec<u8>,
+}
+
+/// A transform or canonicalisation, and the prefixes that it lists.
+struct Canonical<'a> {
+    uri: &'a str,
+    prefixes: Vec<&'a str>,
 }
 
 impl<'a> Parts<'a> {
@@ -158,16 +185,31 @@ impl<'a> Parts<'a> {
         Some(Self {
             info,
             value,
-            canonicalization: bare(canonicalization, "CanonicalizationMethod")?,
+            canonicalization: Canonical::of(canonicalization, "CanonicalizationMethod")?,
             signature_method: bare(method, "SignatureMethod")?,
             uri: reference.attribute("URI")?,
             transforms: transforms
                 .elements()
-                .map(|transform| bare(transform, "Transform"))
+                .map(|transform| Canonical::of(transform, "Transform"))
                 .collect::<Option<_>>()?,
             digest_method: bare(digest_method, "DigestMethod")?,
             digest: self::value(digest)?,
         })
+    }
+}
+
+impl<'a> Canonical<'a> {
+    /// The only parameter is a list of prefixes (exclusive XML canonicalisation §4).
+    fn of(element: &'a Element, local: &str) -> Option<Self> {
+        let uri = element.attribute("Algorithm").filter(|_| element.is(DSIG, local))?;
+        let prefixes = match &element.elements().collect::<Vec<_>>()[..] {
+            [] => Vec::new(),
+            [list] if list.is(EXCLUSIVE, "InclusiveNamespaces") => {
+                list.attribute("PrefixList")?.split_ascii_whitespace().collect()
+            }
+            _ => return None,
+        };
+        (prefixes.len() <= MOST_PREFIXES).then_some(Self { uri, prefixes })
     }
 }
 

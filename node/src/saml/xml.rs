@@ -5,7 +5,11 @@
 //! each with the others, has seen any. Comments are refused in messages, where they have hidden
 //! the end of a name from readers that stop at the first text node; metadata, which people write, may have them.
 
+use std::sync::Arc;
+
 use roxmltree::{Document, NodeType, ParsingOptions};
+
+use super::c14n::canonical_with;
 
 /// How much a document may hold.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +58,8 @@ pub enum XmlError {
     TooManyAttributes,
     #[error("there are too many declarations of namespaces")]
     TooManyNamespaces,
+    #[error("a prefix stands for no namespace")]
+    Undeclared,
     #[error("an ID is there twice")]
     DuplicateId,
     #[error("not well-formed: {0}")]
@@ -87,12 +93,18 @@ pub enum Node {
     Text(String),
 }
 
-/// An element with resolved names: namespace declarations are not kept, they follow from the names.
+/// Prefixes and the namespaces they stand for; the empty prefix is the default.
+pub(super) type Scope = Arc<[(String, String)]>;
+
+/// An element with resolved names. Which namespaces are declared where follows from the names, but for a signature that
+/// lists prefixes to declare besides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Element {
     pub name: Name,
     pub attributes: Vec<Attribute>,
     pub children: Vec<Node>,
+    /// What was declared where it stood; elements that declare nothing share their parent's. Of those we make, nothing.
+    pub(super) scope: Scope,
 }
 
 impl Element {
@@ -102,7 +114,7 @@ impl Element {
             namespace: namespace.uri.to_owned(),
             local: local.to_owned(),
         };
-        Self { name, attributes: Vec::new(), children: Vec::new() }
+        Self { name, attributes: Vec::new(), children: Vec::new(), scope: Arc::default() }
     }
 
     pub fn with(mut self, attribute: &str, value: impl Into<String>) -> Self {
@@ -198,12 +210,29 @@ pub fn parse(bytes: &[u8], limits: Limits) -> Result<Element, XmlError> {
     for node in document.root().children().filter(|node| !node.is_element()) {
         reader.admit(node.node_type())?;
     }
-    let element = reader.element(document.root_element(), 1)?;
+    let element = reader.element(document.root_element(), &Arc::default(), 1)?;
     reader.ids.sort_unstable();
     if reader.ids.windows(2).any(|pair| pair.first() == pair.last()) {
         return Err(XmlError::DuplicateId);
     }
     Ok(element)
+}
+
+/// Reads an element that stood in the place of `place`, whose namespaces it may lean on: encryption takes text out of its
+/// surroundings and leaves their declarations behind (XML Encryption §4.3.3).
+pub(super) fn parse_inside(place: &Element, text: &[u8]) -> Option<Element> {
+    let mut around = Element::new(Namespace { prefix: "", uri: "" }, "around");
+    around.scope = Arc::clone(&place.scope);
+    let prefixes: Vec<&str> = place.scope.iter().map(|(prefix, _)| prefix.as_str()).collect();
+    let listed: Vec<&str> = prefixes.iter().map(|p| if p.is_empty() { "#default" } else { p }).collect();
+    let around = canonical_with(&around, &listed);
+    let (open, close) = around.split_at_checked(around.len().checked_sub("</around>".len())?)?;
+    let whole = [open.as_bytes(), text, close.as_bytes()].concat();
+    let mut whole = parse(&whole, MESSAGE).ok()?;
+    match (whole.children.pop()?, whole.children.is_empty()) {
+        (Node::Element(element), true) => Some(element),
+        _ => None,
+    }
 }
 
 /// The parser's words name what it met, which may be as long as the document.
@@ -218,9 +247,19 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn element(&mut self, node: roxmltree::Node<'_, '_>, depth: usize) -> Result<Element, XmlError> {
+    fn element(
+        &mut self,
+        node: roxmltree::Node<'_, '_>,
+        around: &Scope,
+        depth: usize,
+    ) -> Result<Element, XmlError> {
         if depth > self.limits.depth {
             return Err(XmlError::TooDeep(self.limits.depth));
+        }
+        let scope = scope_of(node, around);
+        // What Namespaces in XML 1.0 forbids (§2.2), and the parser takes.
+        if scope.iter().any(|(prefix, uri)| !prefix.is_empty() && uri.is_empty()) {
+            return Err(XmlError::Undeclared);
         }
         let mut attributes = Vec::new();
         for attribute in node.attributes() {
@@ -240,7 +279,7 @@ impl Reader<'_> {
         let mut children = Vec::new();
         for child in node.children() {
             match child.node_type() {
-                NodeType::Element => children.push(Node::Element(self.element(child, depth + 1)?)),
+                NodeType::Element => children.push(Node::Element(self.element(child, &scope, depth + 1)?)),
                 NodeType::Text => children.push(Node::Text(child.text().unwrap_or_default().to_owned())),
                 other => self.admit(other)?,
             }
@@ -250,7 +289,7 @@ impl Reader<'_> {
             namespace: node.tag_name().namespace().unwrap_or_default().to_owned(),
             local: node.tag_name().name().to_owned(),
         };
-        Ok(Element { name, attributes, children })
+        Ok(Element { name, attributes, children, scope })
     }
 
     /// What is neither element nor text.
@@ -269,5 +308,18 @@ impl Reader<'_> {
         let end = rest.find(|c: char| c.is_ascii_whitespace() || "=/>".contains(c)).unwrap_or(rest.len());
         let name = rest.get(..end).unwrap_or_default();
         name.split_once(':').map(|(prefix, _)| prefix.to_owned()).unwrap_or_default()
+    }
+}
+
+/// The namespaces where `node` stands, shared with `around` where they are the same.
+fn scope_of(node: roxmltree::Node<'_, '_>, around: &Scope) -> Scope {
+    let declared = || {
+        let all = node.namespaces().map(|namespace| (namespace.name().unwrap_or_default(), namespace.uri()));
+        all.filter(|(prefix, _)| *prefix != "xml")
+    };
+    let same = declared().eq(around.iter().map(|(prefix, uri)| (prefix.as_str(), uri.as_str())));
+    match same {
+        true => Arc::clone(around),
+        false => declared().map(|(prefix, uri)| (prefix.to_owned(), uri.to_owned())).collect(),
     }
 }

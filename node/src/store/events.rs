@@ -22,6 +22,8 @@ pub struct EventFilter {
     pub user: Option<String>,
     pub application: Option<String>,
     pub denied: bool,
+    /// Ray id.
+    pub ray: Option<String>,
     /// The newest so many, oldest first.
     pub limit: u32,
 }
@@ -66,6 +68,7 @@ impl Store {
                     "SELECT id, body FROM event
                      WHERE id > ?1 AND created_at >= ?2 AND (?3 IS NULL OR user = ?3)
                        AND (?4 IS NULL OR application = ?4) AND (NOT ?5 OR NOT allowed)
+                       AND (?7 IS NULL OR json_extract(body, '$.ray_id') = ?7)
                      ORDER BY id DESC LIMIT ?6",
                 )?
                 .query_map(
@@ -75,7 +78,8 @@ impl Store {
                         filter.user,
                         filter.application,
                         filter.denied,
-                        filter.limit.max(1)
+                        filter.limit.max(1),
+                        filter.ray
                     ],
                     |row| Ok((row.get(0)?, row.get(1)?)),
                 )?

@@ -10,6 +10,7 @@ mod devices;
 mod events;
 mod gate;
 mod keys;
+mod provider_logins;
 mod saas;
 mod saml_keys;
 mod schema;

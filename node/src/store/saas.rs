@@ -235,6 +235,28 @@ impl Store {
         .await
     }
 
+    /// What an application that speaks SAML calls the person of a session.
+    pub(crate) async fn saml_login(
+        &self,
+        session: SessionId,
+        application: &str,
+    ) -> Result<Option<NameId>, StoreError> {
+        let application = application.to_owned();
+        let name_id: Option<Option<String>> = self
+            .run(move |connection| {
+                connection
+                    .prepare_cached("SELECT name_id FROM saas_login WHERE session = ?1 AND application = ?2")?
+                    .query_row(params![session.as_bytes(), application], |row| row.get(0))
+                    .optional()
+                    .map_err(StoreError::from)
+            })
+            .await?;
+        let read = |text: String| {
+            serde_json::from_str(&text).map_err(|e| StoreError::Malformed(format!("name: {e}")))
+        };
+        name_id.flatten().map(read).transpose()
+    }
+
     /// The applications elsewhere that sessions have signed in at, by name.
     pub(crate) async fn saas_logins(
         &self,
@@ -411,7 +433,7 @@ mod tests {
     async fn an_application_is_told_by_the_name_that_it_heard_last() {
         let directory = tempfile::tempdir().unwrap();
         let store = store(directory.path()).await;
-        let name = |value: &str| NameId { format: "f".into(), value: value.into() };
+        let name = |value: &str| NameId::new("f", value);
         store.insert_saml_login(SESSION, "crm", &name("one")).await.unwrap();
         store.insert_saml_login(SESSION, "crm", &name("two")).await.unwrap();
         assert!(store.insert_saml_login(SessionId::from_bytes([9; 16]), "crm", &name("x")).await.is_err());

@@ -178,6 +178,17 @@ ALTER TABLE device ADD COLUMN person TEXT;
 ALTER TABLE device ADD COLUMN created_at INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX device_person ON device (person, created_at) WHERE person IS NOT NULL;
 ",
+    // What identity providers call the logins that sessions began with.
+    r"
+CREATE TABLE provider_login (
+    session BLOB PRIMARY KEY REFERENCES session (id) ON DELETE CASCADE,
+    provider TEXT NOT NULL,
+    name TEXT NOT NULL,
+    session_index TEXT,
+    body TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX provider_login_name ON provider_login (provider, name);
+",
 ];
 
 /// Opens the file, sets it up for durable concurrent use and migrates it.

@@ -31,6 +31,15 @@ fn the_application_sends_people_by_redirect() {
     assert!(policy.contains(&format!("script-src 'nonce-{nonce}';")), "{policy}");
     assert_signed_in(&lab.consume(&page, request["id"].as_str().unwrap()).unwrap());
 
+    // An administrator sees what was sent, and nothing that proves it.
+    let ray = lab.realm.events("sign_in", 1).unwrap()[0]["ray_id"].as_str().unwrap().to_owned();
+    let seen = lab.realm.node.admin(&["events", "--ray", &ray]).unwrap();
+    for line in ["  NameID: ann@example.com", "  groups: ops", "  email: ann@example.com"] {
+        assert!(seen.lines().any(|found| found == line), "{line}: {seen}");
+    }
+    assert!(!seen.contains("Signature") && !lab.realm.log().unwrap().contains("Assertion"), "{seen}");
+    assert_eq!(lab.realm.node.admin(&["events", "--ray", "0000000000000000"]).unwrap(), "");
+
     // The second time nobody is asked, and the answer is another one.
     let again = lab.request(&["redirect"]).unwrap();
     let second = web.get(again["url"].as_str().unwrap()).unwrap();

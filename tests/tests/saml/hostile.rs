@@ -135,3 +135,20 @@ fn an_unsigned_or_foreign_request_is_none_where_they_are_signed() {
     let unsigned = url.split("&Signature=").next().unwrap().split("&SigAlg=").next().unwrap().to_owned();
     assert_eq!(web.get(&unsigned).unwrap().status, 400, "the signature taken off");
 }
+
+/// Nobody has to prove anything for a refusal, and it is signed: a network gets only so many.
+#[test]
+fn a_network_cannot_have_refusals_signed_for_ever() {
+    let lab = Lab::new("", false).unwrap();
+    let eve = lab.realm.web("eve");
+    let passive = || {
+        let request = lab.request(&["redirect", "passive"]).unwrap();
+        eve.get(request["url"].as_str().unwrap()).unwrap().status
+    };
+    let answers: Vec<u16> = (0..24).map(|_| passive()).collect();
+    assert_eq!((answers[0], answers[23]), (200, 429), "{answers:?}");
+    assert_eq!(lab.realm.events("sign_in", 24).unwrap()[23]["reason"], "throttled");
+    let other = eve.from("127.0.9.1");
+    let request = lab.request(&["redirect", "passive"]).unwrap();
+    assert_eq!(other.get(request["url"].as_str().unwrap()).unwrap().status, 200, "another network may");
+}

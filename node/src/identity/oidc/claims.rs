@@ -74,6 +74,8 @@ impl ClaimRules {
             display_name,
             groups,
             amr,
+            ends_at: None,
+            at_provider: None,
         })
     }
 

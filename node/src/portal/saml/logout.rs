@@ -23,8 +23,7 @@ use crate::portal::form::Parameters;
 use crate::portal::handover::known_as;
 use crate::portal::login::ATTEMPT_LIFE;
 use crate::portal::page::{self, Confirm, Frame, MessagePage};
-use crate::saas::saml::Onward;
-use crate::saml::{self, LogoutRequest};
+use crate::saml::{self, LogoutRequest, Onward};
 use crate::session::LiveSession;
 use crate::store::SessionFilter;
 
@@ -66,6 +65,14 @@ impl Call<'_> {
                 Some(wish) => self.end_login(visit, wish, ticket).await,
                 None => self.objection_to(Action::Logout, visit, "a logout that is too old"),
             };
+        }
+        // What it answers to the node's own request changes nothing here: the session has ended.
+        let answered = |parameters: &Parameters| {
+            parameters.has(saml::Kind::Response.parameter())
+                && !parameters.has(saml::Kind::Request.parameter())
+        };
+        if answered(form.as_ref().unwrap_or(&query)) {
+            return self.logout_goes_on();
         }
         let keys = &visit.service.certificates;
         let received = if by_post {
@@ -135,12 +142,7 @@ impl Call<'_> {
         let mut response = match answer {
             None => return self.logged_out(),
             Some(Onward::Open(address)) => page::redirect(StatusCode::SEE_OTHER, &address),
-            Some(Onward::Post { to, message }) => {
-                let message = saml::encode(&message);
-                let mut fields = vec![(saml::Kind::Response.parameter(), message.as_str())];
-                fields.extend(relay_state.map(|state| ("RelayState", state)));
-                self.saml_post(visit, &to, &fields)
-            }
+            Some(Onward::Post { to, fields }) => self.auto_post(&visit.application.name, &to, &fields),
         };
         self.forget(&mut response);
         response

@@ -19,12 +19,12 @@ mod request;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
 use http::{Method, Response, StatusCode};
 
 use crate::clock;
-use crate::event::{Action, Event};
+use crate::event::{Action, Event, Sent};
 use crate::flow::{Application, Kind, Reason, Saas, SaasProtocol, SamlService};
+use crate::identity::LoginError;
 use crate::policy::PermitKind;
 use crate::saas::saml::{Asked, Endpoint, Issued, NotIssued};
 use crate::saml::{self, AuthnRequest, Refusal};
@@ -84,17 +84,11 @@ impl Call<'_> {
                 let document = self.context.saml.metadata(service, endpoint_of(visit));
                 page::document("application/samlmetadata+xml", document)
             }
-            (None | Some("logout"), _) => self.saml_method("GET, POST"),
-            (Some("resume"), _) => self.saml_method("GET"),
-            (Some("saml-metadata"), _) => self.saml_method("GET, HEAD"),
+            (None | Some("logout"), _) => self.method_of_saml("GET, POST"),
+            (Some("resume"), _) => self.method_of_saml("GET"),
+            (Some("saml-metadata"), _) => self.method_of_saml("GET, HEAD"),
             (Some(_), _) => self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication),
         }
-    }
-
-    fn saml_method(&self, allow: &'static str) -> Response<Bytes> {
-        let mut response = self.refuse(StatusCode::METHOD_NOT_ALLOWED, Reason::BadRequest);
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
-        response
     }
 
     /// A request by POST: most come from another site, and the session's cookie with none of those.
@@ -215,13 +209,15 @@ impl Call<'_> {
                 .policy(permit.policy())
         };
         match issued {
-            Ok(Issued { answer, name_id }) => {
+            Ok(Issued { answer, name_id, attributes }) => {
                 if let Err(error) = self.remember_sign_in(visit, &live, &name_id).await {
                     self.context.events.emit(event(false).reason(Reason::Internal).detail(error.to_string()));
                     return self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal);
                 }
                 let how = if ask.id.is_some() { "asked by the application" } else { "from the launcher" };
-                self.context.events.emit(event(true).detail(how));
+                let told = attributes.iter().map(|said| (said.name.as_str(), said.values.as_slice()));
+                let sent = Sent::new(&name_id.value, told);
+                self.context.events.emit(event(true).detail(how).sent(sent));
                 self.post(visit, &ask, &answer, kept)
             }
             Err(NotIssued::Refused(refusal)) => self.saml_refusal(visit, &ask, refusal, kept),
@@ -281,6 +277,11 @@ impl Call<'_> {
         refusal: Refusal,
         kept: Option<&str>,
     ) -> Response<Bytes> {
+        if self.global_session().is_none()
+            && let Err(error) = self.charge_signature()
+        {
+            return self.saml_throttled(visit, &error);
+        }
         self.context.events.emit(
             self.event(Action::SignIn, false)
                 .reason(if refusal == Refusal::NoPassive { Reason::NoSession } else { Reason::BadRequest })
@@ -293,24 +294,39 @@ impl Call<'_> {
         }
     }
 
+    /// The page where answering would cost more signatures than a network may have for nobody.
+    fn saml_throttled(&self, visit: SignIn<'_>, error: &LoginError) -> Response<Bytes> {
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        let event = self.event(Action::SignIn, false).reason(error.reason()).status(status.as_u16());
+        self.context.events.emit(event.application(visit.application).detail(error.to_string()));
+        page::refusal(PageFacts {
+            application: Some(&visit.application.name),
+            retry_after: match error {
+                LoginError::Throttled { retry_after } => u32::try_from(retry_after.as_secs() + 1).ok(),
+                _ => None,
+            },
+            ..self.facts(status, error.reason())
+        })
+    }
+
     fn post(&self, visit: SignIn<'_>, ask: &Ask, answer: &str, kept: Option<&str>) -> Response<Bytes> {
-        let answer = saml::encode(answer);
-        let mut fields = vec![(saml::Kind::Response.parameter(), answer.as_str())];
-        fields.extend(ask.relay_state.as_deref().map(|state| ("RelayState", state)));
-        let mut response = self.saml_post(visit, &ask.consumer, &fields);
+        let mut fields = vec![(saml::Kind::Response.parameter(), saml::encode(answer))];
+        fields.extend(ask.relay_state.clone().map(|state| ("RelayState", state)));
+        let mut response = self.auto_post(&visit.application.name, &ask.consumer, &fields);
         if let Some(id) = kept {
             set_cookies(&mut response, [PARK.clear(id, visit.path)]);
         }
         response
     }
 
-    /// A page that posts `fields` to an address of the configuration.
-    fn saml_post(&self, visit: SignIn<'_>, action: &str, fields: &[(&str, &str)]) -> Response<Bytes> {
+    /// A page that posts `fields` to an address of the configuration, which people know as `name`.
+    pub(super) fn auto_post(&self, name: &str, action: &str, fields: &[(&str, String)]) -> Response<Bytes> {
+        let fields: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
         page::auto_post(&AutoPost {
             frame: Frame::new(Some(&self.site.auth), self.visit.ray),
-            application: &visit.application.name,
+            application: name,
             action,
-            fields,
+            fields: &fields,
             nonce: &clock::new_session_id().to_string(),
         })
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::flow::UnixTime;
-use crate::saml::{Certificate, Signer as _};
+use crate::saml::{Certificate, Decrypter, Signer as _};
 use crate::store::{SamlKey, Store};
 
 use super::KeysError;
@@ -39,7 +39,7 @@ pub struct SamlKeySummary {
 }
 
 /// The keys that sign now and later; what has stopped signing is of no use to anybody.
-pub(super) struct Keys {
+pub(crate) struct Keys {
     /// The oldest first.
     later: Vec<Loaded>,
     /// The first, which is there always.
@@ -93,7 +93,7 @@ impl Keys {
     }
 
     /// The key that signs at `now`; a clock that jumped must not keep everybody out, so there is always one.
-    pub(super) fn signer(&self, now: UnixTime) -> &SigningKey {
+    pub(crate) fn signer(&self, now: UnixTime) -> &SigningKey {
         &self.signing(now).key
     }
 
@@ -101,7 +101,12 @@ impl Keys {
         self.all().filter(|key| key.stored.sign_from <= now).last().unwrap_or(&self.first)
     }
 
-    pub(super) fn certificates(&self) -> impl Iterator<Item = &Certificate> {
+    /// Each of them opens what is encrypted to the node.
+    pub(crate) fn decrypters(&self) -> Vec<&dyn Decrypter> {
+        self.all().map(|key| &key.key as &dyn Decrypter).collect()
+    }
+
+    pub(crate) fn certificates(&self) -> impl Iterator<Item = &Certificate> {
         self.all().map(|key| key.key.certificate())
     }
 

@@ -16,17 +16,16 @@ use zeroize::Zeroizing;
 
 use crate::clock::fill;
 use crate::config::NodeConfig;
-use crate::flow::{Saas, SamlBinding, SamlService, SessionId, UnixTime};
+use crate::flow::{Saas, SamlService, SessionId, UnixTime};
 use crate::policy::PermitOf;
-use crate::saml::{self, Certificate, Envelope, IdentityProvider, NameId, Refusal};
+use crate::saml::{self, Certificate, Envelope, IdentityProvider, NameId, Onward, Refusal, Statement};
 use crate::store::{Store, StoreError};
 
+pub(crate) use keys::Keys;
 pub use keys::{SamlKeyState, SamlKeySummary};
 #[cfg(test)]
 pub(crate) use signing_key::SigningKey;
 pub use subject::{Asked, Context, NotIssued};
-
-use keys::Keys;
 
 /// Why the keys cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -70,15 +69,7 @@ pub(crate) fn sign_in(node: &NodeConfig, service: &SamlService) -> String {
 pub struct Issued {
     pub answer: String,
     pub name_id: NameId,
-}
-
-/// An answer on its way through the browser.
-#[derive(Debug)]
-pub enum Onward {
-    /// To be opened.
-    Open(String),
-    /// To be posted, by a form with this `SAMLResponse`.
-    Post { to: String, message: String },
+    pub attributes: Vec<Statement>,
 }
 
 impl SamlProvider {
@@ -117,8 +108,8 @@ impl SamlProvider {
         let envelope = envelope(endpoint, asked, now);
         let keys = self.keys();
         saml::success(&envelope, &subject, keys.signer(now), service.encrypt_to.as_ref(), &fill)
-            .map(|answer| Issued { answer, name_id })
             .ok_or(NotIssued::Internal)
+            .map(|answer| Issued { answer, name_id, attributes })
     }
 
     /// What a service provider calls a session. The session's own identifier is half of a cookie: not for others.
@@ -149,15 +140,26 @@ impl SamlProvider {
         let (binding, to) = service.logout.answers.as_ref()?;
         let envelope = Envelope { issuer: endpoint.sign_in, destination: to, in_response_to: Some(id), now };
         let keys = self.keys();
-        let key = keys.signer(now);
-        Some(match binding {
-            SamlBinding::Post => {
-                Onward::Post { to: to.clone(), message: saml::logged_out(&envelope, Some(key), &fill)? }
-            }
-            SamlBinding::Redirect => {
-                let message = saml::logged_out(&envelope, None, &fill)?;
-                Onward::Open(saml::redirect(to, saml::Kind::Response, &message, relay_state, key)?)
-            }
+        saml::send((*binding, to), saml::Kind::Response, relay_state, Some(keys.signer(now)), |key| {
+            saml::logged_out(&envelope, key, &fill)
+        })
+    }
+
+    /// A request that ends a session at a service provider, through the browser.
+    pub(crate) fn end_session_by_browser(
+        &self,
+        service: &SamlService,
+        endpoint: Endpoint<'_>,
+        session: SessionId,
+        name_id: &NameId,
+        now: UnixTime,
+    ) -> Option<Onward> {
+        let (binding, to) = service.logout.requests.as_ref()?;
+        let envelope = Envelope { issuer: endpoint.sign_in, destination: to, in_response_to: None, now };
+        let index = self.session_index(service, session);
+        let keys = self.keys();
+        saml::send((*binding, to), saml::Kind::Request, None, Some(keys.signer(now)), |key| {
+            saml::end_session(&envelope, name_id, Some(&index), key, &fill).map(|(_, text)| text)
         })
     }
 
@@ -173,7 +175,7 @@ impl SamlProvider {
     ) -> Option<(String, String)> {
         let envelope = Envelope { issuer: endpoint.sign_in, destination: to, in_response_to: None, now };
         let index = self.session_index(service, session);
-        saml::end_session(&envelope, name_id, &index, self.keys().signer(now), &fill)
+        saml::end_session_by_soap(&envelope, name_id, &index, self.keys().signer(now), &fill)
     }
 
     /// The node's metadata for one service provider (SAML metadata §2.4.3).
@@ -214,7 +216,8 @@ impl SamlProvider {
         Ok(())
     }
 
-    fn keys(&self) -> Arc<Keys> {
+    /// The keys that sign, and that open what is encrypted to the node.
+    pub(crate) fn keys(&self) -> Arc<Keys> {
         Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
     }
 }

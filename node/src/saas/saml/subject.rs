@@ -116,7 +116,7 @@ pub(super) fn name_id(
         SamlNameId::Of(source) => (NAMEID_UNSPECIFIED, first(&source, session)),
     };
     let value = value.filter(|value| !value.is_empty()).ok_or(NotIssued::NoName)?;
-    Ok(NameId { format: format.to_owned(), value })
+    Ok(NameId::new(format, value))
 }
 
 pub(super) fn attributes(service: &SamlService, session: &Session, secret: &[u8]) -> Vec<Statement> {

@@ -1,7 +1,8 @@
 //! Single logout, both ways.
 
-use super::super::logout::{LogoutRequest, end_session, has_ended, logged_out};
+use super::super::logout::{LogoutRequest, end_session_by_soap, has_ended, logged_out};
 use super::super::metadata::LogoutService;
+use super::super::upstream::{Place, Service};
 use super::*;
 
 const SOAP: &str = "http://schemas.xmlsoap.org/soap/envelope/";
@@ -30,7 +31,7 @@ fn a_request_is_read_whole() {
     let read = read.unwrap();
     assert_eq!((read.head.id.as_str(), read.sessions), ("_l1", vec!["_a".to_owned(), "_b".to_owned()]));
     assert_eq!(read.not_on_or_after, Some(UnixTime(1_795_924_801)));
-    let long = "x".repeat(65);
+    let long = "x".repeat(257);
     for (what, message, error) in [
         ("a sign-in", request(), RequestError::Kind),
         ("an end that is none", logout_request(&[("NotOnOrAfter", "soon")], &[]), RequestError::Value),
@@ -51,14 +52,16 @@ fn answers_are_signed_by_message_or_by_query() {
     assert!(read.is(PROTOCOL, "LogoutResponse") && read.attribute("InResponseTo") == Some("_l1"));
 
     let bare = logged_out(&to, None, &fill).unwrap();
-    let address = binding::redirect(to.destination, Kind::Response, &bare, Some("a b&c"), &key).unwrap();
+    let address =
+        binding::redirect(to.destination, Kind::Response, &bare, Some("a b&c"), Some(&key)).unwrap();
     let query = address.strip_prefix("https://sp.example.org/sls?a=1&").unwrap();
     let received = binding::of_query(query, Kind::Response, &[pem.certificate()]).unwrap();
     assert!(received.signed && received.relay_state.as_deref() == Some("a b&c"));
     assert_eq!(canonical(&received.message), bare);
     let other = Pem::rsa().certificate();
     assert!(binding::of_query(query, Kind::Response, &[other]).is_err());
-    let address = binding::redirect("https://sp.example.org/sls", Kind::Response, &bare, None, &key).unwrap();
+    let address =
+        binding::redirect("https://sp.example.org/sls", Kind::Response, &bare, None, Some(&key)).unwrap();
     assert!(
         address.starts_with("https://sp.example.org/sls?SAMLResponse=") && !address.contains("RelayState")
     );
@@ -67,9 +70,9 @@ fn answers_are_signed_by_message_or_by_query() {
 #[test]
 fn a_request_by_soap_is_signed_and_only_its_own_success_counts() {
     let pem = Pem::rsa();
-    let name_id = NameId { format: names::NAMEID_EMAIL.into(), value: "ann@example.org".into() };
+    let name_id = NameId::new(names::NAMEID_EMAIL, "ann@example.org");
     let to = envelope("https://sp.example.org/soap", None);
-    let (id, text) = end_session(&to, &name_id, "_s", &pem.key(), &fill).unwrap();
+    let (id, text) = end_session_by_soap(&to, &name_id, "_s", &pem.key(), &fill).unwrap();
     let soap = xml::parse(text.as_bytes(), MESSAGE).unwrap();
     let body = soap.elements().next().unwrap();
     assert!(soap.name.namespace == SOAP && soap.name.local == "Envelope" && body.name.local == "Body");
@@ -122,8 +125,10 @@ fn metadata_says_where_logouts_go() {
     assert_eq!(
         read(&all),
         LogoutService {
-            redirect: Some("https://a/out".into()),
-            post: Some("https://a/post".into()),
+            browser: Service {
+                redirect: Some(Place { location: "https://a/in".into(), answers: "https://a/out".into() }),
+                post: Some(Place { location: "https://a/post".into(), answers: "https://a/post".into() }),
+            },
             soap: Some("https://a/soap".into()),
         }
     );

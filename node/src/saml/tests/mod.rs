@@ -1,3 +1,4 @@
+mod assertion;
 mod hostile;
 mod logout;
 mod third_parties;
@@ -70,7 +71,7 @@ fn signed(element: Element, pem: &Pem) -> String {
 
 /// The answer for a person with an awkward name.
 fn answer(pem: &Pem, recipient: Option<&Certificate>) -> String {
-    let name_id = NameId { format: names::NAMEID_EMAIL.into(), value: "a<b>&\"c\r\n@example.org".into() };
+    let name_id = NameId::new(names::NAMEID_EMAIL, "a<b>&\"c\r\n@example.org");
     let attributes = [
         Statement {
             name: "groups".into(),

@@ -1,0 +1,292 @@
+//! Targets and changes of the SAML fuzzer.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use portcullis::flow::UnixTime;
+use portcullis::saml::{
+    AuthnRequest, Certificate, Expected, Kind, LogoutRequest, LogoutResponse, MESSAGE_LIMITS,
+    METADATA_LIMITS, Provider, ServiceProvider, accept, canonical, of_form, of_query, parse,
+};
+
+/// What is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    Xml,
+    Query,
+    Form,
+    Answer,
+    Metadata,
+}
+
+/// What became of the documents of one target.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Outcome {
+    pub tried: u64,
+    pub accepted: u64,
+}
+
+impl Outcome {
+    pub fn add(&mut self, accepted: bool) {
+        self.tried += 1;
+        self.accepted += u64::from(accepted);
+    }
+}
+
+/// Documents to begin with.
+pub struct Corpus {
+    documents: Vec<Vec<u8>>,
+    /// Answers that were signed, and what is read of each.
+    answers: Vec<(Vec<u8>, String)>,
+    /// Signed requests, and what is read of each.
+    signed: Vec<(Vec<u8>, String)>,
+    key: Certificate,
+}
+
+/// The moment at which the answers of the corpus are good, and who they are between.
+const NOW: UnixTime = UnixTime(1_795_924_800);
+const EXPECTED: Expected<'_> = Expected {
+    issuer: "https://idp.example",
+    audience: "https://node.example/metadata",
+    consumer: "https://node.example/acs",
+    now: NOW,
+};
+
+/// What XML, SAML and signatures are made of.
+const TOKENS: &[&str] = &[
+    "<!--",
+    "-->",
+    "<![CDATA[",
+    "]]>",
+    "<!DOCTYPE x [<!ENTITY e 'x'>]>",
+    "&e;",
+    "&#x41;",
+    "&amp;",
+    "<?x y?>",
+    " ID=\"_a\"",
+    " Id=\"_a\"",
+    " xml:id=\"_a\"",
+    " xmlns=\"\"",
+    " xmlns:ds=\"urn:x\"",
+    " xmlns:saml=\"urn:x\"",
+    "#_a",
+    "#",
+    "http://www.w3.org/2000/09/xmldsig#rsa-sha1",
+    "http://www.w3.org/2000/09/xmldsig#hmac-sha1",
+    "http://www.w3.org/2001/04/xmldsig-more#rsa-sha256",
+    "http://www.w3.org/2001/10/xml-exc-c14n#",
+    "http://www.w3.org/2001/10/xml-exc-c14n#WithComments",
+    "<ds:Object>",
+    "</ds:Object>",
+    "<ec:InclusiveNamespaces xmlns:ec=\"http://www.w3.org/2001/10/xml-exc-c14n#\" PrefixList=\"xs #default\"/>",
+    "<samlp:Extensions>",
+    "</samlp:Extensions>",
+    "\u{ff20}",
+    "\u{0}",
+    "\u{feff}",
+    "\r\n",
+    "'",
+    "\"",
+    "=",
+    "/>",
+];
+
+impl Corpus {
+    pub fn read(home: &Path) -> Result<Self> {
+        let mut documents = Vec::new();
+        for folder in ["xml", "messages", "metadata", "answers"] {
+            for (_, bytes) in files(&home.join(folder))? {
+                documents.push(bytes);
+            }
+        }
+        let key = std::fs::read(home.join("answers/key.pem")).context("key.pem")?;
+        let key = Certificate::from_pem(&key)?;
+        let (mut answers, mut signed) = (Vec::new(), Vec::new());
+        for (name, bytes) in files(&home.join("answers"))? {
+            if name.starts_with("answer") {
+                let read = answer(&bytes, &key).with_context(|| format!("{name} is not accepted"))?;
+                answers.push((bytes.clone(), read));
+            }
+            // A response that is signed as a whole is a signed message too.
+            if let Ok(read) = request(&bytes, &key) {
+                signed.push((bytes, read));
+            }
+        }
+        anyhow::ensure!(!answers.is_empty() && !signed.is_empty() && documents.len() > 10);
+        Ok(Self { documents, answers, signed, key })
+    }
+
+    pub fn len(&self) -> usize {
+        self.documents.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.documents.is_empty()
+    }
+
+    /// A document for `target`, changed a few times.
+    pub fn changed(&self, target: Target, random: &mut fastrand::Rng) -> Vec<u8> {
+        let all = &self.documents;
+        let mut document = match target {
+            Target::Answer => self.answers[random.usize(..self.answers.len())].0.clone(),
+            Target::Form if random.bool() => self.signed[random.usize(..self.signed.len())].0.clone(),
+            _ => all[random.usize(..all.len())].clone(),
+        };
+        for _ in 0..random.usize(1..5) {
+            self.change(&mut document, random);
+        }
+        document.truncate(256 * 1024);
+        document
+    }
+
+    fn change(&self, document: &mut Vec<u8>, random: &mut fastrand::Rng) {
+        let at = random.usize(..=document.len());
+        match random.u8(..10) {
+            0 if at < document.len() => document[at] ^= 1 << random.u8(..8),
+            1 if at < document.len() => document[at] = random.u8(..),
+            2 => drop(document.splice(at..at, TOKENS[random.usize(..TOKENS.len())].bytes())),
+            3 => {
+                let end = (at + random.usize(..64)).min(document.len());
+                document.drain(at..end);
+            }
+            4 => {
+                let end = (at + random.usize(..256)).min(document.len());
+                let piece = document[at..end].to_vec();
+                let to = random.usize(..=document.len());
+                document.splice(to..to, piece);
+            }
+            // A whole element, somewhere else, twice or gone.
+            5..=7 => {
+                if let Some(element) = element(document, random) {
+                    let piece = document[element.clone()].to_vec();
+                    if random.bool() {
+                        document.drain(element);
+                    }
+                    let places: Vec<usize> =
+                        document.iter().enumerate().filter(|(_, b)| **b == b'<').map(|(at, _)| at).collect();
+                    if !places.is_empty() && random.u8(..4) > 0 {
+                        let to = places[random.usize(..places.len())];
+                        document.splice(to..to, piece);
+                    }
+                }
+            }
+            _ => {
+                let other = &self.documents[random.usize(..self.documents.len())];
+                if !other.is_empty() {
+                    let from = random.usize(..other.len());
+                    let end = (from + random.usize(..512)).min(other.len());
+                    document.splice(at..at, other[from..end].iter().copied());
+                }
+            }
+        }
+    }
+}
+
+/// From the start of some element to the end of the first that closes with its name.
+fn element(document: &[u8], random: &mut fastrand::Rng) -> Option<std::ops::Range<usize>> {
+    let starts: Vec<usize> = document
+        .windows(2)
+        .enumerate()
+        .filter(|(_, pair)| pair[0] == b'<' && pair[1].is_ascii_alphabetic())
+        .map(|(at, _)| at)
+        .collect();
+    let start = *starts.get(random.usize(..starts.len().max(1)))?;
+    let name: Vec<u8> = document[start + 1..].iter().copied().take_while(|b| !b" >/\n".contains(b)).collect();
+    let close = [b"</", &name[..], b">"].concat();
+    let end = document[start..].windows(close.len()).position(|window| window == close)?;
+    Some(start..start + end + close.len())
+}
+
+impl Target {
+    pub const ALL: [Self; 5] = [Self::Xml, Self::Query, Self::Form, Self::Answer, Self::Metadata];
+
+    /// Whether the document is accepted; an error where a promise is broken.
+    pub fn read(self, document: &[u8], corpus: &Corpus) -> Result<bool, String> {
+        match self {
+            Self::Xml => {
+                let mut accepted = false;
+                for limits in [MESSAGE_LIMITS, METADATA_LIMITS] {
+                    let Ok(element) = parse(document, limits) else { continue };
+                    accepted = true;
+                    let once = canonical(&element);
+                    if once.len() <= limits.bytes {
+                        let again = parse(once.as_bytes(), limits)
+                            .map_err(|error| format!("what was written cannot be read ({error}): {once}"))?;
+                        if canonical(&again) != once {
+                            return Err("what was written is read as another".to_owned());
+                        }
+                    }
+                }
+                Ok(accepted)
+            }
+            Self::Query => {
+                let text = String::from_utf8_lossy(document);
+                let keys = std::slice::from_ref(&corpus.key);
+                let query = format!("SAMLRequest={text}");
+                let received = [of_query(&text, Kind::Request, keys), of_query(&query, Kind::Request, &[])];
+                if matches!(&received[1], Ok(received) if received.signed) {
+                    return Err("signed, without a key to tell".to_owned());
+                }
+                Ok(received.iter().flatten().any(|received| AuthnRequest::read(&received.message).is_ok()))
+            }
+            Self::Form => {
+                let keys = std::slice::from_ref(&corpus.key);
+                let Ok(received) = of_form(&STANDARD.encode(document), None, keys) else { return Ok(false) };
+                let read = canonical(&received.message);
+                if received.signed && !corpus.signed.iter().any(|(_, signed)| *signed == read) {
+                    return Err(format!("a signature holds over what nobody signed: {read}"));
+                }
+                Ok(AuthnRequest::read(&received.message).is_ok()
+                    || LogoutRequest::read(&received.message).is_ok()
+                    || LogoutResponse::read(&received.message).is_ok())
+            }
+            Self::Answer => match answer(document, &corpus.key) {
+                Ok(read) if corpus.answers.iter().any(|(_, known)| *known == read) => Ok(true),
+                Ok(read) => Err(format!("accepted, and nobody said it: {read}")),
+                Err(_) => Ok(false),
+            },
+            Self::Metadata => {
+                let read = ServiceProvider::read(document);
+                if read.as_ref().is_ok_and(|read| read.consumers.is_empty() || read.entity_id.is_empty()) {
+                    return Err("a service provider without a name or a place".to_owned());
+                }
+                let provider = Provider::read(document);
+                if provider.as_ref().is_ok_and(|read| read.signing.is_empty()) {
+                    return Err("an identity provider without a key".to_owned());
+                }
+                Ok(read.is_ok() || provider.is_ok())
+            }
+        }
+    }
+}
+
+/// All that is read of an answer.
+fn answer(document: &[u8], key: &Certificate) -> Result<String> {
+    let message = parse(document, MESSAGE_LIMITS)?;
+    Ok(format!("{:?}", accept(message, EXPECTED, std::slice::from_ref(key), &[])?))
+}
+
+fn request(document: &[u8], key: &Certificate) -> Result<String> {
+    let received = of_form(&STANDARD.encode(document), None, std::slice::from_ref(key))?;
+    anyhow::ensure!(received.signed, "it is not signed");
+    Ok(canonical(&received.message))
+}
+
+fn files(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let entry = entry?;
+        found.push((entry.file_name().to_string_lossy().into_owned(), std::fs::read(entry.path())?));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// KiB of memory that this process holds.
+pub fn resident() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
