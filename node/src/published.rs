@@ -5,11 +5,12 @@
 //! and for a week at most.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
+use crate::config::check_service;
 use crate::fetch::{HttpClient, RootsError};
 use crate::flow::UnixTime;
 use crate::saml::{MetadataError, Provider, ServiceProvider, Validity};
@@ -28,6 +29,8 @@ const FAILED: Duration = Duration::from_secs(30);
 pub(crate) trait Document: Sized {
     fn read(bytes: &[u8]) -> Result<Self, MetadataError>;
     fn validity(&self) -> Validity;
+    /// Where it has browsers and messages sent.
+    fn addresses(&self) -> Vec<&str>;
 }
 
 impl Document for Provider {
@@ -38,6 +41,10 @@ impl Document for Provider {
     fn validity(&self) -> Validity {
         self.validity
     }
+
+    fn addresses(&self) -> Vec<&str> {
+        self.sign_in.addresses().chain(self.logout.addresses()).collect()
+    }
 }
 
 impl Document for ServiceProvider {
@@ -47,6 +54,11 @@ impl Document for ServiceProvider {
 
     fn validity(&self) -> Validity {
         self.validity
+    }
+
+    fn addresses(&self) -> Vec<&str> {
+        let consumers = self.consumers.iter().map(|(location, _)| location.as_str());
+        consumers.chain(self.logout.browser.addresses()).chain(self.logout.soap.as_deref()).collect()
     }
 }
 
@@ -59,6 +71,8 @@ pub(crate) enum Unpublished {
     Status(u16),
     #[error("metadata: {0}")]
     Document(#[from] MetadataError),
+    #[error("metadata: {0}")]
+    Address(String),
     #[error("metadata: it was good until {0}")]
     Over(i64),
 }
@@ -67,11 +81,12 @@ pub(crate) enum Unpublished {
 pub(crate) struct Published<T> {
     url: String,
     http: HttpClient,
-    state: Mutex<State<T>>,
+    /// And when it was fetched. Whoever finds a fresh one does not wait for a fetch under way.
+    document: RwLock<Option<(Arc<T>, Instant)>>,
+    state: Mutex<State>,
 }
 
-struct State<T> {
-    document: Option<(Arc<T>, Instant)>,
+struct State {
     failure: Option<(Unpublished, Instant)>,
     asked: Option<Instant>,
 }
@@ -79,34 +94,45 @@ struct State<T> {
 impl<T: Document> Published<T> {
     /// `ca` is a PEM file of roots to trust besides the system's.
     pub(crate) fn new(url: &str, ca: Option<&Path>) -> Result<Self, RootsError> {
-        let state = State { document: None, failure: None, asked: None };
-        Ok(Self { url: url.to_owned(), http: HttpClient::new(ca)?, state: Mutex::new(state) })
+        let state = Mutex::new(State { failure: None, asked: None });
+        Ok(Self { url: url.to_owned(), http: HttpClient::new(ca)?, document: RwLock::new(None), state })
     }
 
     /// The document that is good at `now`, fetched if there is none that is fresh.
     pub(crate) async fn current(&self, now: UnixTime) -> Result<Arc<T>, Unpublished> {
-        let mut state = self.state.lock().await;
-        if let Some((document, fetched)) = &state.document {
-            let refresh = document.validity().refresh.map_or(FRESH, |said| said.clamp(LEAST, MOST));
-            if fetched.elapsed() < refresh && is_good(&**document, now) {
-                return Ok(Arc::clone(document));
-            }
+        if let Some(document) = self.fresh(now) {
+            return Ok(document);
         }
-        self.renewed(&mut state, now).await
+        let mut state = self.state.lock().await;
+        // Another request may have fetched it meanwhile.
+        match self.fresh(now) {
+            Some(document) => Ok(document),
+            None => self.renewed(&mut state, now).await,
+        }
+    }
+
+    fn kept(&self) -> Option<(Arc<T>, Instant)> {
+        self.document.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn fresh(&self, now: UnixTime) -> Option<Arc<T>> {
+        let (document, fetched) = self.kept()?;
+        let refresh = document.validity().refresh.map_or(FRESH, |said| said.clamp(LEAST, MOST));
+        (fetched.elapsed() < refresh && is_good(&*document, now)).then_some(document)
     }
 
     /// A document newer than `seen`, which lacked what was looked for; the same one if it was asked for a moment ago.
     pub(crate) async fn newer(&self, seen: &Arc<T>, now: UnixTime) -> Result<Arc<T>, Unpublished> {
         let mut state = self.state.lock().await;
-        if let Some((document, _)) = &state.document
-            && (!Arc::ptr_eq(document, seen) || state.asked.is_some_and(|asked| asked.elapsed() < FAILED))
+        if let Some((document, _)) = self.kept()
+            && (!Arc::ptr_eq(&document, seen) || state.asked.is_some_and(|asked| asked.elapsed() < FAILED))
         {
-            return Ok(Arc::clone(document));
+            return Ok(document);
         }
         self.renewed(&mut state, now).await
     }
 
-    async fn renewed(&self, state: &mut State<T>, now: UnixTime) -> Result<Arc<T>, Unpublished> {
+    async fn renewed(&self, state: &mut State, now: UnixTime) -> Result<Arc<T>, Unpublished> {
         let error = match &state.failure {
             Some((error, failed)) if failed.elapsed() < FAILED => error.clone(),
             _ => {
@@ -114,7 +140,8 @@ impl<T: Document> Published<T> {
                 match self.fetch(now).await {
                     Ok(document) => {
                         let document = Arc::new(document);
-                        state.document = Some((Arc::clone(&document), Instant::now()));
+                        let kept = Some((Arc::clone(&document), Instant::now()));
+                        *self.document.write().unwrap_or_else(PoisonError::into_inner) = kept;
                         state.failure = None;
                         return Ok(document);
                     }
@@ -126,9 +153,9 @@ impl<T: Document> Published<T> {
                 }
             }
         };
-        match &state.document {
-            Some((document, fetched)) if fetched.elapsed() < USABLE && is_good(&**document, now) => {
-                Ok(Arc::clone(document))
+        match self.kept() {
+            Some((document, fetched)) if fetched.elapsed() < USABLE && is_good(&*document, now) => {
+                Ok(document)
             }
             _ => Err(error),
         }
@@ -148,6 +175,9 @@ impl<T: Document> Published<T> {
             return Err(Unpublished::Status(answer.status().as_u16()));
         }
         let document = T::read(answer.body())?;
+        for address in document.addresses() {
+            check_service(address).map_err(Unpublished::Address)?;
+        }
         match document.validity().until {
             Some(until) if until <= now => Err(Unpublished::Over(until.0)),
             _ => Ok(document),

@@ -34,6 +34,7 @@ use crate::policy::{Policy, PolicySet};
 pub use compile::{DEFAULT_ADMIN_SOCKET, DEFAULT_PIN};
 pub use connector::{DEFAULT_CONNECTIONS, DEFAULT_CONNECTOR_STATE, load_connector, read_token_file};
 pub use error::{ConfigError, Fault};
+pub(crate) use saml::check_service;
 pub use units::{Secret, parse_duration};
 pub use values::check_name;
 

@@ -222,10 +222,8 @@ impl Compiler<'_> {
         let file = Spanned::new(metadata.span(), metadata.get_ref().into());
         let read = self.read(&file, |bytes| {
             let provider = Provider::read(bytes).map_err(|error| error.to_string())?;
-            for place in provider.sign_in.places().chain(provider.logout.places()) {
-                for address in [&place.location, &place.answers] {
-                    super::saml::check_service(address)?;
-                }
+            for address in provider.sign_in.addresses().chain(provider.logout.addresses()) {
+                super::saml::check_service(address)?;
             }
             Ok(provider)
         })?;

@@ -289,7 +289,8 @@ fn recipient(pem: &[u8]) -> Result<Certificate, String> {
     }
 }
 
-pub(super) fn check_service(text: &str) -> Result<String, String> {
+/// An address of a service that browsers or messages are sent to.
+pub(crate) fn check_service(text: &str) -> Result<String, String> {
     let text = check_return(text)?;
     if text.starts_with("https://") || text.starts_with("http://") {
         Ok(text)

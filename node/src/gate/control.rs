@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use portcullis_common::layout::{CidKey, HostFlowKey, Settings};
@@ -77,7 +77,7 @@ impl Control {
     pub(super) fn telling(&self, memory: Arc<MemoryTables>) -> Result<Self, GateError> {
         let mut settings = self.tables.settings()?;
         memory.update_settings(&mut |others| std::mem::swap(others, &mut settings))?;
-        Ok(Self::new(Arc::new(Telling { own: Arc::clone(&self.tables), memory })))
+        Ok(Self::new(Arc::new(Telling { own: Arc::clone(&self.tables), memory, settings: Mutex::new(()) })))
     }
 
     /// Connection IDs minted under `key` are valid for `lifetime` from now.
@@ -261,6 +261,8 @@ pub(super) trait Tables: Send + Sync {
 struct Telling {
     own: Arc<dyn Tables>,
     memory: Arc<MemoryTables>,
+    /// Held from reading the one's settings to writing the other's, so that an older copy never comes last.
+    settings: Mutex<()>,
 }
 
 /// The gate in memory is always told, and has no way to fail: if the other one has, neither is more open than it was.
@@ -270,6 +272,7 @@ impl Tables for Telling {
     }
 
     fn update_settings(&self, change: &mut dyn FnMut(&mut Settings)) -> Result<(), GateError> {
+        let _one = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
         self.own.update_settings(change)?;
         let mut settings = self.own.settings()?;
         self.memory.update_settings(&mut |others| std::mem::swap(others, &mut settings))

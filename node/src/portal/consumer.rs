@@ -163,7 +163,11 @@ impl Call<'_> {
                 let once = hash(&format!("{}\n{id}", at.provider.name));
                 let first = self.context.store.use_once(LOGOUT, &once, over_at, self.now).await;
                 let ended = match first {
-                    Ok(true) => self.end_sessions(at, &name_id, sessions).await,
+                    Ok(true) => {
+                        // Whoever sends what needs no signature, or was sent before, has paid for it.
+                        self.portal.answers.refund_network(self.visit.address);
+                        self.end_sessions(at, &name_id, sessions).await
+                    }
                     Ok(false) => Err(LoginError::Answer("it was used before".to_owned())),
                     Err(error) => Err(LoginError::Internal(error.to_string())),
                 };
@@ -208,7 +212,6 @@ impl Call<'_> {
             let receive = |keys: &[Certificate]| saml::of_query(raw, kind, keys);
             at.saml.logout_message(kind, receive, self.now).await?
         };
-        self.portal.answers.refund_network(self.visit.address);
         Ok(message)
     }
 

@@ -53,7 +53,12 @@ impl Service {
         Self { redirect: of(names::BINDING_REDIRECT), post: of(names::BINDING_POST) }
     }
 
-    pub fn places(&self) -> impl Iterator<Item = &Place> {
+    /// Where messages go, and where answers to messages do.
+    pub fn addresses(&self) -> impl Iterator<Item = &str> {
+        self.places().flat_map(|place| [place.location.as_str(), place.answers.as_str()])
+    }
+
+    fn places(&self) -> impl Iterator<Item = &Place> {
         self.redirect.iter().chain(&self.post)
     }
 }

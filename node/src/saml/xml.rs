@@ -37,6 +37,8 @@ pub const METADATA: Limits = Limits {
     comments: true,
 };
 
+/// Bytes of a namespace's name, of which every element and attribute in it has a copy.
+const NAMESPACE: usize = 512;
 /// Of one element.
 const ATTRIBUTES: usize = 64;
 
@@ -58,6 +60,8 @@ pub enum XmlError {
     TooManyAttributes,
     #[error("there are too many declarations of namespaces")]
     TooManyNamespaces,
+    #[error("the name of a namespace is longer than {NAMESPACE} bytes")]
+    LongNamespace,
     #[error("a prefix stands for no namespace")]
     Undeclared,
     #[error("an ID is there twice")]
@@ -260,6 +264,9 @@ impl Reader<'_> {
         // What Namespaces in XML 1.0 forbids (§2.2), and the parser takes.
         if scope.iter().any(|(prefix, uri)| !prefix.is_empty() && uri.is_empty()) {
             return Err(XmlError::Undeclared);
+        }
+        if scope.iter().any(|(_, uri)| uri.len() > NAMESPACE) {
+            return Err(XmlError::LongNamespace);
         }
         let mut attributes = Vec::new();
         for attribute in node.attributes() {

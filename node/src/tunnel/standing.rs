@@ -14,7 +14,7 @@ use tracing::warn;
 
 use crate::gate::{Control, PeerAddress};
 
-use super::carrier::Carried;
+use super::carrier::{Carried, is_stream};
 
 /// The gate takes packets freely for so long after the last look.
 const LIFETIME: Duration = Duration::from_secs(90);
@@ -64,7 +64,12 @@ struct Told {
 impl Told {
     fn look(&mut self, connection: &Connection, local: SocketAddr) {
         let remote = connection.remote_address();
-        let (gate, address) = self.carried.at_gate(remote).unwrap_or_else(|| {
+        let at_gate = self.carried.at_gate(remote);
+        if at_gate.is_none() && is_stream(remote) {
+            // It is gone, or what it brings is not judged: its address means nothing to the kernel.
+            return self.undo();
+        }
+        let (gate, address) = at_gate.unwrap_or_else(|| {
             let ip = connection.local_ip().unwrap_or(local.ip()).to_canonical();
             let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
             (self.gate.clone(), PeerAddress { local: SocketAddr::new(ip, local.port()), remote })

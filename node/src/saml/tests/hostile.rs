@@ -322,15 +322,19 @@ fn what_would_take_long_to_read_is_refused_first() {
     // The same in pieces, behind what could hide them from a reader that looks for tags.
     let around =
         format!("<a{}>{}</a>", many(80, &|at| format!(" xmlns:a{at}=\"b\"")), "<a xmlns=\"b\"/>".repeat(80));
+    // Every element has a copy of its namespace's name.
+    let long = |bytes: usize| format!("<p:a xmlns:p=\"{}\"/>", "x".repeat(bytes));
     let hidden = format!("<a><![CDATA[<' \"]]>{}</a>", &attributes);
     for (text, error) in [
         (&attributes, XmlError::TooManyAttributes),
         (&hidden, XmlError::TooManyAttributes),
         (&namespaces, XmlError::TooManyNamespaces),
         (&around, XmlError::TooManyNamespaces),
+        (&long(513), XmlError::LongNamespace),
     ] {
         assert_eq!(xml::parse(text.as_bytes(), MESSAGE), Err(error), "{}", &text[..40]);
     }
+    assert!(xml::parse(long(512).as_bytes(), MESSAGE).is_ok());
     let usual = format!("<a{}/>", many(64, &|at| format!(" xmlns:a{at}=\"b\"")));
     assert!(xml::parse(usual.as_bytes(), MESSAGE).is_ok());
 }

@@ -74,6 +74,10 @@ async fn reading<T>(
     let (mut capsules, mut input) = (Capsules::default(), BytesMut::new());
     let mut alive = Instant::now();
     loop {
+        // What is always there to be read never lets a timer have its turn.
+        if alive.elapsed() >= IDLE {
+            return Ended::Idle;
+        }
         input.reserve(BLOCK);
         match timeout_at(alive + IDLE, stream.read_buf(&mut input)).await {
             Err(_) => return Ended::Idle,

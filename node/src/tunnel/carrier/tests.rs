@@ -324,6 +324,26 @@ async fn a_stream_ends_at_what_no_peer_sends_and_when_nothing_comes() {
     assert_eq!(world.streams(), 0);
 }
 
+/// Each second a capsule that nobody knows, and never a moment in which nothing is there to be read.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_only_says_what_nobody_takes_ends_too() {
+    let world = World::new(None);
+    let stream = world.carried.take(real(), false).unwrap();
+    let (mut theirs, ours) = duplex(16);
+    let talks = async {
+        for _ in 0..2 * IDLE.as_secs() {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            for _ in 0..64 {
+                if theirs.write_all(&[9, 1, 1]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    };
+    let (ended, ()) = tokio::join!(stream.run(ours), talks);
+    assert!(matches!(ended, Ended::Idle), "{ended:?}");
+}
+
 #[test]
 fn streams_are_bounded_and_their_places_come_back() {
     let world = World::new(None);
