@@ -123,7 +123,6 @@ fn nobody_else_ends_a_login() {
         ("two requests", format!("{good}&SAMLRequest=x")),
         ("a sign-in request", sign_in_request.replacen("/crm?", "/crm/logout?", 1)),
         ("nothing", format!("{}/logout", lab.endpoint())),
-        ("an answer", good.replacen("SAMLRequest", "SAMLResponse", 1)),
         ("a seal of nobody's", format!("{}/logout?resume=AAAA", lab.endpoint())),
         ("a logout request at the sign-in", swapped),
     ];
@@ -132,6 +131,11 @@ fn nobody_else_ends_a_login() {
         assert_eq!(reply.status, 400, "{what}: {}", reply.body);
         assert!(reply.ray().is_ok() && reply.redirect().is_none(), "{what}");
     }
+    assert!(is_logged_in(&lab, &web));
+    // An answer to no request of the node's leads back to where a logout would go on, and there is none.
+    let answer = web.get(&good.replacen("SAMLRequest", "SAMLResponse", 1)).unwrap();
+    assert!(answer.redirect().unwrap().ends_with("/cdn-cgi/access/logout/onward"), "{:?}", answer.headers);
+    web.follow(answer, None).unwrap();
     assert!(is_logged_in(&lab, &web));
     let events = lab.realm.events("logout", cases.len() - 1).unwrap();
     assert!(events.iter().all(|event| event["allowed"] == json!(false)), "{events:?}");
