@@ -6,8 +6,9 @@
 //! 3. The client's leg is judged by the address at which it is: policy may know networks, and the leg need not come from
 //!    where the control connection does. Of a leg that comes by TCP that is the TCP connection's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -16,11 +17,17 @@ use crate::clock;
 
 use super::super::access_wire::AccessFrame;
 use super::super::carrier::is_stream;
-use super::super::relay::{Action, BindDatagram, Leg, Pair, SessionRef};
+use super::super::relay::wire::BindKey;
+use super::super::relay::{Action, BindDatagram, Binds, Early, Leg, Pair, SessionRef};
 use super::super::session::NodeInput;
 use super::super::wire::{EndReason, RelayPath};
 use super::carrier::is_own;
+use super::open::Asker;
 use super::{Inner, Shared};
+
+/// A bind may overtake the request that speaks of it by so much, and so many may at a time. Beyond, the end tries again.
+const AHEAD_LIFETIME: Duration = Duration::from_secs(1);
+const MAX_AHEAD: usize = 64;
 
 /// What follows from one datagram, in order.
 pub(super) struct Work {
@@ -61,7 +68,54 @@ impl Shared {
             return;
         }
         let now = clock::monotonic();
-        let actions = self.lock().binds.on_datagram(now, datagram.tuple, &datagram.bytes, clock::random);
+        let actions = {
+            let mut inner = self.lock();
+            if inner.binds.is_ahead(&datagram.bytes) {
+                return inner.keep_ahead(now, *datagram);
+            }
+            inner.binds.on_datagram(now, datagram.tuple, &datagram.bytes, clock::random)
+        };
+        self.act(actions);
+    }
+
+    /// A client asks for a session whose leg binds already. What has come of it ahead of the request counts from here on.
+    pub(super) fn expect_early(self: &Arc<Self>, asker: &Asker<'_>, early: Early) {
+        let Ok(key) = BindKey::export(&asker.seat.connection, early.session(), Leg::Client) else { return };
+        let now = clock::monotonic();
+        let actions: Vec<Action> = {
+            let mut inner = self.lock();
+            if !inner.binds.expect_early(early, key, now) {
+                return;
+            }
+            let Inner { binds, ahead, .. } = &mut *inner;
+            let (came, others): (VecDeque<_>, _) =
+                ahead.drain(..).partition(|(_, datagram)| Binds::is_early(&datagram.bytes, early));
+            *ahead = others;
+            let came = came.into_iter().filter(|(at, _)| now < at.saturating_add(AHEAD_LIFETIME));
+            came.flat_map(|(_, datagram)| {
+                binds.on_datagram(now, datagram.tuple, &datagram.bytes, clock::random)
+            })
+            .collect()
+        };
+        self.act(actions);
+    }
+
+    /// What came of the request: a session, or nothing.
+    pub(super) fn adopt_early(self: &Arc<Self>, early: Early, session: Option<SessionRef>) {
+        let actions = {
+            let mut inner = self.lock();
+            match session {
+                Some(session) => inner.binds.adopt(early, session),
+                None => {
+                    inner.binds.forget_early(early);
+                    Vec::new()
+                }
+            }
+        };
+        self.act(actions);
+    }
+
+    fn act(self: &Arc<Self>, actions: Vec<Action>) {
         let mut work: Option<Work> = None;
         for action in actions {
             let session = match &action {
@@ -162,6 +216,14 @@ pub(super) enum Told {
 }
 
 impl Inner {
+    /// Nobody has proved anything by it: the oldest gives way.
+    fn keep_ahead(&mut self, now: Duration, datagram: BindDatagram) {
+        if self.ahead.len() >= MAX_AHEAD {
+            self.ahead.pop_front();
+        }
+        self.ahead.push_back((now, datagram));
+    }
+
     /// Tells whoever speaks for the session's end.
     pub(super) fn tell(&self, session: SessionRef, leg: Leg, told: &Told) {
         let Some(entry) = self.book.get(session) else { return };

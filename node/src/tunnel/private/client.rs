@@ -346,11 +346,18 @@ impl Conversation<'_> {
         let shared = self.visit.shared;
         match frame {
             ClientFrame::Hello { .. } => Err(Over::Protocol("a second Hello")),
-            ClientFrame::Open { application, .. } if application.len() > MAX_APPLICATION => {
+            ClientFrame::Open { application, .. } | ClientFrame::OpenBinding { application, .. }
+                if application.len() > MAX_APPLICATION =>
+            {
                 Err(Over::Protocol("the name of an application is too long"))
             }
             ClientFrame::Open { request, application, destination } => {
-                let wish = Wish { request, application, destination };
+                let wish = Wish { request, application, destination, early: None };
+                Ok(self.open(wish, Waiting::until()).await)
+            }
+            ClientFrame::OpenBinding { request, application, destination, early } => {
+                shared.expect_early(&self.asker(), early);
+                let wish = Wish { request, application, destination, early: Some(early) };
                 Ok(self.open(wish, Waiting::until()).await)
             }
             ClientFrame::Resume { request, grant } => {
@@ -391,8 +398,13 @@ impl Conversation<'_> {
         let Visit { node, shared, .. } = *self.visit;
         let may_wait = Instant::now() < until && self.waiting.has_room();
         let answer = shared.open(&node.registry, &self.asker(), &wish, may_wait).await;
-        if answer.is_none() {
-            self.waiting.add(until, wish);
+        match (&answer, wish.early) {
+            (None, _) => self.waiting.add(until, wish),
+            (Some(AccessFrame::Opened(opened)), Some(early)) => {
+                shared.adopt_early(early, Some(opened.session));
+            }
+            (Some(_), Some(early)) => shared.adopt_early(early, None),
+            (Some(_), None) => {}
         }
         answer
     }

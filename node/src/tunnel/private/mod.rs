@@ -29,7 +29,7 @@ mod permit;
 mod resume;
 mod waiting;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -54,6 +54,7 @@ use super::carrier::Carried;
 use super::enrolment::{EnrolmentError, node_key};
 use super::identity::TunnelKey;
 use super::ids::Mint;
+use super::relay::wire::Ticket;
 use super::relay::{BindDatagram, Binds, Relay, SessionRef};
 use binding::Work;
 use book::{Book, ControlId};
@@ -134,6 +135,8 @@ struct Inner {
     binds: Binds,
     clients: BTreeMap<ControlId, ClientSeat>,
     links: BTreeMap<ControlId, LinkSeat>,
+    /// Binds under early names that nobody has spoken of yet, and since when.
+    ahead: VecDeque<(Duration, BindDatagram)>,
     /// What the gate is being told to end.
     cutting: BTreeMap<SessionRef, Cutting>,
     /// Clients whose login's end somebody waits for.
@@ -180,6 +183,11 @@ impl PrivateSessions {
             began: clock::monotonic(),
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// What a client's first bind may carry; none before the tunnel is served.
+    pub fn ticket(&self) -> Option<Ticket> {
+        self.shared.ticket()
     }
 
     /// What goes between the node's sockets and QUIC.

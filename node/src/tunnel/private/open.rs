@@ -28,7 +28,7 @@ use super::super::identity::KeyHash;
 use super::super::ids::KEY_AGE;
 use super::super::registry::Registry;
 use super::super::relay::wire::{BindKey, Ticket};
-use super::super::relay::{Leg, LegSecret, SessionRef, Terms};
+use super::super::relay::{Early, Leg, LegSecret, SessionRef, Terms};
 use super::super::wire::{Authority, EndReason};
 use super::book::{About, ControlId, Full};
 use super::carrier::CarrierError;
@@ -57,6 +57,8 @@ pub(super) struct Wish {
     pub(super) request: RequestId,
     pub(super) application: String,
     pub(super) destination: Option<Authority>,
+    /// The name under which its client's leg binds already.
+    pub(super) early: Option<Early>,
 }
 
 impl Shared {
@@ -68,7 +70,7 @@ impl Shared {
         wish: &Wish,
         may_wait: bool,
     ) -> Option<AccessFrame> {
-        let Wish { request, application, destination } = wish;
+        let Wish { request, application, destination, .. } = wish;
         let outcome = self.try_open(registry, asker, *request, application, destination.as_ref()).await;
         let waits = outcome.as_ref().is_err_and(|refused| {
             may_wait && matches!(refused.denial, Denial::ConnectorGone | Denial::ConnectorOld)

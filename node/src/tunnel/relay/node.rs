@@ -7,6 +7,9 @@
 //!    installed, and both ends are told.
 //! 4. A bound leg that binds from elsewhere goes through 2 and 3 again, and is then replaced.
 //!
+//! A client's leg may bind while its session is asked for, under an early name that came with the request ([`Binds::expect_early`]):
+//! 2 and 3 are the same, and what it has proved counts once the session is there ([`Binds::adopt`]).
+//!
 //! **What a mistake costs.** A false accept sends one session's packets, which are encrypted end to end, to an address
 //! whose owner holds the leg's key, or makes the node reflect: hence no tuple that is another leg's, none that is the
 //! node's own, and a reply never longer than the request. A false reject costs the end a retry, and in the end the session.
@@ -19,11 +22,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::tuple::{Leg, MAX_SESSIONS, Pair, SessionRef, Terms, Tuple};
+use super::tuple::{Early, Leg, MAX_SESSIONS, Pair, SessionRef, Terms, Tuple};
 use super::wire::{BindKey, CHALLENGE_LEN, Challenge, Nonce, Proven, Request, Ticket};
 
 /// An address has so long to answer.
 pub(super) const CHALLENGE_LIFETIME: Duration = Duration::from_secs(5);
+
+/// A leg that binds early has so long to be given its session, and there are so many of them.
+const EARLY_LIFETIME: Duration = Duration::from_secs(10);
+const MAX_EARLY: usize = 4096;
 
 /// What one leg was given over its control connection.
 pub struct LegSecret {
@@ -76,6 +83,16 @@ pub struct Binds {
     sessions: BTreeMap<u32, Session>,
     /// Every bound leg's tuple, and whose it is.
     bound: BTreeMap<Tuple, (u32, Leg)>,
+    early: BTreeMap<Early, EarlyLeg>,
+}
+
+/// A client's leg whose session is asked for.
+struct EarlyLeg {
+    /// What it has bound is no session's yet, and may be another's by then.
+    state: LegState,
+    until: Duration,
+    /// Its session, once that is there.
+    session: Option<SessionRef>,
 }
 
 struct Session {
@@ -138,6 +155,64 @@ impl Binds {
         Ok(())
     }
 
+    /// Lets the holder of `key` prove where the leg is of the session that it asks for. False: there is no room, or the name
+    /// is another's; it binds when it has its session.
+    pub fn expect_early(&mut self, early: Early, key: BindKey, now: Duration) -> bool {
+        self.early.retain(|_, leg| now < leg.until);
+        if self.early.len() >= MAX_EARLY || self.early.contains_key(&early) {
+            return false;
+        }
+        // Whose leg it is is known by the key alone: any ticket will do that the gate has let through.
+        let state = LegState::new(LegSecret { key, ticket: Ticket::default() });
+        self.early
+            .insert(early, EarlyLeg { state, until: now.saturating_add(EARLY_LIFETIME), session: None });
+        true
+    }
+
+    /// Whether a datagram is of an early name that nobody has spoken of.
+    pub fn is_ahead(&self, datagram: &[u8]) -> bool {
+        Self::early_name(datagram).is_some_and(|early| !self.early.contains_key(&early))
+    }
+
+    /// Whether a datagram is of this early name.
+    pub fn is_early(datagram: &[u8], early: Early) -> bool {
+        Self::early_name(datagram) == Some(early)
+    }
+
+    fn early_name(datagram: &[u8]) -> Option<Early> {
+        Early::of_index(Request::parse(datagram)?.index())
+    }
+
+    /// What was asked for under an early name is this session: its client's leg is where that one is, now or as soon as it has
+    /// proved it.
+    pub fn adopt(&mut self, early: Early, session: SessionRef) -> Vec<Action> {
+        let Some(leg) = self.early.get_mut(&early) else { return Vec::new() };
+        leg.session = Some(session);
+        self.take_over(early)
+    }
+
+    /// There is no session for it.
+    pub fn forget_early(&mut self, early: Early) {
+        self.early.remove(&early);
+    }
+
+    /// Gives the session what its early leg has proved, if both are there.
+    fn take_over(&mut self, early: Early) -> Vec<Action> {
+        let Some(EarlyLeg { state, session: Some(session), .. }) = self.early.get(&early) else {
+            return Vec::new();
+        };
+        let Some(tuple) = state.bound else { return Vec::new() };
+        let (session, counter) = (*session, state.counter);
+        self.early.remove(&early);
+        let found =
+            self.sessions.get_mut(&session.index).filter(|found| found.generation == session.generation);
+        // Bound by its own name meanwhile, or somebody else is there.
+        let place = found.and_then(|found| found.client.as_mut()).filter(|place| place.bound.is_none());
+        let Some(place) = place.filter(|_| !self.bound.contains_key(&tuple)) else { return Vec::new() };
+        place.counter = place.counter.max(counter);
+        self.bind(session, Leg::Client, tuple)
+    }
+
     /// Ends a session: nothing binds to it any more, and its tuples are free.
     pub fn remove(&mut self, session: SessionRef) -> Option<Removed> {
         let found = self.sessions.get(&session.index)?;
@@ -190,6 +265,9 @@ impl Binds {
         nonce: impl FnOnce() -> Nonce,
     ) -> Option<Vec<Action>> {
         let request = Request::parse(datagram)?;
+        if let Some(early) = Early::of_index(request.index()) {
+            return self.early_request(now, tuple, early, &request, nonce);
+        }
         let leg = request.leg();
         let session = self.sessions.get_mut(&request.index())?;
         if session.terms.expires <= now {
@@ -224,6 +302,45 @@ impl Binds {
                 state.pending = None;
                 // Somebody else may have answered from there since the challenge.
                 fits.then(|| self.bind(found, leg, tuple))
+            }
+        }
+    }
+
+    fn early_request(
+        &mut self,
+        now: Duration,
+        tuple: Tuple,
+        early: Early,
+        request: &Request,
+        nonce: impl FnOnce() -> Nonce,
+    ) -> Option<Vec<Action>> {
+        let EarlyLeg { state, until, .. } =
+            self.early.get_mut(&early).filter(|_| request.leg() == Leg::Client)?;
+        if *until <= now {
+            return None;
+        }
+        let name = early.session();
+        let proven = request.prove(&state.secret.key, name.generation, tuple.remote())?;
+        let fits = reachable(tuple.remote()) && !self.own.holds(tuple) && !self.bound.contains_key(&tuple);
+        match proven {
+            Proven::Bind { counter } => {
+                if counter <= state.counter {
+                    return None;
+                }
+                state.counter = counter;
+                fits.then(|| vec![state.challenge(now, tuple, name, Leg::Client, nonce)])
+            }
+            Proven::Answer { nonce } => {
+                let pending = state.pending?;
+                if pending.tuple != tuple || pending.nonce != nonce || pending.until <= now {
+                    return None;
+                }
+                state.pending = None;
+                if !fits {
+                    return None;
+                }
+                state.bound = Some(tuple);
+                Some(self.take_over(early))
             }
         }
     }

@@ -1,7 +1,7 @@
 //! What the node believes, and above all what not.
 
 use super::super::node::{Action, CHALLENGE_LIFETIME, RegisterError, Removed};
-use super::super::tuple::{MAX_SESSIONS, Pair};
+use super::super::tuple::{Early, MAX_SESSIONS, Pair};
 use super::super::wire::{Challenge, Nonce, REQUEST_LEN, seal_answer, seal_bind};
 use super::*;
 
@@ -308,4 +308,104 @@ fn the_daemons_own_mistakes_are_named() {
     let stale = SessionRef { generation: 0, ..SESSION };
     let expected = Err(RegisterError::Unknown(stale));
     assert_eq!(binds.expect(stale, Leg::Client, secret(SESSION, Leg::Client)), expected);
+}
+
+const EARLY: Early = Early::new(77);
+
+fn early_key() -> BindKey {
+    BindKey::from_bytes([0xee; 32])
+}
+
+fn early_bind(counter: u64) -> [u8; REQUEST_LEN] {
+    seal_bind(&early_key(), EARLY.session(), Leg::Client, &[5; 16], counter)
+}
+
+fn early_answer(observed: &str, nonce: Nonce) -> [u8; REQUEST_LEN] {
+    let challenge = Challenge { observed: address(observed), nonce };
+    seal_answer(&early_key(), EARLY.session(), Leg::Client, &[5; 16], &challenge)
+}
+
+/// A node that has the connector's leg, and expects the client's under an early name.
+fn expecting_early() -> Binds {
+    let mut binds = node();
+    establish(&mut binds, SESSION, Leg::Connector, 1, CONNECTOR);
+    silent(&mut binds, ms(0), CLIENT, &early_bind(1));
+    assert!(binds.is_ahead(&early_bind(1)));
+    assert!(binds.expect_early(EARLY, early_key(), ms(0)));
+    assert!(!binds.is_ahead(&early_bind(1)) && !binds.is_ahead(&bind(SESSION, Leg::Client, 1)));
+    binds
+}
+
+fn challenged(binds: &mut Binds, now: Duration, counter: u64, at: &str, nonce: Nonce) {
+    let sent = binds.on_datagram(now, from(at), &early_bind(counter), || nonce);
+    let [Action::Send { to, datagram }] = sent[..] else { panic!("{sent:?}") };
+    assert_eq!(to, from(at));
+    assert!(Challenge::open(&datagram, &early_key(), EARLY.session(), Leg::Client).is_some());
+}
+
+#[test]
+fn what_was_proved_before_the_session_was_there_counts_for_it() {
+    let installed =
+        vec![Action::Install(pair(CLIENT, CONNECTOR)), ready(Leg::Client, 3), ready(Leg::Connector, 1)];
+    for session_first in [true, false] {
+        let mut binds = expecting_early();
+        challenged(&mut binds, ms(1), 3, CLIENT, [9; 8]);
+        let adopted_before = if session_first { binds.adopt(EARLY, SESSION) } else { Vec::new() };
+        assert_eq!(adopted_before, []);
+        let answered = binds
+            .on_datagram(ms(2), from(CLIENT), &early_answer(CLIENT, [9; 8]), || panic!("nothing to ask"));
+        let adopted = if session_first { Vec::new() } else { binds.adopt(EARLY, SESSION) };
+        assert_eq!([answered, adopted].concat(), installed, "{session_first}");
+        // From here on it is the session's leg, and has but its own name.
+        silent(&mut binds, ms(3), CLIENT, &early_bind(4));
+        silent(&mut binds, ms(3), CLIENT, &bind(SESSION, Leg::Client, 3));
+        assert_eq!(establish(&mut binds, SESSION, Leg::Client, 4, CLIENT), [ready(Leg::Client, 4)]);
+    }
+}
+
+#[test]
+fn an_early_name_opens_nothing_by_itself() {
+    // Proved, but nobody's; and what is nobody's holds no address.
+    let mut binds = expecting_early();
+    challenged(&mut binds, ms(1), 1, CLIENT, [9; 8]);
+    silent(&mut binds, ms(2), CLIENT, &early_answer(CLIENT, [9; 8]));
+    establish(&mut binds, OTHER, Leg::Client, 1, CLIENT);
+    assert_eq!(binds.adopt(EARLY, SESSION), [], "the address is another's by now");
+    assert_eq!(binds.pair(SESSION), None);
+
+    // Another's key, another leg, a repeated counter, somebody's own address, too late, and after it was let go of.
+    let mut binds = expecting_early();
+    establish(&mut binds, OTHER, Leg::Client, 1, "192.0.2.44:44");
+    challenged(&mut binds, ms(1), 2, CLIENT, [9; 8]);
+    let of_connector = seal_bind(&early_key(), EARLY.session(), Leg::Connector, &[5; 16], 9);
+    let forged = seal_bind(&BindKey::from_bytes([1; 32]), EARLY.session(), Leg::Client, &[5; 16], 9);
+    for (now, at, datagram) in [
+        (ms(2), CLIENT, of_connector),
+        (ms(2), CLIENT, forged),
+        (ms(2), CLIENT, early_bind(2)),
+        (ms(2), CLIENT, early_bind(1)),
+        (ms(2), "192.0.2.44:44", early_bind(3)),
+        (ms(2), "192.0.2.66:666", early_answer(CLIENT, [9; 8])),
+        (ms(2), CLIENT, early_answer(CLIENT, [8; 8])),
+        (ms(2) + CHALLENGE_LIFETIME, CLIENT, early_answer(CLIENT, [9; 8])),
+        (ms(60_000), CLIENT, early_bind(9)),
+    ] {
+        silent(&mut binds, now, at, &datagram);
+    }
+    binds.forget_early(EARLY);
+    silent(&mut binds, ms(3), CLIENT, &early_bind(10));
+    assert_eq!(binds.adopt(EARLY, SESSION), []);
+}
+
+#[test]
+fn early_names_are_bounded_and_nobody_takes_anothers() {
+    let mut binds = expecting_early();
+    assert!(!binds.expect_early(EARLY, BindKey::from_bytes([1; 32]), ms(1)), "it is taken");
+    let room =
+        (0..10_000).filter(|number| binds.expect_early(Early::new(*number), early_key(), ms(1))).count();
+    assert_eq!(room, 4096 - 1);
+    assert!(
+        binds.expect_early(Early::new(20_000), early_key(), ms(11_000)),
+        "the others have had their time"
+    );
 }
