@@ -6,6 +6,7 @@
 //! ```
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +53,7 @@ async fn link(node: SocketAddr) -> SocketAddr {
         let mut ways = HashMap::new();
         let mut buffer = vec![0; 65_536];
         while let Ok((length, from)) = near.recv_from(&mut buffer).await {
-            if !ways.contains_key(&from) {
+            if let Entry::Vacant(place) = ways.entry(from) {
                 let far = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
                 let back = delayed(Arc::clone(&near), from);
                 let answers = Arc::clone(&far);
@@ -62,7 +63,7 @@ async fn link(node: SocketAddr) -> SocketAddr {
                         let _ = back.send(buffer[..length].to_vec());
                     }
                 });
-                ways.insert(from, delayed(far, node));
+                place.insert(delayed(far, node));
             }
             let _ = ways[&from].send(buffer[..length].to_vec());
         }
