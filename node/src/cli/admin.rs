@@ -10,14 +10,14 @@ use serde_json::Value;
 use crate::admin::client::Target;
 use crate::admin::service::{ConnectorRow, ElsewhereRow, Service, SessionRow};
 use crate::admin::wire::{Password, Request};
-use crate::config::{Config, ProviderKind, Secret, parse_duration};
+use crate::config::{Config, Secret};
 use crate::event::{Action, Event};
 use crate::flow::{Email, Kind, Session};
-use crate::store::{EventFilter, SessionFilter, Store, User};
+use crate::store::{SessionFilter, Store, User};
 use crate::token::{KeyState, KeySummary};
 use crate::tunnel::wire::Authority;
 
-use super::{gate, output, saml, service_token, ssh_ca};
+use super::{check, events, gate, output, saml, service_token, ssh_ca};
 
 #[derive(Args)]
 pub(super) struct AdminArgs {
@@ -59,7 +59,7 @@ enum AdminCommand {
     #[command(subcommand)]
     Saml(saml::SamlCommand),
     /// Read the access log
-    Events(EventsArgs),
+    Events(events::EventsArgs),
     /// The XDP gate
     #[command(subcommand)]
     Gate(gate::GateCommand),
@@ -164,37 +164,13 @@ enum KeysCommand {
     },
 }
 
-#[derive(Args)]
-struct EventsArgs {
-    /// Keep reading
-    #[arg(long)]
-    follow: bool,
-    /// One JSON object a line
-    #[arg(long)]
-    json: bool,
-    /// Email, or provider:subject
-    #[arg(long)]
-    user: Option<String>,
-    #[arg(long)]
-    app: Option<String>,
-    /// Only what was refused
-    #[arg(long)]
-    denied: bool,
-    /// Only what a page's ray id stands for; of a sign-in elsewhere, with what the application was told
-    #[arg(long)]
-    ray: Option<String>,
-    /// Only the last so long, like 1h
-    #[arg(long, value_parser = parse_duration)]
-    since: Option<std::time::Duration>,
-    #[arg(long, default_value_t = 1000)]
-    limit: u32,
-}
-
 pub(super) fn run(args: AdminArgs) -> anyhow::Result<()> {
     crate::role::install_crypto()?;
     let AdminArgs { config: path, socket, command } = args;
     match command {
-        AdminCommand::Check => check(path.as_deref().context("`check` needs --config: the file to check")?),
+        AdminCommand::Check => {
+            check::run(path.as_deref().context("`check` needs --config: the file to check")?)
+        }
         AdminCommand::Gate(command) => {
             // A configuration with faults must not stand in the way of breaking glass.
             let config = path.as_deref().and_then(|path| Config::load(path).ok());
@@ -231,58 +207,6 @@ fn target(socket: Option<PathBuf>, config: Option<Config>) -> Target {
     Target { socket, config }
 }
 
-/// Says every fault, or how to make the first user where nobody could log in.
-fn check(path: &Path) -> anyhow::Result<()> {
-    let config = Config::load(path)?;
-    crate::role::check_files(&config)?;
-    if let Some(user) = &config.node.user {
-        crate::privilege::check_user(user).context("[node] user")?;
-    }
-    let local = config.identity_providers.iter().any(|p| matches!(p.kind, ProviderKind::Local));
-    let federated = config.identity_providers.len() > usize::from(local);
-    let federates = config.identity_providers.iter().any(|p| matches!(p.kind, ProviderKind::Saml(_)));
-    let signs = federates || saml::services(&config).next().is_some();
-    let asks_store = local || !config.service_tokens().is_empty() || signs;
-    let (users, service_tokens, saml_keys) = if asks_store && config.node.state.join("store.sqlite").exists()
-    {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let store = Store::open(&config.node.state)?;
-        runtime.block_on(async {
-            anyhow::Ok((store.users().await?.len(), store.service_tokens().await?, store.saml_keys().await?))
-        })?
-    } else {
-        (0, Vec::new(), Vec::new())
-    };
-    if !federated && (users == 0 || !local) {
-        let provider = if local {
-            String::new()
-        } else {
-            "\n  add to the file:   [[identity_provider]]\n                     name = \"local\"\n                     type = \"local\"".to_owned()
-        };
-        output::line(&format!(
-            "note: nobody can log in yet: there is no identity provider with users{provider}\n  make the first user:   portcullis admin user add NAME --email NAME@example.com --config {}",
-            path.display()
-        ))?;
-    }
-    for provider in config.unbounded_providers() {
-        output::line(&format!(
-            "note: identity provider `{provider}` has no `email_domains`: beside the other providers it could vouch for anybody's address"
-        ))?;
-    }
-    for name in config.service_tokens() {
-        if !service_tokens.iter().any(|token| token.name == name) {
-            output::line(&format!(
-                "note: there is no service token `{name}` yet, which a policy names\n  make it:   portcullis admin service-token create {name} --config {}",
-                path.display()
-            ))?;
-        }
-    }
-    for note in saml::notes(&config, &saml_keys, crate::clock::now()) {
-        output::line(&format!("note: {note}"))?;
-    }
-    output::line(&format!("{}: good", path.display()))
-}
-
 /// Writes the event of a change that was made without the node. The change is made: what stands in the way of the
 /// event is told, and no failure.
 pub(super) fn record(config: &Path, detail: &str) {
@@ -314,7 +238,7 @@ async fn ask(target: &Target, command: AdminCommand) -> anyhow::Result<()> {
         AdminCommand::Session(command) => session(target, command).await,
         AdminCommand::Keys(command) => keys(target, command).await,
         AdminCommand::Saml(command) => saml::run(target, command).await,
-        AdminCommand::Events(args) => events(target, args).await,
+        AdminCommand::Events(args) => events::run(target, args).await,
         AdminCommand::Backup { file } => {
             // The node itself may not write where an administrator may.
             let file = std::path::absolute(file)?;
@@ -516,79 +440,6 @@ async fn keys(target: &Target, command: KeysCommand) -> anyhow::Result<()> {
         output::table(&["KID", "STATE", "SIGNS FROM", "SIGNS UNTIL", "PUBLISHED UNTIL"], &rows)
     })
     .await
-}
-
-async fn events(target: &Target, args: EventsArgs) -> anyhow::Result<()> {
-    let filter = EventFilter {
-        after: 0,
-        since: args.since.map(|since| crate::clock::now().before(since)),
-        user: args.user,
-        application: args.app,
-        denied: args.denied,
-        ray: args.ray.clone(),
-        limit: args.limit,
-    };
-    target
-        .ask(Request::Events { filter, follow: args.follow }, |event| {
-            if args.json {
-                return output::line(&event.to_string());
-            }
-            output::line(&in_words(&event))?;
-            match args.ray {
-                Some(_) => sent(&event).iter().try_for_each(|line| output::line(line)),
-                None => Ok(()),
-            }
-        })
-        .await
-}
-
-/// What an application elsewhere was told, line by line.
-fn sent(event: &Value) -> Vec<String> {
-    let sent = &event["sent"];
-    if sent.is_null() {
-        return Vec::new();
-    }
-    let mut lines = vec![format!("  NameID: {}", printable(&sent["name_id"]))];
-    for (name, values) in sent["attributes"].as_object().into_iter().flatten() {
-        let values: Vec<String> = values.as_array().into_iter().flatten().map(printable).collect();
-        lines.push(format!("  {}: {}", printable(&Value::from(name.as_str())), values.join(", ")));
-    }
-    if let Some(more) = sent["more"].as_u64() {
-        lines.push(format!("  and {more} values more"));
-    }
-    lines
-}
-
-fn printable(value: &Value) -> String {
-    match value {
-        Value::Null => String::new(),
-        Value::String(text) => text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect(),
-        other => other.to_string(),
-    }
-}
-
-/// One event as a line for people.
-fn in_words(event: &Value) -> String {
-    let text = |key: &str| printable(&event[key]);
-    let verdict = if event["allowed"] == Value::Bool(true) { "allow" } else { "deny" };
-    let user = if text("user_email").is_empty() { text("user_id") } else { text("user_email") };
-    let parts = [
-        text("created_at"),
-        format!("{verdict:5}"),
-        text("action"),
-        text("reason"),
-        user,
-        text("app_name"),
-        text("method"),
-        format!("{}{}", text("app_domain"), text("path")),
-        text("status"),
-        text("ip_address"),
-        text("policy"),
-        text("connector"),
-        text("detail"),
-        text("ray_id"),
-    ];
-    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 async fn one(

@@ -2,6 +2,8 @@
 
 mod access;
 mod admin;
+mod check;
+mod events;
 mod explain;
 mod gate;
 mod output;
