@@ -33,7 +33,11 @@ const ALL: usize = LOGINS * OF_LOGIN;
 async fn bind(control: &Connection, node: SocketAddr, session: SessionRef, leg: Leg, ticket: Ticket) {
     static NUMBER: AtomicU32 = AtomicU32::new(0x7f40_0001);
     let from = Ipv4Addr::from_bits(NUMBER.fetch_add(1, Ordering::Relaxed));
-    let socket = UdpSocket::bind((from, 0)).await.unwrap();
+    // Every loopback address is the node's own: from its port there a leg would be refused.
+    let mut socket = UdpSocket::bind((from, 0)).await.unwrap();
+    while socket.local_addr().unwrap().port() == node.port() {
+        socket = UdpSocket::bind((from, 0)).await.unwrap();
+    }
     socket.connect(node).await.unwrap();
     let key = BindKey::export(control, session, leg).unwrap();
     let (mut end, first) = End::start(key, ticket, session, leg, 0, clock::monotonic());
