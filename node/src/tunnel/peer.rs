@@ -44,7 +44,7 @@ pub(super) async fn serve_peer(
     shutdown: CancellationToken,
 ) {
     let remote = incoming.remote_address();
-    let address = node.carried.real(remote).unwrap_or(remote.ip());
+    let Some(address) = node.carried.real(remote) else { return incoming.ignore() };
     let log = |event: Event| node.events.emit(event.address(address));
     let refused = |reason, detail: &str| {
         log(Event::new(Action::Connect, false).reason(reason).detail(detail));

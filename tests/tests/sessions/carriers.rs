@@ -26,6 +26,26 @@ fn sessions_need_udp_at_neither_end() {
     goes_on_whatever_udp_does(true, true);
 }
 
+/// The TCP connections of before are bound to an address that is no more.
+#[test]
+fn sessions_over_tcp_survive_another_address_at_either_end() {
+    let lab = PrivateLab::start(Plan::KERNEL).unwrap();
+    let ann = lab.machine("ann").unwrap();
+    lab.lose_udp(true, true).unwrap();
+    let forward = Forward::start(&ann, &["tcp", "echo", "--listen", "127.0.0.1:0"]).unwrap();
+    let conversation = Conversation::start(&lab, &forward);
+    becomes(&lab, &ann, &conversation, ("userspace", "tcp"));
+    lab.move_client("192.0.2.2", "192.0.2.77").unwrap();
+    conversation.goes_on();
+    lab.move_office("198.51.100.2", "198.51.100.77").unwrap();
+    conversation.goes_on();
+    let worst = conversation.end();
+    println!("the longest wait was {worst:?}");
+    assert!(worst < Duration::from_secs(12), "an answer took {worst:?}");
+    assert_eq!((path(&ann).unwrap(), carrier(&ann).unwrap()), ("userspace".into(), "tcp".into()));
+    assert_eq!(lab.events_of("connect", "echo", 1).unwrap().len(), 1, "it was one session all the time");
+}
+
 /// Waits until what `access status` says is so, while the conversation goes on.
 fn becomes(lab: &PrivateLab, ann: &Machine, conversation: &Conversation, expected: (&str, &str)) {
     let mut last = (String::new(), String::new());

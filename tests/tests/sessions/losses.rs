@@ -67,6 +67,23 @@ fn a_client_that_changes_its_address_goes_on() {
 }
 
 #[test]
+fn a_connector_that_changes_its_address_goes_on() {
+    let lab = PrivateLab::start(Plan::KERNEL).unwrap();
+    let (ann, forward) = start(&lab);
+    let conversation = Conversation::start(&lab, &forward);
+    for (from, to) in [("198.51.100.2", "198.51.100.77"), ("198.51.100.77", "198.51.100.78")] {
+        lab.move_office(from, to).unwrap();
+        conversation.goes_on();
+        let flows = lab.node.admin(&["gate", "flows"]).unwrap();
+        assert!(flows.contains(&format!("{to}:")) && !flows.contains(&format!("{from}:")), "{flows}");
+    }
+    let worst = conversation.end();
+    assert!(worst < Duration::from_secs(12), "an answer took {worst:?}");
+    assert_eq!(path(&ann).unwrap(), "kernel");
+    assert_eq!(lab.events_of("connect", "echo", 1).unwrap().len(), 1, "it was one session all the time");
+}
+
+#[test]
 fn a_connector_that_is_killed_is_told_of_and_found_again() {
     let mut lab = PrivateLab::start(Plan::KERNEL).unwrap();
     let (_ann, mut forward) = start(&lab);

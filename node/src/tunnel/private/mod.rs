@@ -54,6 +54,7 @@ use super::carrier::Carried;
 use super::enrolment::{EnrolmentError, node_key};
 use super::identity::TunnelKey;
 use super::ids::Mint;
+use super::relay::wire::Ticket;
 use super::relay::{BindDatagram, Binds, Relay, SessionRef};
 use binding::Work;
 use book::{Book, ControlId};
@@ -180,6 +181,11 @@ impl PrivateSessions {
             began: clock::monotonic(),
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// What a client's first bind may carry; none before the tunnel is served.
+    pub fn ticket(&self) -> Option<Ticket> {
+        self.shared.ticket()
     }
 
     /// What goes between the node's sockets and QUIC.

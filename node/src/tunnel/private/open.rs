@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use portcullis_common::ConnectionId;
 use tracing::warn;
 
 use crate::clock;
@@ -28,7 +29,7 @@ use super::super::identity::KeyHash;
 use super::super::ids::KEY_AGE;
 use super::super::registry::Registry;
 use super::super::relay::wire::{BindKey, Ticket};
-use super::super::relay::{Leg, LegSecret, SessionRef, Terms};
+use super::super::relay::{EarlyClaim, Leg, LegSecret, SessionRef, Terms};
 use super::super::wire::{Authority, EndReason};
 use super::book::{About, ControlId, Full};
 use super::carrier::CarrierError;
@@ -57,6 +58,8 @@ pub(super) struct Wish {
     pub(super) request: RequestId,
     pub(super) application: String,
     pub(super) destination: Option<Authority>,
+    /// Its client's leg binds already.
+    pub(super) early: Option<EarlyClaim>,
 }
 
 impl Shared {
@@ -68,7 +71,7 @@ impl Shared {
         wish: &Wish,
         may_wait: bool,
     ) -> Option<AccessFrame> {
-        let Wish { request, application, destination } = wish;
+        let Wish { request, application, destination, .. } = wish;
         let outcome = self.try_open(registry, asker, *request, application, destination.as_ref()).await;
         let waits = outcome.as_ref().is_err_and(|refused| {
             may_wait && matches!(refused.denial, Denial::ConnectorGone | Denial::ConnectorOld)
@@ -225,6 +228,12 @@ impl Shared {
     pub(super) fn ticket(&self) -> Option<Ticket> {
         let mint = self.mint.read().unwrap_or_else(PoisonError::into_inner);
         Some(mint.as_ref()?.mint().to_bytes())
+    }
+
+    /// Whether this node has minted a ticket.
+    pub(super) fn is_ticket(&self, ticket: Ticket) -> bool {
+        let mint = self.mint.read().unwrap_or_else(PoisonError::into_inner);
+        mint.as_ref().is_some_and(|mint| mint.is_minted(&ConnectionId::from_bytes(ticket)))
     }
 
     pub(super) fn sign(&self, session: SessionRef, about: &About) -> Result<Vec<u8>, SignError> {

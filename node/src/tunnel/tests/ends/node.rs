@@ -392,7 +392,11 @@ async fn serve_client(inner: Arc<Inner>, connection: Connection) {
                     let (person, at) = ("ann".to_owned(), UnixTime(clock::now().0 + 3600));
                     state.tell_client(AccessFrame::Welcome { person, token_expires: at, login_expires: at });
                 }
-                Ok(Some(ClientFrame::Open { request, application, .. })) => {
+                // Binds ahead of it are lost here, as on any network: the leg binds again when it has its session.
+                Ok(Some(
+                    ClientFrame::Open { request, application, .. }
+                    | ClientFrame::OpenBinding { request, application, .. },
+                )) => {
                     inner.state().log.push(format!("open {application}"));
                     inner.open(request, &connection, None);
                 }

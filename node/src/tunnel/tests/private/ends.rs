@@ -1,7 +1,7 @@
 //! A client and a connector of a private session, made of the wire's frames and real legs, over loopback.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,7 +11,9 @@ use quinn::{
     AsyncUdpSocket, ClientConfig, Connection, Endpoint, EndpointConfig, Runtime as _, SendStream,
     ServerConfig, TokioRuntime,
 };
+use tokio::io::duplex;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::super::lab::{Lab, PATIENCE, soon, until};
@@ -19,6 +21,7 @@ use crate::clock;
 use crate::flow::{ClientId, PersonId, Session, SessionId};
 use crate::tunnel::LayeredSocket;
 use crate::tunnel::access_wire::{self, AccessFrame, ClientFrame, Denial, Opened, RequestId};
+use crate::tunnel::carrier::{CarriedSocket, Ended};
 use crate::tunnel::control::{self, FrameReader};
 use crate::tunnel::enrolment::node_key;
 use crate::tunnel::grant::{Expected, Grant, SignedGrant};
@@ -88,7 +91,7 @@ pub(super) struct Bound {
     pub(super) leg: Arc<BoundLeg>,
     pub(super) endpoint: Endpoint,
     session: SessionRef,
-    task: tokio::task::JoinHandle<()>,
+    task: JoinHandle<()>,
 }
 
 impl Drop for Bound {
@@ -206,14 +209,36 @@ impl Client {
     /// Connects with `key` and says `token`.
     pub(super) async fn hello(lab: &Lab, key: &TunnelKey, token: &str) -> Self {
         let mut client = Self::silent(lab, key).await;
-        let hello = ClientFrame::Hello { token: token.parse().unwrap(), version: "0.1.0".parse().unwrap() };
-        client.say(&hello).await;
+        client.greet(token).await;
         client
     }
 
+    async fn greet(&mut self, token: &str) {
+        let hello = ClientFrame::Hello { token: token.parse().unwrap(), version: "0.1.0".parse().unwrap() };
+        self.say(&hello).await;
+    }
+
     pub(super) async fn silent(lab: &Lab, key: &TunnelKey) -> Self {
+        Self::over(Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap(), lab, key).await
+    }
+
+    /// By a stream of a TCP connection from `real`. The stream ends with the task.
+    pub(super) async fn by_stream(lab: &Lab, login: &Login, real: IpAddr) -> (Self, JoinHandle<Ended>) {
+        let (theirs, ours) = duplex(64 * 1024);
+        let stream = tokio::spawn(lab.node.carried.take(real, false).unwrap().run(ours));
+        let socket = Arc::new(CarriedSocket::new(lab.address, theirs, ()));
+        let mut config = EndpointConfig::default();
+        config.grease_quic_bit(false);
+        let runtime = Arc::new(TokioRuntime);
+        let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, runtime).unwrap();
+        let mut client = Self::over(endpoint, lab, &login.key).await;
+        client.greet(&login.token).await;
+        assert!(matches!(client.hear().await, AccessFrame::Welcome { .. }));
+        (client, stream)
+    }
+
+    async fn over(endpoint: Endpoint, lab: &Lab, key: &TunnelKey) -> Self {
         let node = node_key(&lab.node.store).await.unwrap().hash();
-        let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
         let config = dialling(key, node, access_wire::ALPN);
         let dialled = endpoint.connect_with(config, lab.address, SERVER_NAME).unwrap();
         let connection = soon(dialled).await.unwrap();

@@ -6,4 +6,5 @@ mod ends;
 mod flow;
 mod many;
 mod relay;
+mod round_trips;
 mod waiting;

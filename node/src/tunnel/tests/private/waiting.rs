@@ -114,3 +114,30 @@ async fn a_request_that_waits_does_not_outlive_its_login() {
     assert!(connector.seen.lock().unwrap().offers.is_empty());
     assert!(lab.node.private.list().is_empty());
 }
+
+/// A request is judged by where it comes from. Once its stream is gone that is nowhere, and not where the stream was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_waits_is_not_judged_by_a_stream_that_is_gone() {
+    let lab = Lab::start().await;
+    let ann = Login::new(&lab, "ann").await;
+    for stays in [true, false] {
+        let (mut client, stream) = Client::by_stream(&lab, &ann, "198.51.100.7".parse().unwrap()).await;
+        client.say(&ask(1)).await;
+        sleep(Duration::from_millis(300)).await;
+        if !stays {
+            stream.abort();
+            until("the stream is gone", || lab.desk.metrics.carried_streams.get() == 0).await;
+        }
+        let connector = TestConnector::start(&lab).await;
+        if stays {
+            assert!(matches!(client.hear().await, AccessFrame::Opened(_)), "the control");
+            assert!(lab.events().await.contains("\"ip_address\":\"198.51.100.7\""));
+            client.connection.close(0u8.into(), b"");
+        }
+        until("the client is let go", || lab.desk.metrics.access_connections.get() == 0).await;
+        assert_eq!(connector.seen.lock().unwrap().offers.len(), usize::from(stays));
+        assert_eq!(connects(&lab.events().await), 1, "what was decided at the stream's address alone");
+        connector.connection.close(0u8.into(), b"");
+        until("the connector is gone", || lab.node.registry.connectors().is_empty()).await;
+    }
+}
