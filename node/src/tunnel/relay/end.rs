@@ -184,9 +184,13 @@ impl End {
     /// of it, it begins at once under its own name.
     pub fn name(&mut self, key: BindKey, ticket: Ticket, session: SessionRef) -> Vec<EndOutput> {
         self.early = Some(std::mem::replace(&mut self.name, Name { key, ticket, session }));
-        match &self.state {
-            State::Binding(round) if round.challenge.is_none() => vec![self.bind()],
-            State::Binding(_) | State::Ready | State::GivenUp => Vec::new(),
+        match &mut self.state {
+            State::Binding(Round { challenge: Some((_, called, _)), .. }) => {
+                *called = Called::Early;
+                Vec::new()
+            }
+            State::Binding(_) => vec![self.bind()],
+            State::Ready | State::GivenUp => Vec::new(),
         }
     }
 
