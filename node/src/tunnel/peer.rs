@@ -249,9 +249,9 @@ impl<'a> Peer<'a> {
                                 link.set_healthy(healthy);
                             }
                         }
-                        NodeAction::TakesSessions => {
+                        NodeAction::TakesSessions(instance) => {
                             if let Some(Service { link, .. }) = service {
-                                sessions = Some(self.node.private.takes_sessions(link, self.key));
+                                sessions = Some(self.node.private.takes_sessions(link, self.key, instance));
                             }
                         }
                         NodeAction::Taken(session) => {

@@ -1,4 +1,8 @@
 //! Connections of connectors that take private sessions: who is offered one, and who is offered it again.
+//!
+//! A session goes on in the process that took it, over whichever of its connections. When another process of the same
+//! connector comes, the earlier one may be dead, which its own connections tell only after [`IDLE_TIMEOUT`]: those that are
+//! silent for [`SUSPICION`] are closed. Sessions of a process that has no connection left, while another has, are over.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,6 +10,7 @@ use std::time::Duration;
 
 use quinn::ConnectionError;
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 use tracing::{debug, warn};
 
 use crate::clock;
@@ -16,17 +21,24 @@ use super::super::relay::wire::BindKey;
 use super::super::relay::{Leg, LegSecret, SessionRef};
 use super::super::session::NodeInput;
 use super::super::transport::IDLE_TIMEOUT;
-use super::super::wire::{CloseCode, ConnectorName, EndReason, Offer};
+use super::super::wire::{CloseCode, ConnectorName, EndReason, Instance, Offer};
 use super::book::ControlId;
 use super::{Inner, PrivateSessions, Shared};
 
 /// What waits for a connector that does not read: more than all its sessions can ask for at a time. Beyond, it is gone.
 const TO_LINK: usize = 65_536;
 
+/// So long is a connection heard again after another process of its connector has come, if its own is alive: it sends
+/// something every second.
+pub(in super::super) const SUSPICION: Duration = Duration::from_millis(2500);
+
 /// A connection of a connector that takes sessions.
 pub(in super::super) struct LinkSeat {
     pub(super) link: Arc<Link>,
     pub(super) key: KeyHash,
+    instance: Instance,
+    /// Its process may be dead.
+    suspected: bool,
     to: mpsc::Sender<NodeInput>,
 }
 
@@ -74,14 +86,30 @@ impl Drop for ToLink {
 
 impl PrivateSessions {
     /// The connection takes sessions from now on, and at once those of its connector that nobody serves.
-    pub(in super::super) fn takes_sessions(&self, link: &Arc<Link>, key: KeyHash) -> ToLink {
+    pub(in super::super) fn takes_sessions(
+        &self,
+        link: &Arc<Link>,
+        key: KeyHash,
+        instance: Instance,
+    ) -> ToLink {
         let (to, inputs) = mpsc::channel(TO_LINK);
         let mut inner = self.shared.lock();
         let control = inner.control();
-        inner.links.insert(control, LinkSeat { link: Arc::clone(link), key, to });
+        let mut suspects = Vec::new();
+        for (earlier, seat) in &mut inner.links {
+            if seat.link.connector == link.connector && seat.key == key && seat.instance != instance {
+                seat.suspected = true;
+                suspects.push((*earlier, Arc::clone(&seat.link)));
+            }
+        }
+        let seat = LinkSeat { link: Arc::clone(link), key, instance, suspected: false, to };
+        inner.links.insert(control, seat);
         let unserved = inner.book.unserved(&link.connector);
         drop(inner);
         self.shared.came.send_modify(|came| *came = came.wrapping_add(1));
+        for (control, link) in suspects {
+            tokio::spawn(Arc::clone(&self.shared).suspect(control, link));
+        }
         self.shared.offer_again(&unserved);
         ToLink { private: self.clone(), control, inputs }
     }
@@ -99,18 +127,38 @@ impl Shared {
         self.offer_again(&left);
     }
 
-    /// Offers sessions whose connector nobody speaks for to another connection of it, if there is one.
+    /// Closes a connection from which nothing comes.
+    async fn suspect(self: Arc<Self>, control: ControlId, link: Arc<Link>) {
+        let heard = || link.connection.stats().udp_rx.datagrams;
+        let before = heard();
+        sleep(SUSPICION).await;
+        if heard() == before {
+            debug!(connector = %link.connector, "a connector has restarted");
+            link.connection.close(CloseCode::Timeout.into(), b"it is silent, and another process is here");
+        } else if let Some(seat) = self.lock().links.get_mut(&control) {
+            seat.suspected = false;
+        }
+    }
+
+    /// Offers sessions whose connector nobody speaks for to another connection of its process, if there is one.
     pub(super) fn offer_again(self: &Arc<Self>, sessions: &[SessionRef]) {
         let mut failed = Vec::new();
         for session in sessions {
             let mut inner = self.lock();
             let Some(entry) = inner.book.get(*session) else { continue };
-            let about = Arc::clone(&entry.about);
-            let Some(link) = inner.link_for(&about.connector) else { continue };
-            if inner.links.get(&link).is_some_and(|seat| seat.key != about.connector_key) {
-                failed.push((*session, EndReason::ConnectorRevoked));
+            let (about, instance) = (Arc::clone(&entry.about), entry.instance);
+            let of_process = |seat: &LinkSeat| {
+                seat.key == about.connector_key && instance.is_none_or(|instance| seat.instance == instance)
+            };
+            let Some(link) = inner.link_for(&about.connector, of_process) else {
+                let other = inner.link_for(&about.connector, |_| true);
+                if let Some(other) = other.and_then(|other| inner.links.get(&other)) {
+                    let is_same_key = other.key == about.connector_key;
+                    let (same, another) = (EndReason::ConnectorRestarted, EndReason::ConnectorRevoked);
+                    failed.push((*session, if is_same_key { same } else { another }));
+                }
                 continue;
-            }
+            };
             // Signed again: the old one is with the client and the connector that was.
             match self.sign(*session, &about) {
                 Ok(grant) => {
@@ -143,22 +191,30 @@ impl Shared {
         if inner.binds.expect(session, Leg::Connector, LegSecret { key, ticket }).is_err() {
             return false;
         }
+        let instance = seat.instance;
         seat.tell(NodeInput::Offer(Offer { session, ticket, grant }));
-        inner.book.offered(session, link, clock::monotonic());
+        inner.book.offered(session, link, instance, clock::monotonic());
         true
     }
 }
 
 impl Inner {
-    /// The connection that a session of this connector goes to: one that is heard, with the fewest sessions.
-    pub(super) fn link_for(&self, connector: &ConnectorName) -> Option<ControlId> {
-        let fits = |seat: &LinkSeat| seat.link.connector == *connector && seat.link.takes_streams();
+    /// The connection that a session of this connector goes to, of those that `may` have it: one that is heard, with the
+    /// fewest sessions.
+    pub(super) fn link_for(
+        &self,
+        connector: &ConnectorName,
+        may: impl Fn(&LinkSeat) -> bool,
+    ) -> Option<ControlId> {
+        let fits =
+            |seat: &LinkSeat| seat.link.connector == *connector && seat.link.takes_streams() && may(seat);
         let candidates: BTreeMap<_, _> = self.links.iter().filter(|(_, seat)| fits(seat)).collect();
         if candidates.len() < 2 {
             return candidates.into_keys().next().copied();
         }
-        let rank =
-            |(control, seat): &(&ControlId, &LinkSeat)| (!seat.link.is_healthy(), self.book.load(**control));
+        let rank = |(control, seat): &(&ControlId, &LinkSeat)| {
+            (seat.suspected || !seat.link.is_healthy(), self.book.load(**control))
+        };
         candidates.into_iter().min_by_key(rank).map(|(control, _)| *control)
     }
 }

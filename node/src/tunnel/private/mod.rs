@@ -65,6 +65,8 @@ pub use ending::EndError;
 pub use listing::PrivateSession;
 
 pub(super) use client::serve_client;
+#[cfg(test)]
+pub(super) use links::SUSPICION;
 pub(super) use links::ToLink;
 #[cfg(test)]
 pub(super) use waiting::{LINK_WAIT, MAX_WAITING};

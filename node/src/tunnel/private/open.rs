@@ -113,7 +113,7 @@ impl Shared {
         let connector_key = {
             let inner = self.lock();
             inner.book.room(asker.seat.client, &connector).map_err(full)?;
-            let seat = inner.link_for(&connector).and_then(|link| inner.links.get(&link));
+            let seat = inner.link_for(&connector, |_| true).and_then(|link| inner.links.get(&link));
             seat.map(|seat| seat.key).ok_or_else(|| {
                 let is_there = registry.is_connected(&connector);
                 let denial = if is_there { Denial::ConnectorOld } else { Denial::ConnectorGone };
@@ -168,7 +168,7 @@ impl Shared {
         let secret = self.client_secret(asker, session)?;
         let ticket = secret.ticket;
         let mut inner = self.lock();
-        let link = inner.link_for(&about.connector);
+        let link = inner.link_for(&about.connector, |_| true);
         let is_served =
             link.and_then(|link| inner.links.get(&link)).is_some_and(|seat| seat.key == about.connector_key);
         if !is_served && !may_wait {

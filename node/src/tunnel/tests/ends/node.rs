@@ -345,7 +345,7 @@ async fn serve_connector(inner: Arc<Inner>, connection: Connection) {
                     let device = DeviceSecret::from_bytes(&[3; DeviceSecret::SIZE]).unwrap();
                     actions.extend(machine.handle(NodeInput::Device(device), Duration::from_secs(1)));
                 }
-                NodeAction::TakesSessions => {
+                NodeAction::TakesSessions(_) => {
                     inner.state().connector = Some((connection.clone(), tell.clone()));
                 }
                 NodeAction::Taken(_) => inner.state().log.push("taken".to_owned()),

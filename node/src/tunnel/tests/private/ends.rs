@@ -29,7 +29,7 @@ use crate::tunnel::identity::{AnyKey, KeyHash, PinnedNode, SERVER_NAME, TunnelKe
 use crate::tunnel::relay::wire::BindKey;
 use crate::tunnel::relay::{BoundLeg, End, Leg, LegLayer, SessionRef};
 use crate::tunnel::wire::{
-    self, ConnectorFrame, Decline, EndReason, EnrolmentSecret, NodeFrame, Offer, RelayPath,
+    self, ConnectorFrame, Decline, EndReason, EnrolmentSecret, Instance, NodeFrame, Offer, RelayPath,
 };
 
 pub(super) fn key() -> TunnelKey {
@@ -52,7 +52,7 @@ fn dialling(own: &TunnelKey, peer: KeyHash, alpn: &[u8]) -> ClientConfig {
     tls.alpn_protocols = vec![alpn.to_vec()];
     let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
     let mut transport = quinn::TransportConfig::default();
-    transport.keep_alive_interval(Some(Duration::from_secs(4)));
+    transport.keep_alive_interval(Some(Duration::from_secs(1)));
     client.transport_config(Arc::new(transport));
     client
 }
@@ -382,6 +382,7 @@ pub(super) struct Seen {
     pub(super) silent: bool,
     /// It takes what is offered and leaves it to somebody else to bind.
     pub(super) bare: bool,
+    pub(super) instance: u64,
 }
 
 /// A connector called `hq` of our own making: it takes what is offered and answers whatever comes through.
@@ -430,7 +431,8 @@ impl TestConnector {
         control::send(&mut send, &ConnectorFrame::Hello).await.unwrap();
         assert!(matches!(soon(reader.next()).await.unwrap(), Some(NodeFrame::Welcome { .. })));
         if takes {
-            control::send(&mut send, &ConnectorFrame::TakesSessions).await.unwrap();
+            let instance = Instance(seen.lock().unwrap().instance);
+            control::send(&mut send, &ConnectorFrame::TakesSessions { instance }).await.unwrap();
         }
         let (say, mut saying) = tokio::sync::mpsc::unbounded_channel();
         let (change, changed) = watch::channel(0);

@@ -9,7 +9,7 @@ use super::super::lab::{Lab, PATIENCE, until};
 use super::ends::{Client, Login, TestConnector, echoes, enrol};
 use crate::tunnel::access_wire::{AccessFrame, ClientFrame, Denial, RequestId};
 use crate::tunnel::private::{LINK_WAIT, MAX_WAITING};
-use crate::tunnel::wire::{ConnectorFrame, EndReason};
+use crate::tunnel::wire::{ConnectorFrame, EndReason, Instance};
 
 fn ask(request: u32) -> ClientFrame {
     ClientFrame::Open { request: RequestId(request), application: "db".into(), destination: None }
@@ -32,7 +32,7 @@ async fn a_connector_that_has_just_connected_is_not_taken_for_an_old_one() {
     let renew = ClientFrame::Renew { token: Login::renewed(&lab, &ann).parse().unwrap() };
     client.say(&renew).await;
     assert!(matches!(client.hear().await, AccessFrame::Renewed { .. }));
-    connector.say.send(ConnectorFrame::TakesSessions).unwrap();
+    connector.say.send(ConnectorFrame::TakesSessions { instance: Instance(0) }).unwrap();
     let AccessFrame::Opened(opened) = client.hear().await else { panic!("it is opened") };
     let bound = client.bind(&opened);
     client.ready(&bound).await;
