@@ -4,7 +4,6 @@
 //! connector comes, the earlier one may be dead, which its own connections tell only after [`IDLE_TIMEOUT`]: those that are
 //! silent for [`SUSPICION`] are closed. Sessions of a process that has no connection left, while another has, are over.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,6 +63,15 @@ impl ToLink {
         self.inputs.recv().await
     }
 
+    /// The connection was silent and is heard again: it is offered what nobody else took meanwhile.
+    pub(in super::super) fn heard_again(&self) {
+        let inner = self.private.shared.lock();
+        let connector = inner.links.get(&self.control).map(|seat| seat.link.connector.clone());
+        let unserved = connector.map(|connector| inner.book.unserved(&connector)).unwrap_or_default();
+        drop(inner);
+        self.private.shared.may_serve(&unserved);
+    }
+
     /// The connector has taken a session.
     pub(in super::super) fn taken(&self, session: SessionRef) {
         self.private.shared.lock().book.taken(session, self.control);
@@ -106,11 +114,10 @@ impl PrivateSessions {
         inner.links.insert(control, seat);
         let unserved = inner.book.unserved(&link.connector);
         drop(inner);
-        self.shared.came.send_modify(|came| *came = came.wrapping_add(1));
+        self.shared.may_serve(&unserved);
         for (control, link) in suspects {
             tokio::spawn(Arc::clone(&self.shared).suspect(control, link));
         }
-        self.shared.offer_again(&unserved);
         ToLink { private: self.clone(), control, inputs }
     }
 }
@@ -140,6 +147,12 @@ impl Shared {
         }
     }
 
+    /// There is a connection that sessions can go to: those that have none, and requests that wait for one.
+    fn may_serve(self: &Arc<Self>, unserved: &[SessionRef]) {
+        self.came.send_modify(|came| *came = came.wrapping_add(1));
+        self.offer_again(unserved);
+    }
+
     /// Offers sessions whose connector nobody speaks for to another connection of its process, if there is one.
     pub(super) fn offer_again(self: &Arc<Self>, sessions: &[SessionRef]) {
         let mut failed = Vec::new();
@@ -151,8 +164,11 @@ impl Shared {
                 seat.key == about.connector_key && instance.is_none_or(|instance| seat.instance == instance)
             };
             let Some(link) = inner.link_for(&about.connector, of_process) else {
-                let other = inner.link_for(&about.connector, |_| true);
-                if let Some(other) = other.and_then(|other| inner.links.get(&other)) {
+                let other =
+                    inner.link_for(&about.connector, |_| true).and_then(|other| inner.links.get(&other));
+                // A silent connection of its own process may be heard again.
+                let is_there = |seat: &LinkSeat| seat.link.connector == about.connector && of_process(seat);
+                if let (Some(other), false) = (other, inner.links.values().any(is_there)) {
                     let is_same_key = other.key == about.connector_key;
                     let (same, another) = (EndReason::ConnectorRestarted, EndReason::ConnectorRevoked);
                     failed.push((*session, if is_same_key { same } else { another }));
@@ -199,22 +215,38 @@ impl Shared {
 }
 
 impl Inner {
-    /// The connection that a session of this connector goes to, of those that `may` have it: one that is heard, with the
-    /// fewest sessions.
+    /// The connection that a session of this connector goes to: of those that are heard and `may` have it, the one with the
+    /// fewest sessions. Silent ones are none: a connector that has died falls silent on all of them, and its connections end
+    /// one after the other.
     pub(super) fn link_for(
         &self,
         connector: &ConnectorName,
         may: impl Fn(&LinkSeat) -> bool,
     ) -> Option<ControlId> {
-        let fits =
-            |seat: &LinkSeat| seat.link.connector == *connector && seat.link.takes_streams() && may(seat);
-        let candidates: BTreeMap<_, _> = self.links.iter().filter(|(_, seat)| fits(seat)).collect();
-        if candidates.len() < 2 {
-            return candidates.into_keys().next().copied();
-        }
-        let rank = |(control, seat): &(&ControlId, &LinkSeat)| {
-            (seat.suspected || !seat.link.is_healthy(), self.book.load(**control))
+        let fits = |seat: &LinkSeat| {
+            seat.link.connector == *connector
+                && seat.link.takes_streams()
+                && seat.link.is_healthy()
+                && may(seat)
         };
-        candidates.into_iter().min_by_key(rank).map(|(control, _)| *control)
+        let candidates: Vec<(ControlId, bool)> = self
+            .links
+            .iter()
+            .filter(|(_, seat)| fits(seat))
+            .map(|(control, seat)| (*control, seat.suspected))
+            .collect();
+        match *candidates {
+            [] => None,
+            [(only, _)] => Some(only),
+            _ => {
+                let rank = |(control, suspected): &(ControlId, bool)| (*suspected, self.book.load(*control));
+                candidates.into_iter().min_by_key(rank).map(|(control, _)| control)
+            }
+        }
+    }
+
+    /// Whether it has a connection that takes sessions, be it a silent one.
+    pub(super) fn knows_sessions(&self, connector: &ConnectorName) -> bool {
+        self.links.values().any(|seat| seat.link.connector == *connector)
     }
 }
