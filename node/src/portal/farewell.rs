@@ -12,6 +12,8 @@
 //!
 //! Whoever does not send the browser back ends the round; who has been asked until then has been asked.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -78,29 +80,30 @@ impl Call<'_> {
 
     async fn round(&self, session: &Session) -> Result<Round, crate::store::StoreError> {
         let logins = self.context.store.saas_logins(vec![session.id]).await?;
-        let applications = logins
-            .into_iter()
-            .map(|(_, name)| name)
-            .filter(|name| self.front_channel(name).is_some())
-            .take(MOST)
-            .collect();
+        let mut applications = Vec::new();
+        for (_, name) in logins {
+            if applications.len() < MOST && self.front_channel(&name).await.is_some() {
+                applications.push(name);
+            }
+        }
         let provider = self.context.store.provider_login(session.id).await?.is_some();
         Ok(Round { session: session.id, applications, provider, expires_at: self.now.after(ATTEMPT_LIFE) })
     }
 
     /// The application called `name`, if it takes logouts through the browser and in no other way.
-    fn front_channel(&self, name: &str) -> Option<&SamlService> {
+    async fn front_channel(&self, name: &str) -> Option<Arc<SamlService>> {
         let application = self.active.policies.application(name)?;
-        match &application.kind {
-            Kind::Saas(saas) => match &saas.protocol {
-                SaasProtocol::Saml(service) => {
-                    let logout = &service.logout;
-                    (logout.soap.is_none() && logout.requests.is_some()).then_some(service)
-                }
-                SaasProtocol::Oidc(_) => None,
-            },
-            Kind::Web(_) | Kind::Private(_) => None,
-        }
+        let Kind::Saas(saas) = &application.kind else { return None };
+        let SaasProtocol::Saml(saml) = &saas.protocol else { return None };
+        let service = match self.context.metadata.service(saml, self.now).await {
+            Ok(service) => service,
+            Err(error) => {
+                tracing::warn!(application = name, %error, "an application cannot be told of a logout");
+                return None;
+            }
+        };
+        let is_asked_so = service.logout.soap.is_none() && service.logout.requests.is_some();
+        is_asked_so.then_some(service)
     }
 
     /// Back from somewhere: on to the next.
@@ -168,7 +171,7 @@ impl Call<'_> {
     }
 
     async fn farewell_to(&self, name: &str, session: SessionId) -> Option<Onward> {
-        let service = self.front_channel(name)?;
+        let service = self.front_channel(name).await?;
         let name_id = match self.context.store.saml_login(session, name).await {
             Ok(name_id) => name_id?,
             Err(error) => {
@@ -176,10 +179,10 @@ impl Call<'_> {
                 return None;
             }
         };
-        let sign_in = crate::saas::saml::sign_in(&self.active.config.node, service);
+        let sign_in = crate::saas::saml::sign_in(&self.active.config.node, &service.name);
         let endpoint = Endpoint { sign_in: &sign_in };
         let onward =
-            self.context.saml.end_session_by_browser(service, endpoint, session, &name_id, self.now)?;
+            self.context.saml.end_session_by_browser(&service, endpoint, session, &name_id, self.now)?;
         let application = self.active.policies.application(name)?;
         let event = self.event(Action::Logout, true).application(application);
         self.context.events.emit(event.detail("front-channel logout"));

@@ -7,6 +7,7 @@ mod honest;
 mod hostile;
 mod logout;
 mod provider;
+mod published;
 mod service;
 mod simplesamlphp;
 mod upstream;
