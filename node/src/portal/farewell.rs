@@ -63,7 +63,11 @@ impl Call<'_> {
             return self.logged_out();
         }
         let Ok(sealed) = self.context.seal.seal(PURPOSE, &round) else { return self.logged_out() };
-        let onward = format!("{}?{ROUND}={sealed}", self.site.endpoint(&self.site.auth, ONWARD));
+        // On the auth domain it is kept in a cookie. Elsewhere it goes by an address, which counts in a browser that has
+        // the cookie of that session on the auth domain.
+        let by_cookie = self.visit.host == self.site.auth;
+        let onward = self.site.endpoint(&self.site.auth, ONWARD);
+        let onward = if by_cookie { onward } else { format!("{onward}?{ROUND}={sealed}") };
         let page = MessagePage {
             frame: Frame::new(Some(&self.site.auth), self.visit.ray),
             title: "You are signed out",
@@ -75,6 +79,10 @@ impl Call<'_> {
         };
         let mut response = page::html(StatusCode::OK, &page, &[]);
         self.forget(&mut response);
+        if by_cookie {
+            let kept = SetCookie::new(COOKIE, &sealed).until(round.expires_at, self.now);
+            set_cookies(&mut response, [kept]);
+        }
         response
     }
 
@@ -114,10 +122,12 @@ impl Call<'_> {
     /// `logout/onward`.
     pub(super) async fn onward_logout(&self) -> Response<Bytes> {
         let query = Parameters::of_query(self.visit.query.as_deref());
-        let sealed = query.one(ROUND).or_else(|| cookie::read_one(&self.visit.headers, COOKIE));
+        let by_address = query.one(ROUND);
+        let sealed = by_address.or_else(|| cookie::read_one(&self.visit.headers, COOKIE));
+        let is_own = |round: &Round| by_address.is_none() || self.bindings().any(|id| id == round.session);
         let round = sealed
             .and_then(|sealed| self.context.seal.open::<Round>(PURPOSE, sealed))
-            .filter(|round| round.expires_at > self.now);
+            .filter(|round| round.expires_at > self.now && is_own(round));
         let round = match round {
             Some(round) => self.first_time(round).await,
             None => None,

@@ -2,6 +2,7 @@
 
 mod admin;
 mod answers;
+mod endings;
 mod fuzz;
 mod honest;
 mod hostile;

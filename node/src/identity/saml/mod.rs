@@ -180,7 +180,7 @@ impl SamlUpstream {
     ) -> Result<Accepted, LoginError> {
         let mut provider = self.provider(now).await?;
         loop {
-            let response = saml::unverified(message)
+            let response = saml::unverified(message, saml::ANSWER_LIMITS)
                 .map_err(|error| LoginError::Answer(error.to_string()))?;
             let expected = Expected {
                 issuer: &provider.entity_id,
@@ -206,7 +206,7 @@ impl SamlUpstream {
             if assertion.in_response_to.is_none() && !self.allow_unsolicited {
                 return Err(LoginError::Answer("nobody asked for it".to_owned()));
             }
-            let person = self.rules.person(&self.name, &assertion);
+            let person = self.rules.person(now, &self.name, &assertion);
             return Ok(Accepted {
                 provider: self.name.clone(),
                 in_response_to: assertion.in_response_to,
