@@ -15,6 +15,9 @@ pub fn run(args: &[String]) -> Result<()> {
     if !args.iter().any(|arg| arg == "-p" || arg == "--package") {
         nextest.args(["--workspace", "--exclude", "portcullis-ebpf"]);
     }
+    if !args.iter().any(|arg| arg.starts_with("--test-threads") || arg.starts_with("-j")) {
+        nextest.args(["--test-threads", &test_threads().to_string()]);
+    }
     nextest.args(args);
     nextest.env("PORTCULLIS_BIN", shell::target()?.join("debug/portcullis"));
     if std::env::var_os("CI").is_some() {
@@ -22,6 +25,11 @@ pub fn run(args: &[String]) -> Result<()> {
     }
     as_root(&mut nextest);
     shell::run(&mut nextest)
+}
+
+/// Twice the processors: half of the suite's time passes in tests that wait, for a timeout, an expiry or a retry.
+fn test_threads() -> usize {
+    2 * std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Makes cargo run test programs as root.

@@ -248,6 +248,9 @@ impl<'a> Peer<'a> {
                                 debug!(connector = %link.connector, healthy, "heartbeats");
                                 link.set_healthy(healthy);
                             }
+                            if let (true, Some(sessions)) = (healthy, &sessions) {
+                                sessions.heard_again();
+                            }
                         }
                         NodeAction::TakesSessions => {
                             if let Some(Service { link, .. }) = service {

@@ -121,8 +121,8 @@ fn a_connector_that_falls_silent_is_told_of_within_seconds_and_given_up_in_half_
     let error = conversation.cut();
     let after = killed.elapsed();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-    // No sooner than a tunnel connection takes to be given up.
-    assert!((Duration::from_secs(15)..Duration::from_secs(40)).contains(&after), "after {after:?}");
+    // No sooner than promised, give or take what its last heartbeat was ago.
+    assert!((Duration::from_secs(25)..Duration::from_secs(40)).contains(&after), "after {after:?}");
     told(&mut forward.process, "the session is over: the connector is gone and did not come back");
     assert_eq!(forward.process.output().matches(waits).count(), 2, "{}", forward.process.output());
     let ended = lab.events_of("disconnect", "echo", 1).unwrap();

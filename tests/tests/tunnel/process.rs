@@ -53,7 +53,7 @@ impl Lab {
                 "--silent",
                 "--show-error",
                 "--max-time",
-                "30",
+                "120",
                 "--insecure",
                 "--write-out",
                 " %{http_code}",
@@ -262,7 +262,7 @@ fn resident(pid: u32) -> usize {
 
 /// A large body, and one that nobody reads any further, leave both processes the size they have.
 #[test]
-fn memory_stays_flat() {
+fn heavy_memory_stays_flat() {
     const SIZE: u64 = 1 << 30;
     const GROWTH: usize = 48 << 20;
     let mut lab = Lab::start();

@@ -1,6 +1,5 @@
 //! Connections of connectors that take private sessions: who is offered one, and who is offered it again.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +51,15 @@ impl ToLink {
         self.inputs.recv().await
     }
 
+    /// The connection was silent and is heard again: it is offered what nobody else took meanwhile.
+    pub(in super::super) fn heard_again(&self) {
+        let inner = self.private.shared.lock();
+        let connector = inner.links.get(&self.control).map(|seat| seat.link.connector.clone());
+        let unserved = connector.map(|connector| inner.book.unserved(&connector)).unwrap_or_default();
+        drop(inner);
+        self.private.shared.may_serve(&unserved);
+    }
+
     /// The connector has taken a session.
     pub(in super::super) fn taken(&self, session: SessionRef) {
         self.private.shared.lock().book.taken(session, self.control);
@@ -81,8 +89,7 @@ impl PrivateSessions {
         inner.links.insert(control, LinkSeat { link: Arc::clone(link), key, to });
         let unserved = inner.book.unserved(&link.connector);
         drop(inner);
-        self.shared.came.send_modify(|came| *came = came.wrapping_add(1));
-        self.shared.offer_again(&unserved);
+        self.shared.may_serve(&unserved);
         ToLink { private: self.clone(), control, inputs }
     }
 }
@@ -97,6 +104,12 @@ impl Shared {
         let left = inner.book.link_gone(control, clock::monotonic().saturating_sub(silence));
         drop(inner);
         self.offer_again(&left);
+    }
+
+    /// There is a connection that sessions can go to: those that have none, and requests that wait for one.
+    fn may_serve(self: &Arc<Self>, unserved: &[SessionRef]) {
+        self.came.send_modify(|came| *came = came.wrapping_add(1));
+        self.offer_again(unserved);
     }
 
     /// Offers sessions whose connector nobody speaks for to another connection of it, if there is one.
@@ -150,15 +163,24 @@ impl Shared {
 }
 
 impl Inner {
-    /// The connection that a session of this connector goes to: one that is heard, with the fewest sessions.
+    /// The connection that a session of this connector goes to: of those that are heard, the one with the fewest
+    /// sessions. Silent ones are none: a connector that has died falls silent on all of them, and its connections end one
+    /// after the other.
     pub(super) fn link_for(&self, connector: &ConnectorName) -> Option<ControlId> {
-        let fits = |seat: &LinkSeat| seat.link.connector == *connector && seat.link.takes_streams();
-        let candidates: BTreeMap<_, _> = self.links.iter().filter(|(_, seat)| fits(seat)).collect();
-        if candidates.len() < 2 {
-            return candidates.into_keys().next().copied();
+        let fits = |seat: &LinkSeat| {
+            seat.link.connector == *connector && seat.link.takes_streams() && seat.link.is_healthy()
+        };
+        let candidates: Vec<ControlId> =
+            self.links.iter().filter(|(_, seat)| fits(seat)).map(|(control, _)| *control).collect();
+        match *candidates {
+            [] => None,
+            [only] => Some(only),
+            _ => candidates.into_iter().min_by_key(|control| self.book.load(*control)),
         }
-        let rank =
-            |(control, seat): &(&ControlId, &LinkSeat)| (!seat.link.is_healthy(), self.book.load(**control));
-        candidates.into_iter().min_by_key(rank).map(|(control, _)| *control)
+    }
+
+    /// Whether it has a connection that takes sessions, be it a silent one.
+    pub(super) fn knows_sessions(&self, connector: &ConnectorName) -> bool {
+        self.links.values().any(|seat| seat.link.connector == *connector)
     }
 }

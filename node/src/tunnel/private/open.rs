@@ -112,8 +112,8 @@ impl Shared {
             inner.book.room(asker.seat.client, &connector).map_err(full)?;
             let seat = inner.link_for(&connector).and_then(|link| inner.links.get(&link));
             seat.map(|seat| seat.key).ok_or_else(|| {
-                let is_there = registry.is_connected(&connector);
-                let denial = if is_there { Denial::ConnectorOld } else { Denial::ConnectorGone };
+                let is_old = registry.is_connected(&connector) && !inner.knows_sessions(&connector);
+                let denial = if is_old { Denial::ConnectorOld } else { Denial::ConnectorGone };
                 Refused::new(denial, Reason::ConnectorGone)
             })?
         };

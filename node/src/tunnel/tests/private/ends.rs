@@ -54,6 +54,9 @@ fn dialling(own: &TunnelKey, peer: KeyHash, alpn: &[u8]) -> ClientConfig {
     client
 }
 
+/// As often as a connector is to be heard.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
 const END_TO_END: &[u8] = b"test end to end";
 
 fn listening(own: &TunnelKey) -> ServerConfig {
@@ -355,6 +358,8 @@ pub(super) struct Seen {
     /// What it has to say to the next offer, instead of taking it.
     pub(super) decline: Option<Decline>,
     pub(super) silent: bool,
+    /// No heartbeats.
+    pub(super) mute: bool,
     /// It takes what is offered and leaves it to somebody else to bind.
     pub(super) bare: bool,
 }
@@ -412,12 +417,18 @@ impl TestConnector {
         let task = {
             let (seen, key, connection) = (Arc::clone(&seen), key_again(&key), connection.clone());
             async move {
+                let mut heartbeat = tokio::time::interval(HEARTBEAT);
                 loop {
                     let frame = tokio::select! {
                         frame = reader.next::<NodeFrame>() => match frame {
                             Ok(Some(frame)) => frame,
                             Ok(None) | Err(_) => return,
                         },
+                        _ = heartbeat.tick() => {
+                            let mute = seen.lock().unwrap().mute;
+                            if !mute && control::send(&mut send, &ConnectorFrame::Heartbeat).await.is_err() { return }
+                            continue;
+                        }
                         Some(frame) = saying.recv() => {
                             if control::send(&mut send, &frame).await.is_err() { return }
                             continue;

@@ -1,12 +1,12 @@
 //! A connector that is missing when a session is asked for: it has a moment to come, and whoever asks has one answer.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
 use super::super::lab::{Lab, PATIENCE, until};
-use super::ends::{Client, Login, TestConnector, echoes, enrol};
+use super::ends::{Client, Login, Seen, TestConnector, echoes, enrol, key_again};
 use crate::tunnel::access_wire::{AccessFrame, ClientFrame, Denial, RequestId};
 use crate::tunnel::private::{LINK_WAIT, MAX_WAITING};
 use crate::tunnel::wire::{ConnectorFrame, EndReason};
@@ -53,6 +53,33 @@ async fn a_connector_that_comes_while_somebody_waits_serves_all_who_do() {
     for _ in 1..=3 {
         assert!(matches!(client.hear().await, AccessFrame::Opened(_)));
     }
+}
+
+/// One that has died is silent on all of its connections, and they end one after the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_has_fallen_silent_is_offered_nothing_until_it_is_heard() {
+    let lab = Lab::start().await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    let first = TestConnector::start(&lab).await;
+    let (opened, ..) = client.session(&ann, "db").await;
+    let silent = Arc::new(Mutex::new(Seen::default()));
+    silent.lock().unwrap().mute = true;
+    let second = TestConnector::connect(&lab, key_again(&first.key), Arc::clone(&silent), true).await;
+    let there = || lab.node.registry.connectors().get("hq").map_or((0, 0), |hq| (hq.connections, hq.healthy));
+    until("both are there", || there() == (2, 2)).await;
+    until("the second falls silent", || there() == (2, 1)).await;
+    first.connection.close(0_u8.into(), b"");
+    until("the first is gone", || there() == (1, 0)).await;
+    assert_eq!(client.open("db", None).await, Err(Denial::ConnectorGone));
+    assert!(silent.lock().unwrap().offers.is_empty());
+
+    // The session that nobody serves, and whoever waits by then.
+    client.say(&ask(7)).await;
+    second.say.send(ConnectorFrame::Heartbeat).unwrap();
+    assert!(matches!(client.hear().await, AccessFrame::Opened(_)));
+    let offered: Vec<_> = silent.lock().unwrap().offers.iter().map(|offer| offer.session).collect();
+    assert!(offered.len() == 2 && offered.contains(&opened.session), "{offered:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
