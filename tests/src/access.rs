@@ -87,12 +87,24 @@ impl Machine {
 
     /// Any program on this machine; `portcullis` is on its PATH.
     pub fn program(&self, program: impl AsRef<OsStr>) -> Result<Command> {
+        self.prepared(program, "")
+    }
+
+    /// `portcullis access …` that says a line and waits for one, when there is nothing left to do but to execute it.
+    pub fn ready<S: AsRef<OsStr>>(&self, args: &[S]) -> Result<Command> {
+        let mut command = self.prepared(binary()?, "echo && read -r line &&")?;
+        command.arg("access").args(args);
+        Ok(command)
+    }
+
+    fn prepared(&self, program: impl AsRef<OsStr>, more: &str) -> Result<Command> {
         let mut path = self.home.join("bin").into_os_string();
         path.push(":");
         path.push(std::env::var_os("PATH").context("PATH")?);
         let mut command = command_in(self.netns.as_ref(), "unshare");
         command
-            .args(["--mount", "--", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""])
+            .args(["--mount", "--", "sh", "-c"])
+            .arg(format!("mount --bind \"$0\" /etc/hosts && {more} exec \"$@\""))
             .arg(&self.hosts)
             .arg(program)
             .env_clear()

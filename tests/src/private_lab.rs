@@ -200,9 +200,18 @@ impl PrivateLab {
 
     /// The client's network changes: it has another address from now on.
     pub fn move_client(&self, from: &str, to: &str) -> Result<()> {
-        self.client.run(&format!("ip address delete {from}/24 dev eth0"))?;
-        self.client.run(&format!("ip address add {to}/24 dev eth0")).map(drop)
+        relocate(&self.client, from, to)
     }
+
+    /// The same with the office's.
+    pub fn move_office(&self, from: &str, to: &str) -> Result<()> {
+        relocate(&self.office, from, to)
+    }
+}
+
+fn relocate(netns: &Netns, from: &str, to: &str) -> Result<()> {
+    netns.run(&format!("ip address delete {from}/24 dev eth0"))?;
+    netns.run(&format!("ip address add {to}/24 dev eth0")).map(drop)
 }
 
 /// A forward of a machine, and where it listens.

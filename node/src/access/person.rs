@@ -38,6 +38,7 @@ impl Person {
             web: self.profile.web(),
             node: node.key,
             device: node.device,
+            ticket: node.ticket,
             token: token
                 .token
                 .parse::<AccessToken>()

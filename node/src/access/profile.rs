@@ -26,6 +26,7 @@ use crate::clock;
 use crate::flow::{Host, UnixTime};
 use crate::private_file::{self, PrivateFileError};
 use crate::token::dpop::Signer;
+use crate::tunnel::relay::wire::Ticket;
 use crate::tunnel::wire::{Authority, DeviceSecret};
 use crate::tunnel::{KeyHash, TunnelKey, TunnelKeyError};
 
@@ -90,6 +91,8 @@ pub struct NodeAddress {
     pub key: KeyHash,
     /// What to knock with.
     pub device: DeviceSecret,
+    /// What a first bind may carry, if the node has said.
+    pub ticket: Option<Ticket>,
 }
 
 /// One node, as this user knows it. Clones share it.
@@ -336,6 +339,7 @@ impl Profile {
                 address: answer.node.address.clone(),
                 key: answer.node.key.clone(),
                 device: answer.node.device.clone(),
+                ticket: answer.node.ticket.clone(),
             },
         };
         write(&self.inner.directory.join(LOGIN), &stored)?;
@@ -408,6 +412,7 @@ fn node(info: &NodeInfo) -> Option<NodeAddress> {
         address: info.address.parse().ok()?,
         key: KeyHash::from_bytes(crate::token::hash_of_hex(&info.key)?),
         device: DeviceSecret::from_bytes(device.as_slice().try_into().ok()?)?,
+        ticket: info.ticket.as_ref().and_then(|text| URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()),
     })
 }
 

@@ -56,6 +56,9 @@ pub(crate) struct NodeInfo {
     pub(crate) key: String,
     /// Base64url.
     pub(crate) device: String,
+    /// What a first bind may carry, so that it need not wait for a session's own; base64url.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ticket: Option<String>,
 }
 
 impl Drop for TokenResponse {

@@ -314,6 +314,10 @@ async fn serve(
         address,
         key: tunnel::enrolment::key_of_node(&context.store).await?,
         devices: devices.clone(),
+        ticket: {
+            let private = private.clone();
+            Arc::new(move || private.ticket())
+        },
     };
     let portal = Arc::new(Portal::new(Arc::clone(&context), facts));
     let connectors = tunnel::node::NodeTunnel {

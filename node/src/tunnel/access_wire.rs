@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! control stream    the client opens it; one for the life of the connection, frames in both directions
-//!                   client → node  Hello, then Open, Resume, Close, Renew
+//!                   client → node  Hello, then Open or OpenBinding, Resume, Close, Renew
 //!                   node → client  Welcome | Refused, then Opened | Denied, Ready, EndSession, Renewed, Drain
 //! ```
 //!
 //! 1. TLS has proved the client's device key. `Hello` carries the access token, which names that key and a login.
-//! 2. `Open` asks for one private session; `Opened` gives what the client needs to bind its leg and to know the
+//! 2. `Open`, or `OpenBinding`, asks for one private session; `Opened` gives what the client needs to bind its leg and to know the
 //!    connector. Then `Ready` for each bind that comes into force, and one `EndSession` when it is over.
 //! 3. After a lost connection, or a restart of the node, `Resume` asks for a session that the client had; the grant that
 //!    it was given says which. The answer is that of `Open`, with the same session, a new ticket and a new grant: the
@@ -25,8 +25,8 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 use crate::flow::UnixTime;
 
 use super::identity::KeyHash;
-use super::relay::SessionRef;
 use super::relay::wire::Ticket;
+use super::relay::{Early, SessionRef};
 use super::wire::{Authority, EndReason, Frame, MAX_GRANT, RelayPath};
 
 /// Application protocol (RFC 7301) of an access client's control connection.
@@ -59,6 +59,9 @@ pub enum ClientFrame {
     Close { session: SessionRef },
     /// A younger token of the same login.
     Renew { token: AccessToken },
+    /// An `Open` with which the leg's first bind is under way, under this name: by the time that `Opened` arrives so does a
+    /// challenge, which saves a round trip.
+    OpenBinding { request: RequestId, application: String, destination: Option<Authority>, early: Early },
 }
 
 impl Frame for ClientFrame {

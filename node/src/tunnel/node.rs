@@ -174,7 +174,11 @@ async fn accept(
         };
         let Some(incoming) = incoming else { return };
         let remote = incoming.remote_address();
-        let address = node.carried.real(remote).unwrap_or(remote.ip());
+        // Its stream is gone again: nobody is there to be answered.
+        let Some(address) = node.carried.real(remote) else {
+            incoming.ignore();
+            continue;
+        };
         let known = node.recent.contains(address, clock::now());
         // TCP has proved the address of a stream.
         let proved = incoming.remote_address_validated() || is_stream(remote);

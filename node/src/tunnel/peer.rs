@@ -44,7 +44,7 @@ pub(super) async fn serve_peer(
     shutdown: CancellationToken,
 ) {
     let remote = incoming.remote_address();
-    let address = node.carried.real(remote).unwrap_or(remote.ip());
+    let Some(address) = node.carried.real(remote) else { return incoming.ignore() };
     let log = |event: Event| node.events.emit(event.address(address));
     let refused = |reason, detail: &str| {
         log(Event::new(Action::Connect, false).reason(reason).detail(detail));
@@ -252,9 +252,9 @@ impl<'a> Peer<'a> {
                                 sessions.heard_again();
                             }
                         }
-                        NodeAction::TakesSessions => {
+                        NodeAction::TakesSessions(instance) => {
                             if let Some(Service { link, .. }) = service {
-                                sessions = Some(self.node.private.takes_sessions(link, self.key));
+                                sessions = Some(self.node.private.takes_sessions(link, self.key, instance));
                             }
                         }
                         NodeAction::Taken(session) => {

@@ -31,7 +31,7 @@ use crate::flow::{Host, Origin};
 
 use super::relay::SessionRef;
 
-pub use private::{Decline, EndReason, MAX_GRANT, Offer, RelayPath};
+pub use private::{Decline, EndReason, Instance, MAX_GRANT, Offer, RelayPath};
 
 /// Application protocol (RFC 7301) of a tunnel. Anything that changes the meaning of a frame changes this name.
 pub const ALPN: &[u8] = b"portcullis/1";
@@ -66,8 +66,8 @@ pub enum ConnectorFrame {
     Drain,
     /// The connector asks what to knock with. One that is older does not, and the node does not tell it unasked.
     Device,
-    /// The connector takes private sessions. One that is older does not say so, and is offered none.
-    TakesSessions,
+    /// The connector takes private sessions, in this process. One that is older does not say so, and is offered none.
+    TakesSessions { instance: Instance },
     /// The answer to an offer: the connector binds its leg.
     Taken { session: SessionRef },
     /// The answer to an offer.

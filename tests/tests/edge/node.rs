@@ -114,6 +114,7 @@ impl Node {
             address: "access.example.com:443".parse().unwrap(),
             key: key_of_node(&store).await.unwrap(),
             devices: Devices::load(store.clone(), None).await.unwrap(),
+            ticket: Arc::new(|| None),
         };
         let key = store.secret("seal", || clock::random::<{ Seal::KEY_LEN }>().to_vec()).await.unwrap();
         let seal = Seal::new(&key).unwrap();

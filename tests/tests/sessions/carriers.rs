@@ -1,7 +1,9 @@
 //! Sessions where UDP to the node brings nothing: at the client, in the office, at both; from the beginning, and under a
 //! session that runs.
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::UdpSocket;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use portcullis_tests::access::Machine;
@@ -10,6 +12,7 @@ use portcullis_tests::process::wait_until;
 
 use crate::SOON;
 use crate::conversation::Conversation;
+use crate::parties::{ssh, sshd};
 
 #[test]
 fn a_client_without_udp_has_sessions_all_the_same() {
@@ -24,6 +27,68 @@ fn an_office_without_udp_has_sessions_all_the_same() {
 #[test]
 fn sessions_need_udp_at_neither_end() {
     goes_on_whatever_udp_does(true, true);
+}
+
+/// The TCP connections of before are bound to an address that is no more.
+#[test]
+fn sessions_over_tcp_survive_another_address_at_either_end() {
+    let lab = PrivateLab::start(Plan::KERNEL).unwrap();
+    let ann = lab.machine("ann").unwrap();
+    lab.lose_udp(true, true).unwrap();
+    let forward = Forward::start(&ann, &["tcp", "echo", "--listen", "127.0.0.1:0"]).unwrap();
+    let conversation = Conversation::start(&lab, &forward);
+    becomes(&lab, &ann, &conversation, ("userspace", "tcp"));
+    lab.move_client("192.0.2.2", "192.0.2.77").unwrap();
+    conversation.goes_on();
+    lab.move_office("198.51.100.2", "198.51.100.77").unwrap();
+    conversation.goes_on();
+    let worst = conversation.end();
+    println!("the longest wait was {worst:?}");
+    assert!(worst < Duration::from_secs(12), "an answer took {worst:?}");
+    assert_eq!((path(&ann).unwrap(), carrier(&ann).unwrap()), ("userspace".into(), "tcp".into()));
+    assert_eq!(lab.events_of("connect", "echo", 1).unwrap().len(), 1, "it was one session all the time");
+}
+
+/// A shell by OpenSSH that begins without a datagram, and stays the same when UDP comes back and is lost again.
+#[test]
+fn openssh_needs_no_udp() {
+    let lab = PrivateLab::start(Plan::KERNEL).unwrap();
+    let _sshd = sshd(&lab);
+    let ann = lab.machine("ann").unwrap();
+    lab.lose_udp(true, true).unwrap();
+    let mut shell = ssh(&ann, "ssh")
+        .args(["ann@shell", "while read x; do echo \"got $x\"; done; exit 42"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut typing = shell.stdin.take().unwrap();
+    let mut screen = BufReader::new(shell.stdout.take().unwrap()).lines();
+    let mut says = |word: &str| {
+        writeln!(typing, "{word}").unwrap();
+        assert_eq!(screen.next().unwrap().unwrap(), format!("got {word}"));
+    };
+    let mut becomes = |count: u64, path: &str| {
+        wait_until(&format!("{count} streams"), SOON, || {
+            says("words");
+            Ok((streams(&lab) == count).then_some(()))
+        })
+        .unwrap();
+        wait_until(path, SOON, || {
+            says("words");
+            let sessions = lab.node.admin(&["session", "list"])?;
+            Ok(sessions.contains(path).then_some(()))
+        })
+        .unwrap();
+    };
+    becomes(5, "userspace");
+    lab.lose_udp(false, false).unwrap();
+    becomes(0, "kernel");
+    lab.lose_udp(true, true).unwrap();
+    becomes(5, "userspace");
+    drop(typing);
+    assert_eq!(shell.wait().unwrap().code(), Some(42));
+    assert_eq!(lab.events_of("connect", "shell", 1).unwrap().len(), 1, "it was one session all the time");
 }
 
 /// Waits until what `access status` says is so, while the conversation goes on.

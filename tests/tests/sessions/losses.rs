@@ -67,23 +67,46 @@ fn a_client_that_changes_its_address_goes_on() {
 }
 
 #[test]
+fn a_connector_that_changes_its_address_goes_on() {
+    let lab = PrivateLab::start(Plan::KERNEL).unwrap();
+    let (ann, forward) = start(&lab);
+    let conversation = Conversation::start(&lab, &forward);
+    for (from, to) in [("198.51.100.2", "198.51.100.77"), ("198.51.100.77", "198.51.100.78")] {
+        lab.move_office(from, to).unwrap();
+        conversation.goes_on();
+        let flows = lab.node.admin(&["gate", "flows"]).unwrap();
+        assert!(flows.contains(&format!("{to}:")) && !flows.contains(&format!("{from}:")), "{flows}");
+    }
+    let worst = conversation.end();
+    assert!(worst < Duration::from_secs(12), "an answer took {worst:?}");
+    assert_eq!(path(&ann).unwrap(), "kernel");
+    assert_eq!(lab.events_of("connect", "echo", 1).unwrap().len(), 1, "it was one session all the time");
+}
+
+#[test]
 fn a_connector_that_is_killed_is_told_of_and_found_again() {
     let mut lab = PrivateLab::start(Plan::KERNEL).unwrap();
     let (_ann, mut forward) = start(&lab);
     let conversation = Conversation::start(&lab, &forward);
     lab.connector.take().unwrap().process.kill().unwrap();
     lab.start_connector().unwrap();
-    let _cut = conversation.cut();
-    let told = "portcullis: echo: the connector ended the session: it has restarted\n";
+    let back = Instant::now();
+    let told = "portcullis: echo: the session is over: the connector has restarted\n";
     forward.process.wait_for_output(told, SOON).unwrap();
+    let after = back.elapsed();
+    assert!(after < Duration::from_secs(8), "after {after:?}");
+    let _cut = conversation.cut();
     wait_until("another session", SOON, || echo_tcp(&lab.client, forward.address, b"again").map(Some))
         .unwrap();
     assert_eq!(
-        forward.process.output().matches("ended the session").count(),
+        forward.process.output().matches("the session is over").count(),
         1,
         "{}",
         forward.process.output()
     );
+
+    let ended = lab.events_of("disconnect", "echo", 1).unwrap();
+    assert_eq!((ended.len(), &ended[0]["detail"]), (1, &"connector_restarted".into()));
 
     // In good order it is told at once.
     let status = lab.connector.take().unwrap().process.terminate(SOON).unwrap();

@@ -46,6 +46,7 @@ async fn world(protocol: Protocol, origin: SocketAddr) -> World {
         login_expires_in: 36_000,
         person: "ann".to_owned(),
         node: NodeInfo {
+            ticket: None,
             address: node.address().to_string(),
             key: node.key().to_string(),
             device: URL_SAFE_NO_PAD.encode([7; 36]),

@@ -19,7 +19,7 @@ mod pending;
 mod resources;
 mod token;
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
@@ -30,6 +30,7 @@ use crate::event::{Action, Event};
 use crate::flow::Reason;
 use crate::identity::throttle::Throttle;
 use crate::token::dpop::{self, About, Proof};
+use crate::tunnel::relay::wire::Ticket;
 use crate::tunnel::wire::Authority;
 use crate::tunnel::{Devices, KeyHash};
 
@@ -42,6 +43,8 @@ pub struct TunnelFacts {
     pub address: Authority,
     pub key: KeyHash,
     pub devices: Devices,
+    /// What a first bind of a client may carry, once the tunnel is served.
+    pub ticket: Arc<dyn Fn() -> Option<Ticket> + Send + Sync>,
 }
 
 /// What the endpoints remember.

@@ -204,6 +204,7 @@ impl Call<'_> {
                 address: tunnel.address.to_string(),
                 key: tunnel.key.to_string(),
                 device: URL_SAFE_NO_PAD.encode(&*device),
+                ticket: (tunnel.ticket)().map(|ticket| URL_SAFE_NO_PAD.encode(ticket)),
             },
         };
         Ok(json(StatusCode::OK, &response))

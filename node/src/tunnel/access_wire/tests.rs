@@ -26,6 +26,12 @@ fn client_frame() -> impl Strategy<Value = ClientFrame> {
         (request(), grant()).prop_map(|(request, grant)| ClientFrame::Resume { request, grant }),
         session().prop_map(|session| ClientFrame::Close { session }),
         token().prop_map(|token| ClientFrame::Renew { token }),
+        (request(), "[a-z0-9-]{1,128}", prop::option::of(authority()), any::<u32>()).prop_map(
+            |(request, application, destination, early)| {
+                let early = Early::new(early);
+                ClientFrame::OpenBinding { request, application, destination, early }
+            }
+        ),
     ]
 }
 

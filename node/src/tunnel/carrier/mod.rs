@@ -43,6 +43,8 @@ pub use node::{Carried, Stream};
 pub(super) use node::{is_stream, tuple_of_stream};
 pub use pump::Ended;
 pub use route::{Connected, DialError, LegWay, Route, Routes, Settings};
+#[cfg(test)]
+pub(super) use socket::CarriedSocket;
 
 use std::time::Duration;
 

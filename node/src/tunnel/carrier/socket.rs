@@ -30,7 +30,7 @@ const MAX_SEGMENTS: usize = 16;
 
 /// A socket that talks to one node. Whatever happens to its stream it never fails, it only falls silent: QUIC would give up
 /// an endpoint whose socket fails, and it may yet get another one. Ends its stream when dropped.
-pub(super) struct CarriedSocket {
+pub(in crate::tunnel) struct CarriedSocket {
     node: SocketAddr,
     outgoing: mpsc::Sender<Outgoing>,
     incoming: Mutex<mpsc::Receiver<Bytes>>,
@@ -39,7 +39,7 @@ pub(super) struct CarriedSocket {
 
 impl CarriedSocket {
     /// Datagrams to and from `node` in `stream`. `held` lives as long as the stream.
-    pub(super) fn new(
+    pub(in crate::tunnel) fn new(
         node: SocketAddr,
         stream: impl AsyncRead + AsyncWrite + Send + 'static,
         held: impl Send + 'static,

@@ -20,10 +20,12 @@ use super::super::control::{self, ControlError, FrameReader};
 use super::super::identity::KeyHash;
 use super::super::reach::reach;
 use super::super::relay::SessionRef;
+use super::super::relay::wire::Ticket;
 use super::super::session::{ClientAction, ClientInput, ClientSession};
 use super::super::transport::{TransportError, access_config};
 use super::super::wire::{Authority, CloseCode, DeviceSecret};
-use super::session::{Session, SessionEnd};
+use super::early::EarlyLeg;
+use super::session::{Session, SessionEnd, Start};
 use super::{Command, Credentials, NoCredentials, Notice, OpenError, Shared, Wanted, unreachable};
 
 /// A wish is carried over to the next connection so often.
@@ -42,7 +44,7 @@ struct Wish {
 
 /// What a request is for.
 enum Asked {
-    Open(Wish),
+    Open(Wish, Option<EarlyLeg>),
     Resume(Arc<Session>),
 }
 
@@ -183,7 +185,7 @@ impl Control {
         };
         // What was asked and not answered is asked again.
         for asked in std::mem::take(&mut link.asked).into_values() {
-            if let Asked::Open(mut wish) = asked {
+            if let Asked::Open(mut wish, _) = asked {
                 wish.attempts += 1;
                 if wish.attempts < MAX_ATTEMPTS {
                     self.wishes.push(wish);
@@ -288,7 +290,7 @@ impl Control {
                 ClientAction::Refused(refusal) => return Err(self.refused(link, refusal)),
                 ClientAction::Opened(opened) => self.opened(link, connection, opened),
                 ClientAction::Denied { request, denial, ray, message } => match link.asked.remove(&request) {
-                    Some(Asked::Open(wish)) => {
+                    Some(Asked::Open(wish, _)) => {
                         let _ = wish.reply.send(Err(OpenError::Denied { denial, message, ray }));
                     }
                     Some(Asked::Resume(session)) => {
@@ -298,7 +300,7 @@ impl Control {
                     None => {}
                 },
                 ClientAction::Unanswered(request) => match link.asked.remove(&request) {
-                    Some(Asked::Open(wish)) => {
+                    Some(Asked::Open(wish, _)) => {
                         let _ = wish.reply.send(Err(OpenError::Unanswered));
                     }
                     Some(Asked::Resume(session)) => {
@@ -345,7 +347,7 @@ impl Control {
             AccessRefusal::TooManyConnections | AccessRefusal::Internal => Over::Failed(refusal.into()),
         };
         for asked in std::mem::take(&mut link.asked).into_values() {
-            if let Asked::Open(wish) = asked {
+            if let Asked::Open(wish, _) = asked {
                 let _ = wish.reply.send(Err(refusal.into()));
             }
         }
@@ -363,7 +365,7 @@ impl Control {
         self.ask(link, connection).await
     }
 
-    /// Asks for every session that is wanted.
+    /// Asks for every session that is wanted; their legs begin to bind with that.
     async fn ask(&mut self, link: &mut Link, connection: &Connection) -> Result<(), Over> {
         while !self.wishes.is_empty() {
             let wish = self.wishes.remove(0);
@@ -371,8 +373,12 @@ impl Control {
             let request = RequestId(self.next);
             self.next = self.next.wrapping_add(1);
             let Wanted { application, destination } = wish.wanted.clone();
-            link.asked.insert(request, Asked::Open(wish));
-            link.request(ClientInput::Open { request, application, destination }).await?;
+            let leg = link
+                .ticket
+                .and_then(|ticket| EarlyLeg::begin(&self.shared.legs, &link.route, connection, ticket));
+            let early = leg.as_ref().map(EarlyLeg::name);
+            link.asked.insert(request, Asked::Open(wish, leg));
+            link.request(ClientInput::Open { request, application, destination, early }).await?;
         }
         Ok(())
     }
@@ -380,8 +386,10 @@ impl Control {
     fn opened(&mut self, link: &mut Link, connection: &Connection, mut opened: Opened) {
         opened.expires = UnixTime(opened.expires.0.saturating_sub(link.ahead));
         match link.asked.remove(&opened.request) {
-            Some(Asked::Open(wish)) => {
-                let begun = Session::begin(&self.shared, connection, &link.route, wish.wanted, opened);
+            Some(Asked::Open(wish, leg)) => {
+                link.ticket = Some(opened.ticket);
+                let leg = leg.map_or_else(|| Start::At(&link.route), Start::With);
+                let begun = Session::begin(&self.shared, connection, leg, wish.wanted, opened);
                 let begun = begun.map(|(session, way)| {
                     self.live.insert(session.session_ref(), Arc::clone(&session));
                     let (shared, commands) = (Arc::clone(&self.shared), self.commands.clone());
@@ -422,6 +430,8 @@ struct Link {
     reader: FrameReader,
     asked: BTreeMap<RequestId, Asked>,
     welcomed: bool,
+    /// What a leg's first bind may carry.
+    ticket: Option<Ticket>,
     /// When the first token ends, by the clock of this machine.
     token_expires: UnixTime,
     /// Seconds that the node's clock is ahead of it, as far as the ends of the token tell.
@@ -433,7 +443,7 @@ struct Link {
 impl Link {
     async fn open(connected: &Connected, credentials: Credentials) -> Result<Self, ControlError> {
         let (mut send, recv) = connected.connection.open_bi().await.map_err(quinn::WriteError::from)?;
-        let Credentials { token, lifetime, .. } = credentials;
+        let Credentials { token, lifetime, ticket, .. } = credentials;
         let token_expires = clock::now().after(lifetime);
         let (machine, hello) = ClientSession::new(token, version(), lifetime, Duration::ZERO);
         control::send(&mut send, &hello).await?;
@@ -445,6 +455,7 @@ impl Link {
             reader: FrameReader::new(recv),
             asked: BTreeMap::new(),
             welcomed: false,
+            ticket,
             token_expires,
             ahead: 0,
             renewing: None,

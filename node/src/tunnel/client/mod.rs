@@ -1,7 +1,8 @@
 //! The access client's half of the tunnel: one control connection to the node, and the private sessions it brings.
 //!
 //! ```text
-//! Client::session ── Open ──▶ node ── Opened ──▶ leg: a socket of its own, bound ──▶ Session      control, session
+//! Client::session ── Open ──▶ node ── Opened ──▶ Session                                          control, session
+//!        └── leg: a socket of its own, which binds meanwhile ──┘                                   early
 //! Session::open_tcp, open_udp ── end to end, by the connector's key ──▶ streams, flows            session
 //! ```
 //!
@@ -14,6 +15,7 @@
 //! Who logs in, and what is remembered, is the caller's: [`Login`].
 
 mod control;
+mod early;
 mod hearing;
 mod session;
 
@@ -35,6 +37,7 @@ use super::end_to_end;
 use super::identity::{KeyHash, TunnelKey};
 use super::reach::ReachError;
 use super::relay::Legs;
+use super::relay::wire::Ticket;
 use super::transport::TransportError;
 use super::wire::{Authority, DeviceSecret, RelayPath};
 
@@ -55,6 +58,8 @@ pub(crate) struct Credentials {
     pub(crate) web: Option<Authority>,
     pub(crate) node: KeyHash,
     pub(crate) device: DeviceSecret,
+    /// What a first bind may carry, if the node has said.
+    pub(crate) ticket: Option<Ticket>,
     pub(crate) token: AccessToken,
     /// How long the token is good for.
     pub(crate) lifetime: Duration,

@@ -22,6 +22,7 @@ use super::super::relay::wire::BindKey;
 use super::super::relay::{BoundLeg, End, Leg, LegAddress, LegState, SessionRef};
 use super::super::transport::is_our_refusal;
 use super::super::wire::{DialFailure, EndReason, RelayPath};
+use super::early::EarlyLeg;
 use super::hearing::{Heard, Hearing};
 use super::{Notice, OpenError, SessionStatus, Shared, Wanted};
 
@@ -93,21 +94,34 @@ struct Terms {
     expires: UnixTime,
 }
 
+/// How a session comes to its leg.
+pub(super) enum Start<'a> {
+    /// It has one, which binds already.
+    With(EarlyLeg),
+    /// By a route.
+    At(&'a Arc<Route>),
+}
+
 impl Session {
-    /// Begins to bind the leg of a session that the node has opened over `control`.
+    /// Binds the leg of a session that the node has opened over `control`.
     pub(super) fn begin(
         shared: &Arc<Shared>,
         control: &Connection,
-        route: &Arc<Route>,
+        start: Start<'_>,
         wanted: Wanted,
         opened: Opened,
     ) -> Result<(Arc<Self>, LegWay), OpenError> {
         let Opened { session, ticket, grant, connector, expires, .. } = opened;
         let key = BindKey::export(control, session, Leg::Client).map_err(|_| OpenError::Protocol)?;
-        let node = control.remote_address();
-        let (socket, way) = route.leg().map_err(|error| OpenError::Socket(error.to_string()))?;
-        let start = |now| End::start(key, ticket, session, Leg::Client, 0, now);
-        let (leg, socket) = BoundLeg::start(socket, node, start);
+        let (leg, address, way) = match start {
+            Start::With(early) => early.become_of(key, ticket, session),
+            Start::At(route) => {
+                let (socket, way) = route.leg().map_err(|error| OpenError::Socket(error.to_string()))?;
+                let start = |now| End::start(key, ticket, session, Leg::Client, 0, now);
+                let (leg, socket) = BoundLeg::start(socket, control.remote_address(), start);
+                (leg, shared.legs.add(socket), way)
+            }
+        };
         if let Some(was) = shared.login.remember(&wanted.application, connector) {
             let application = wanted.application.clone();
             shared.login.notify(Notice::ConnectorChanged { application, was, is: connector });
@@ -116,7 +130,7 @@ impl Session {
             wanted,
             session,
             leg,
-            address: shared.legs.add(socket),
+            address,
             connector,
             terms: Mutex::new(Terms { grant, expires }),
             path: Mutex::default(),

@@ -279,8 +279,8 @@ impl Link {
                 ConnectorAction::Send(frame) => control::send(&mut self.send, &frame).await?,
                 ConnectorAction::Welcome(name) => {
                     milestone = Some(Milestone::Welcome(name));
-                    if self.private.is_some() {
-                        let takes = ConnectorInput::TakesSessions;
+                    if let Some(private) = &self.private {
+                        let takes = ConnectorInput::TakesSessions(private.sessions.instance());
                         actions.extend(self.session.handle(takes, self.began.elapsed()));
                     }
                 }

@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use quinn::Connection;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -16,9 +17,11 @@ use crate::clock;
 
 use super::super::access_wire::AccessFrame;
 use super::super::carrier::is_stream;
-use super::super::relay::{Action, BindDatagram, Leg, Pair, SessionRef};
+use super::super::relay::wire::BindKey;
+use super::super::relay::{Action, BindDatagram, Binds, Early, EarlyClaim, Leg, Pair, SessionRef};
 use super::super::session::NodeInput;
 use super::super::wire::{EndReason, RelayPath};
+use super::book::ControlId;
 use super::carrier::is_own;
 use super::{Inner, Shared};
 
@@ -61,7 +64,45 @@ impl Shared {
             return;
         }
         let now = clock::monotonic();
+        // Any of the node's own will do, but a stranger has none.
+        if Binds::early_ticket(&datagram.bytes).is_some_and(|ticket| !self.is_ticket(ticket)) {
+            return;
+        }
         let actions = self.lock().binds.on_datagram(now, datagram.tuple, &datagram.bytes, clock::random);
+        self.act(actions);
+    }
+
+    /// A client asks for a session whose leg binds already.
+    pub(super) fn expect_early(
+        self: &Arc<Self>,
+        control: ControlId,
+        connection: &Connection,
+        early: Early,
+    ) -> Option<EarlyClaim> {
+        let key = BindKey::export(connection, early.session(), Leg::Client).ok()?;
+        let now = clock::monotonic();
+        let expected = self.lock().binds.expect_early(control.0, early, key, now, clock::random);
+        let (claim, actions) = expected?;
+        self.act(actions);
+        Some(claim)
+    }
+
+    /// What came of the request: a session, or nothing.
+    pub(super) fn settle_early(self: &Arc<Self>, early: &EarlyClaim, session: Option<SessionRef>) {
+        let actions = {
+            let mut inner = self.lock();
+            match session {
+                Some(session) => inner.binds.adopt(early, session),
+                None => {
+                    inner.binds.forget_early(early);
+                    Vec::new()
+                }
+            }
+        };
+        self.act(actions);
+    }
+
+    fn act(self: &Arc<Self>, actions: Vec<Action>) {
         let mut work: Option<Work> = None;
         for action in actions {
             let session = match &action {
@@ -174,13 +215,7 @@ impl Inner {
         }
     }
 
-    pub(super) fn tell_control(
-        &self,
-        control: super::book::ControlId,
-        session: SessionRef,
-        leg: Leg,
-        told: &Told,
-    ) {
+    pub(super) fn tell_control(&self, control: ControlId, session: SessionRef, leg: Leg, told: &Told) {
         match (leg, told) {
             (Leg::Client, told) => {
                 let frame = match *told {

@@ -23,7 +23,7 @@ use crate::flow::{Application, ClientId, Session, UnixTime};
 use super::super::grant::{Protocol, Reach};
 use super::super::identity::KeyHash;
 use super::super::relay::{MAX_SESSIONS, SessionRef};
-use super::super::wire::{Authority, ConnectorName, EndReason, RelayPath};
+use super::super::wire::{Authority, ConnectorName, EndReason, Instance, RelayPath};
 
 /// Sessions that one login of a client, or one connector, may have at a time.
 pub(super) const MAX_OF_CLIENT: usize = 1024;
@@ -96,6 +96,8 @@ pub(super) struct Entry {
     pub(super) about: Arc<About>,
     pub(super) client: Seat,
     pub(super) connector: Seat,
+    /// The process of the connector that was offered it first: in no other does it go on.
+    pub(super) instance: Option<Instance>,
     /// Where its packets are relayed, once they are.
     pub(super) path: Option<RelayPath>,
     /// Where the client's leg is, once it is in force.
@@ -153,6 +155,7 @@ impl Book {
             about,
             client: Seat::Taken(client),
             connector: Seat::Empty { until: now.saturating_add(REATTACH_TIMEOUT) },
+            instance: None,
             path: None,
             at: None,
             answer_by: None,
@@ -169,10 +172,17 @@ impl Book {
         self.sessions.get(&session)
     }
 
-    /// The connector's connection was offered the session.
-    pub(super) fn offered(&mut self, session: SessionRef, link: ControlId, now: Duration) {
+    /// The connector's connection, of this process, was offered the session.
+    pub(super) fn offered(
+        &mut self,
+        session: SessionRef,
+        link: ControlId,
+        instance: Instance,
+        now: Duration,
+    ) {
         if let Some(entry) = self.sessions.get_mut(&session) {
             entry.connector = Seat::Taken(link);
+            entry.instance = Some(instance);
             entry.answer_by = Some(now.saturating_add(ANSWER_TIMEOUT));
         }
     }

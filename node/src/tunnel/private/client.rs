@@ -79,7 +79,7 @@ pub(in super::super) async fn serve_client(
     shutdown: &CancellationToken,
 ) {
     let remote = connection.remote_address();
-    let address = node.carried.real(remote).unwrap_or(remote.ip());
+    let Some(address) = node.carried.real(remote) else { return nowhere(&connection) };
     let visit = Visit { node, shared: &node.private.shared, connection: &connection, local, key, address };
     match visit.run(place, shutdown).await {
         Ok(()) => {}
@@ -100,7 +100,13 @@ pub(in super::super) async fn serve_client(
             connection.close(CloseCode::Protocol.into(), what.as_bytes());
             visit.bad(what);
         }
+        Err(Over::Nowhere) => nowhere(&connection),
     }
+}
+
+/// Its stream is gone, and it has come by no other way: a request of it could be judged by where it was only.
+fn nowhere(connection: &Connection) {
+    connection.close(CloseCode::Timeout.into(), b"the stream is gone");
 }
 
 /// How a connection ended, unless in good order.
@@ -109,6 +115,8 @@ enum Over {
     Refused(AccessRefusal, Reason),
     Protocol(&'static str),
     Control(ControlError),
+    /// It asks for something, and nobody knows from where.
+    Nowhere,
 }
 
 impl<E: Into<ControlError>> From<E> for Over {
@@ -137,6 +145,7 @@ impl Drop for Seated {
         let mut inner = self.private.shared.lock();
         inner.clients.remove(&self.control);
         inner.book.client_gone(self.control, clock::monotonic());
+        inner.binds.forget_early_of(self.control.0);
         let connections = i64::try_from(inner.clients.len()).unwrap_or(i64::MAX);
         self.private.shared.metrics.access_connections.set(connections);
     }
@@ -314,7 +323,7 @@ impl Conversation<'_> {
                 }
                 Some(frame) = told.recv() => Some(frame),
                 due = self.waiting.due() => {
-                    for frame in self.try_again(due).await {
+                    for frame in self.try_again(due).await? {
                         control::send(send, &frame).await?;
                     }
                     None
@@ -346,15 +355,23 @@ impl Conversation<'_> {
         let shared = self.visit.shared;
         match frame {
             ClientFrame::Hello { .. } => Err(Over::Protocol("a second Hello")),
-            ClientFrame::Open { application, .. } if application.len() > MAX_APPLICATION => {
+            ClientFrame::Open { application, .. } | ClientFrame::OpenBinding { application, .. }
+                if application.len() > MAX_APPLICATION =>
+            {
                 Err(Over::Protocol("the name of an application is too long"))
             }
             ClientFrame::Open { request, application, destination } => {
-                let wish = Wish { request, application, destination };
-                Ok(self.open(wish, Waiting::until()).await)
+                let wish = Wish { request, application, destination, early: None };
+                self.open(wish, Waiting::until()).await
+            }
+            ClientFrame::OpenBinding { request, application, destination, early } => {
+                let early = shared.expect_early(self.control, &self.seat.connection, early);
+                let wish = Wish { request, application, destination, early };
+                self.open(wish, Waiting::until()).await
             }
             ClientFrame::Resume { request, grant } => {
-                Ok(Some(shared.resume(&self.asker(), request, grant).await))
+                let asker = self.asker().ok_or(Over::Nowhere)?;
+                Ok(Some(shared.resume(&asker, request, grant).await))
             }
             ClientFrame::Close { session } => {
                 let is_its_own = shared
@@ -371,39 +388,46 @@ impl Conversation<'_> {
         }
     }
 
-    fn asker(&self) -> Asker<'_> {
-        Asker {
+    /// Who asks, and from where. None: the stream by which it came is gone.
+    fn asker(&self) -> Option<Asker<'_>> {
+        let Visit { node, connection, key, .. } = *self.visit;
+        Some(Asker {
             control: self.control,
             seat: &self.seat,
             login: &self.proven.login,
-            key: self.visit.key,
-            address: self
-                .visit
-                .node
-                .carried
-                .real(self.visit.connection.remote_address())
-                .unwrap_or(self.visit.address),
-        }
+            key,
+            address: node.carried.real(connection.remote_address())?,
+        })
     }
 
-    /// The answer to a request that may wait `until` then; none yet where it waits.
-    async fn open(&mut self, wish: Wish, until: Instant) -> Option<AccessFrame> {
+    /// The answer to a request that may wait `until` then; none yet where it waits. So it does for the way by which the
+    /// client goes on, once its stream is gone.
+    async fn open(&mut self, wish: Wish, until: Instant) -> Result<Option<AccessFrame>, Over> {
         let Visit { node, shared, .. } = *self.visit;
         let may_wait = Instant::now() < until && self.waiting.has_room();
-        let answer = shared.open(&node.registry, &self.asker(), &wish, may_wait).await;
-        if answer.is_none() {
-            self.waiting.add(until, wish);
+        let answer = match self.asker() {
+            Some(asker) => shared.open(&node.registry, &asker, &wish, may_wait).await,
+            None if may_wait => None,
+            None => return Err(Over::Nowhere),
+        };
+        match (&answer, &wish.early) {
+            (None, _) => self.waiting.add(until, wish),
+            (Some(AccessFrame::Opened(opened)), Some(early)) => {
+                shared.settle_early(early, Some(opened.session));
+            }
+            (Some(_), Some(early)) => shared.settle_early(early, None),
+            (Some(_), None) => {}
         }
-        answer
+        Ok(answer)
     }
 
     /// The answers to what has waited, as far as it does not go on waiting.
-    async fn try_again(&mut self, due: Vec<(Instant, Wish)>) -> Vec<AccessFrame> {
+    async fn try_again(&mut self, due: Vec<(Instant, Wish)>) -> Result<Vec<AccessFrame>, Over> {
         let mut answers = Vec::new();
         for (until, wish) in due {
-            answers.extend(self.open(wish, until).await);
+            answers.extend(self.open(wish, until).await?);
         }
-        answers
+        Ok(answers)
     }
 
     /// A younger token, of the same login: any other is refused, and the connection ends.

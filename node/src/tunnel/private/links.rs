@@ -1,10 +1,15 @@
 //! Connections of connectors that take private sessions: who is offered one, and who is offered it again.
+//!
+//! A session goes on in the process that took it, over whichever of its connections. When another process of the same
+//! connector comes, the earlier one may be dead, which its own connections tell only after [`IDLE_TIMEOUT`]: those that are
+//! silent for [`SUSPICION`] are closed. Sessions of a process that has no connection left, while another has, are over.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::ConnectionError;
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 use tracing::{debug, warn};
 
 use crate::clock;
@@ -15,17 +20,24 @@ use super::super::relay::wire::BindKey;
 use super::super::relay::{Leg, LegSecret, SessionRef};
 use super::super::session::NodeInput;
 use super::super::transport::IDLE_TIMEOUT;
-use super::super::wire::{CloseCode, ConnectorName, EndReason, Offer};
+use super::super::wire::{CloseCode, ConnectorName, EndReason, Instance, Offer};
 use super::book::ControlId;
 use super::{Inner, PrivateSessions, Shared};
 
 /// What waits for a connector that does not read: more than all its sessions can ask for at a time. Beyond, it is gone.
 const TO_LINK: usize = 65_536;
 
+/// So long is a connection heard again after another process of its connector has come, if its own is alive: it sends
+/// something every second.
+pub(in super::super) const SUSPICION: Duration = Duration::from_millis(2500);
+
 /// A connection of a connector that takes sessions.
 pub(in super::super) struct LinkSeat {
     pub(super) link: Arc<Link>,
     pub(super) key: KeyHash,
+    instance: Instance,
+    /// Its process may be dead.
+    suspected: bool,
     to: mpsc::Sender<NodeInput>,
 }
 
@@ -82,14 +94,30 @@ impl Drop for ToLink {
 
 impl PrivateSessions {
     /// The connection takes sessions from now on, and at once those of its connector that nobody serves.
-    pub(in super::super) fn takes_sessions(&self, link: &Arc<Link>, key: KeyHash) -> ToLink {
+    pub(in super::super) fn takes_sessions(
+        &self,
+        link: &Arc<Link>,
+        key: KeyHash,
+        instance: Instance,
+    ) -> ToLink {
         let (to, inputs) = mpsc::channel(TO_LINK);
         let mut inner = self.shared.lock();
         let control = inner.control();
-        inner.links.insert(control, LinkSeat { link: Arc::clone(link), key, to });
+        let mut suspects = Vec::new();
+        for (earlier, seat) in &mut inner.links {
+            if seat.link.connector == link.connector && seat.key == key && seat.instance != instance {
+                seat.suspected = true;
+                suspects.push((*earlier, Arc::clone(&seat.link)));
+            }
+        }
+        let seat = LinkSeat { link: Arc::clone(link), key, instance, suspected: false, to };
+        inner.links.insert(control, seat);
         let unserved = inner.book.unserved(&link.connector);
         drop(inner);
         self.shared.may_serve(&unserved);
+        for (control, link) in suspects {
+            tokio::spawn(Arc::clone(&self.shared).suspect(control, link));
+        }
         ToLink { private: self.clone(), control, inputs }
     }
 }
@@ -106,24 +134,47 @@ impl Shared {
         self.offer_again(&left);
     }
 
+    /// Closes a connection from which nothing comes.
+    async fn suspect(self: Arc<Self>, control: ControlId, link: Arc<Link>) {
+        let heard = || link.connection.stats().udp_rx.datagrams;
+        let before = heard();
+        sleep(SUSPICION).await;
+        if heard() == before {
+            debug!(connector = %link.connector, "a connector has restarted");
+            link.connection.close(CloseCode::Timeout.into(), b"it is silent, and another process is here");
+        } else if let Some(seat) = self.lock().links.get_mut(&control) {
+            seat.suspected = false;
+        }
+    }
+
     /// There is a connection that sessions can go to: those that have none, and requests that wait for one.
     fn may_serve(self: &Arc<Self>, unserved: &[SessionRef]) {
         self.came.send_modify(|came| *came = came.wrapping_add(1));
         self.offer_again(unserved);
     }
 
-    /// Offers sessions whose connector nobody speaks for to another connection of it, if there is one.
+    /// Offers sessions whose connector nobody speaks for to another connection of its process, if there is one.
     pub(super) fn offer_again(self: &Arc<Self>, sessions: &[SessionRef]) {
         let mut failed = Vec::new();
         for session in sessions {
             let mut inner = self.lock();
             let Some(entry) = inner.book.get(*session) else { continue };
-            let about = Arc::clone(&entry.about);
-            let Some(link) = inner.link_for(&about.connector) else { continue };
-            if inner.links.get(&link).is_some_and(|seat| seat.key != about.connector_key) {
-                failed.push((*session, EndReason::ConnectorRevoked));
+            let (about, instance) = (Arc::clone(&entry.about), entry.instance);
+            let of_process = |seat: &LinkSeat| {
+                seat.key == about.connector_key && instance.is_none_or(|instance| seat.instance == instance)
+            };
+            let Some(link) = inner.link_for(&about.connector, of_process) else {
+                let other =
+                    inner.link_for(&about.connector, |_| true).and_then(|other| inner.links.get(&other));
+                // A silent connection of its own process may be heard again.
+                let is_there = |seat: &LinkSeat| seat.link.connector == about.connector && of_process(seat);
+                if let (Some(other), false) = (other, inner.links.values().any(is_there)) {
+                    let is_same_key = other.key == about.connector_key;
+                    let (same, another) = (EndReason::ConnectorRestarted, EndReason::ConnectorRevoked);
+                    failed.push((*session, if is_same_key { same } else { another }));
+                }
                 continue;
-            }
+            };
             // Signed again: the old one is with the client and the connector that was.
             match self.sign(*session, &about) {
                 Ok(grant) => {
@@ -156,26 +207,41 @@ impl Shared {
         if inner.binds.expect(session, Leg::Connector, LegSecret { key, ticket }).is_err() {
             return false;
         }
+        let instance = seat.instance;
         seat.tell(NodeInput::Offer(Offer { session, ticket, grant }));
-        inner.book.offered(session, link, clock::monotonic());
+        inner.book.offered(session, link, instance, clock::monotonic());
         true
     }
 }
 
 impl Inner {
-    /// The connection that a session of this connector goes to: of those that are heard, the one with the fewest
-    /// sessions. Silent ones are none: a connector that has died falls silent on all of them, and its connections end one
-    /// after the other.
-    pub(super) fn link_for(&self, connector: &ConnectorName) -> Option<ControlId> {
+    /// The connection that a session of this connector goes to: of those that are heard and `may` have it, the one with the
+    /// fewest sessions. Silent ones are none: a connector that has died falls silent on all of them, and its connections end
+    /// one after the other.
+    pub(super) fn link_for(
+        &self,
+        connector: &ConnectorName,
+        may: impl Fn(&LinkSeat) -> bool,
+    ) -> Option<ControlId> {
         let fits = |seat: &LinkSeat| {
-            seat.link.connector == *connector && seat.link.takes_streams() && seat.link.is_healthy()
+            seat.link.connector == *connector
+                && seat.link.takes_streams()
+                && seat.link.is_healthy()
+                && may(seat)
         };
-        let candidates: Vec<ControlId> =
-            self.links.iter().filter(|(_, seat)| fits(seat)).map(|(control, _)| *control).collect();
+        let candidates: Vec<(ControlId, bool)> = self
+            .links
+            .iter()
+            .filter(|(_, seat)| fits(seat))
+            .map(|(control, seat)| (*control, seat.suspected))
+            .collect();
         match *candidates {
             [] => None,
-            [only] => Some(only),
-            _ => candidates.into_iter().min_by_key(|control| self.book.load(*control)),
+            [(only, _)] => Some(only),
+            _ => {
+                let rank = |(control, suspected): &(ControlId, bool)| (*suspected, self.book.load(*control));
+                candidates.into_iter().min_by_key(rank).map(|(control, _)| control)
+            }
         }
     }
 

@@ -54,6 +54,7 @@ use super::carrier::Carried;
 use super::enrolment::{EnrolmentError, node_key};
 use super::identity::TunnelKey;
 use super::ids::Mint;
+use super::relay::wire::Ticket;
 use super::relay::{BindDatagram, Binds, Relay, SessionRef};
 use binding::Work;
 use book::{Book, ControlId};
@@ -64,6 +65,8 @@ pub use ending::EndError;
 pub use listing::PrivateSession;
 
 pub(super) use client::serve_client;
+#[cfg(test)]
+pub(super) use links::SUSPICION;
 pub(super) use links::ToLink;
 #[cfg(test)]
 pub(super) use waiting::{LINK_WAIT, MAX_WAITING};
@@ -180,6 +183,11 @@ impl PrivateSessions {
             began: clock::monotonic(),
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// What a client's first bind may carry; none before the tunnel is served.
+    pub fn ticket(&self) -> Option<Ticket> {
+        self.shared.ticket()
     }
 
     /// What goes between the node's sockets and QUIC.

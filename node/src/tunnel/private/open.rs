@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use portcullis_common::ConnectionId;
 use tracing::warn;
 
 use crate::clock;
@@ -28,7 +29,7 @@ use super::super::identity::KeyHash;
 use super::super::ids::KEY_AGE;
 use super::super::registry::Registry;
 use super::super::relay::wire::{BindKey, Ticket};
-use super::super::relay::{Leg, LegSecret, SessionRef, Terms};
+use super::super::relay::{EarlyClaim, Leg, LegSecret, SessionRef, Terms};
 use super::super::wire::{Authority, EndReason};
 use super::book::{About, ControlId, Full};
 use super::carrier::CarrierError;
@@ -57,6 +58,8 @@ pub(super) struct Wish {
     pub(super) request: RequestId,
     pub(super) application: String,
     pub(super) destination: Option<Authority>,
+    /// Its client's leg binds already.
+    pub(super) early: Option<EarlyClaim>,
 }
 
 impl Shared {
@@ -68,7 +71,7 @@ impl Shared {
         wish: &Wish,
         may_wait: bool,
     ) -> Option<AccessFrame> {
-        let Wish { request, application, destination } = wish;
+        let Wish { request, application, destination, .. } = wish;
         let outcome = self.try_open(registry, asker, *request, application, destination.as_ref()).await;
         let waits = outcome.as_ref().is_err_and(|refused| {
             may_wait && matches!(refused.denial, Denial::ConnectorGone | Denial::ConnectorOld)
@@ -110,7 +113,7 @@ impl Shared {
         let connector_key = {
             let inner = self.lock();
             inner.book.room(asker.seat.client, &connector).map_err(full)?;
-            let seat = inner.link_for(&connector).and_then(|link| inner.links.get(&link));
+            let seat = inner.link_for(&connector, |_| true).and_then(|link| inner.links.get(&link));
             seat.map(|seat| seat.key).ok_or_else(|| {
                 let is_old = registry.is_connected(&connector) && !inner.knows_sessions(&connector);
                 let denial = if is_old { Denial::ConnectorOld } else { Denial::ConnectorGone };
@@ -165,7 +168,7 @@ impl Shared {
         let secret = self.client_secret(asker, session)?;
         let ticket = secret.ticket;
         let mut inner = self.lock();
-        let link = inner.link_for(&about.connector);
+        let link = inner.link_for(&about.connector, |_| true);
         let is_served =
             link.and_then(|link| inner.links.get(&link)).is_some_and(|seat| seat.key == about.connector_key);
         if !is_served && !may_wait {
@@ -225,6 +228,12 @@ impl Shared {
     pub(super) fn ticket(&self) -> Option<Ticket> {
         let mint = self.mint.read().unwrap_or_else(PoisonError::into_inner);
         Some(mint.as_ref()?.mint().to_bytes())
+    }
+
+    /// Whether this node has minted a ticket.
+    pub(super) fn is_ticket(&self, ticket: Ticket) -> bool {
+        let mint = self.mint.read().unwrap_or_else(PoisonError::into_inner);
+        mint.as_ref().is_some_and(|mint| mint.is_minted(&ConnectionId::from_bytes(ticket)))
     }
 
     pub(super) fn sign(&self, session: SessionRef, about: &About) -> Result<Vec<u8>, SignError> {

@@ -6,6 +6,9 @@
 //! 4. Silence while something is awaited, or a new local address, starts again at 1. During silence packets still go
 //!    out, since the old leg may be good; after a change of address they cannot.
 //!
+//! An end need not know its session to begin: under an early name, which the node was told with the request, it binds while
+//! that is answered ([`End::name`]). What it has bound by then counts for the session.
+//!
 //! A false challenge cannot be opened without the key, and an answer to one that was carried elsewhere is of no use
 //! anywhere but at the address it names. What an end believes too late costs it a retry.
 
@@ -67,14 +70,21 @@ pub enum LegState {
 
 /// An end's half of binding.
 pub struct End {
-    key: BindKey,
-    ticket: Ticket,
-    session: SessionRef,
+    name: Name,
+    /// What it was called before the node knew its session.
+    early: Option<Name>,
     leg: Leg,
     /// Of the last Bind sent.
     counter: u64,
     state: State,
     silence: Silence,
+}
+
+/// As what an end binds.
+struct Name {
+    key: BindKey,
+    ticket: Ticket,
+    session: SessionRef,
 }
 
 enum State {
@@ -89,12 +99,19 @@ struct Round {
     began: Duration,
     retry_at: Duration,
     retry: Duration,
-    challenge: Option<(Challenge, Duration)>,
+    challenge: Option<(Challenge, Called, Duration)>,
     /// The leg was ready before, and may still be.
     was_ready: bool,
     /// Something came through it since the round began. That does not end the round, since an address translator may
     /// have moved one direction only; but it is no reason to give the leg up.
     heard: bool,
+}
+
+/// By which of an end's names a challenge called it.
+#[derive(Clone, Copy)]
+enum Called {
+    ByName,
+    Early,
 }
 
 #[derive(Default)]
@@ -125,9 +142,8 @@ impl End {
     ) -> (Self, EndOutput) {
         let round = Round::new(counter, now, false);
         let mut end = Self {
-            key,
-            ticket,
-            session,
+            name: Name { key, ticket, session },
+            early: None,
             leg,
             counter,
             state: State::Binding(round),
@@ -161,13 +177,28 @@ impl End {
 
     /// A new ticket, when the old one is about to end.
     pub const fn set_ticket(&mut self, ticket: Ticket) {
-        self.ticket = ticket;
+        self.name.ticket = ticket;
+    }
+
+    /// The node has given the session of an end that began under an early name. What is under way goes on; where nothing came
+    /// of it, it begins at once under its own name.
+    pub fn name(&mut self, key: BindKey, ticket: Ticket, session: SessionRef) -> Vec<EndOutput> {
+        self.early = Some(std::mem::replace(&mut self.name, Name { key, ticket, session }));
+        match &mut self.state {
+            State::Binding(Round { challenge: Some((_, called, _)), .. }) => {
+                *called = Called::Early;
+                Vec::new()
+            }
+            State::Binding(_) => vec![self.bind()],
+            State::Ready | State::GivenUp => Vec::new(),
+        }
     }
 
     /// Binds again under the key and ticket of a new control connection. What was in force stays in doubt, not out.
     pub fn rekey(&mut self, key: BindKey, ticket: Ticket, now: Duration) -> Vec<EndOutput> {
         let was_ready = self.may_send();
-        (self.key, self.ticket, self.counter) = (key, ticket, 0);
+        (self.name.key, self.name.ticket, self.counter) = (key, ticket, 0);
+        self.early = None;
         self.again(now, was_ready)
     }
 
@@ -199,17 +230,21 @@ impl End {
 
     fn challenge(&mut self, datagram: &[u8], now: Duration) -> Vec<EndOutput> {
         let State::Binding(round) = &mut self.state else { return Vec::new() };
-        let Some(challenge) = Challenge::open(datagram, &self.key, self.session, self.leg) else {
-            return Vec::new();
-        };
-        round.challenge = Some((challenge, now));
-        vec![self.answer(&challenge)]
+        let names = [(Some(&self.name), Called::ByName), (self.early.as_ref(), Called::Early)];
+        let opened = names.into_iter().find_map(|(name, called)| {
+            let Name { key, session, .. } = name?;
+            Some((Challenge::open(datagram, key, *session, self.leg)?, called))
+        });
+        let Some((challenge, called)) = opened else { return Vec::new() };
+        round.challenge = Some((challenge, called, now));
+        self.answer(&challenge, called).into_iter().collect()
     }
 
     fn ready(&mut self, counter: u64) -> Vec<EndOutput> {
         match &self.state {
             State::Binding(round) if counter >= round.first_counter => {
                 self.state = State::Ready;
+                self.early = None;
                 self.silence.sent = None;
                 vec![EndOutput::Ready]
             }
@@ -237,8 +272,8 @@ impl End {
                 }
                 round.retry = round.retry.saturating_mul(2).min(MAX_RETRY);
                 round.retry_at = now.saturating_add(round.retry);
-                let fresh = round.challenge.filter(|(_, at)| now < at.saturating_add(CHALLENGE_LIFETIME));
-                let answer = fresh.map(|(challenge, _)| self.answer(&challenge));
+                let fresh = round.challenge.filter(|(.., at)| now < at.saturating_add(CHALLENGE_LIFETIME));
+                let answer = fresh.and_then(|(challenge, called, _)| self.answer(&challenge, called));
                 let bind = self.bind();
                 answer.into_iter().chain([bind]).collect()
             }
@@ -258,11 +293,16 @@ impl End {
 
     fn bind(&mut self) -> EndOutput {
         self.counter = self.counter.saturating_add(1);
-        EndOutput::Send(seal_bind(&self.key, self.session, self.leg, &self.ticket, self.counter))
+        let Name { key, ticket, session } = &self.name;
+        EndOutput::Send(seal_bind(key, *session, self.leg, ticket, self.counter))
     }
 
-    fn answer(&self, challenge: &Challenge) -> EndOutput {
-        EndOutput::Send(seal_answer(&self.key, self.session, self.leg, &self.ticket, challenge))
+    fn answer(&self, challenge: &Challenge, called: Called) -> Option<EndOutput> {
+        let Name { key, ticket, session } = match called {
+            Called::ByName => &self.name,
+            Called::Early => self.early.as_ref()?,
+        };
+        Some(EndOutput::Send(seal_answer(key, *session, self.leg, ticket, challenge)))
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::super::layered::{Layer, LayeredSocket};
 use super::end::{End, EndInput, EndOutput, LegState};
+use super::tuple::SessionRef;
 use super::wire::{BindKey, REQUEST_LEN, Ticket, is_challenge};
 
 /// Before a connection has measured its path (RFC 9002 §6.2.2 begins with 333 ms of round trip, three times over).
@@ -101,6 +102,12 @@ impl BoundLeg {
         drop(inner);
         self.perform(&outputs);
         self.timer_moved.notify_one();
+    }
+
+    /// The node has given the session of a leg that began under an early name.
+    pub fn name(&self, key: BindKey, ticket: Ticket, session: SessionRef) {
+        let outputs = self.inner().end.name(key, ticket, session);
+        self.perform(&outputs);
     }
 
     /// The control connection says that bind number `counter` is in force.

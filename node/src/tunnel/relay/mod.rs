@@ -33,6 +33,6 @@ pub use demux::{BindDatagram, Demux, Losses, Relay};
 pub use end::{End, EndInput, EndOutput, LegState};
 pub use leg::{BoundLeg, LegLayer};
 pub use legs::{LegAddress, Legs};
-pub use node::{Action, Binds, LegSecret, Own, RegisterError, Removed};
-pub use tuple::{Grant, Leg, MAX_SESSIONS, Pair, SessionRef, Terms, Tuple};
+pub use node::{Action, Binds, EarlyClaim, LegSecret, Own, RegisterError, Removed};
+pub use tuple::{Early, Grant, Leg, MAX_SESSIONS, Pair, SessionRef, Terms, Tuple};
 pub use userspace::{Passage, Refused, Sent, Table, Usage};

@@ -7,19 +7,27 @@
 //!    installed, and both ends are told.
 //! 4. A bound leg that binds from elsewhere goes through 2 and 3 again, and is then replaced.
 //!
+//! A client's leg may bind [early](early), while its session is asked for: 2 and 3 are the same, and what it has proved
+//! counts once the session is there.
+//!
 //! **What a mistake costs.** A false accept sends one session's packets, which are encrypted end to end, to an address
 //! whose owner holds the leg's key, or makes the node reflect: hence no tuple that is another leg's, none that is the
 //! node's own, and a reply never longer than the request. A false reject costs the end a retry, and in the end the session.
 //!
-//! An unproven datagram changes nothing: sessions exist because the daemon registered them, and a leg's state has a fixed
-//! size. Whoever sees an end's packets and can send from elsewhere can pass a Bind and its Answer through himself, as an
+//! An unproven datagram changes nothing but the few that wait for a request: sessions exist because the daemon registered
+//! them, and a leg's state has a fixed size. Whoever sees an end's packets and can send from elsewhere can pass a Bind and its Answer through himself, as an
 //! address translator does (RFC 9000 §21.5.6 says the same of QUIC); he gains packets that he cannot read.
+
+mod early;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::tuple::{Leg, MAX_SESSIONS, Pair, SessionRef, Terms, Tuple};
+pub use early::EarlyClaim;
+use early::EarlyLegs;
+
+use super::tuple::{Early, Leg, MAX_SESSIONS, Pair, SessionRef, Terms, Tuple};
 use super::wire::{BindKey, CHALLENGE_LEN, Challenge, Nonce, Proven, Request, Ticket};
 
 /// An address has so long to answer.
@@ -76,6 +84,7 @@ pub struct Binds {
     sessions: BTreeMap<u32, Session>,
     /// Every bound leg's tuple, and whose it is.
     bound: BTreeMap<Tuple, (u32, Leg)>,
+    early: EarlyLegs,
 }
 
 struct Session {
@@ -190,6 +199,9 @@ impl Binds {
         nonce: impl FnOnce() -> Nonce,
     ) -> Option<Vec<Action>> {
         let request = Request::parse(datagram)?;
+        if let Some(early) = Early::of_index(request.index()) {
+            return self.early_request(now, tuple, early, &request, datagram, nonce);
+        }
         let leg = request.leg();
         let session = self.sessions.get_mut(&request.index())?;
         if session.terms.expires <= now {

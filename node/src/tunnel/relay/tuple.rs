@@ -8,6 +8,42 @@ use serde::{Deserialize, Serialize};
 /// Session indices are below this: as many entries as the gate's session map has.
 pub const MAX_SESSIONS: u32 = 65_536;
 
+/// What a client calls the leg of a session that it has only just asked for, until the node has given the session: a random
+/// number of its own that is no session's index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "u32", into = "u32")]
+pub struct Early(u32);
+
+impl From<u32> for Early {
+    fn from(number: u32) -> Self {
+        Self::new(number)
+    }
+}
+
+impl From<Early> for u32 {
+    fn from(Early(number): Early) -> Self {
+        number
+    }
+}
+
+impl Early {
+    const FIRST: u32 = 0x8000_0000;
+
+    pub const fn new(random: u32) -> Self {
+        Self(random | Self::FIRST)
+    }
+
+    /// The one that stands in the place of a session's index.
+    pub(super) const fn of_index(index: u32) -> Option<Self> {
+        if index >= Self::FIRST { Some(Self(index)) } else { None }
+    }
+
+    /// The name under which the leg binds.
+    pub const fn session(self) -> SessionRef {
+        SessionRef { index: self.0, generation: 0 }
+    }
+}
+
 /// One of a session's two ends, as the node sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Leg {

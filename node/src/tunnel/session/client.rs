@@ -8,7 +8,7 @@ use crate::flow::UnixTime;
 use super::super::access_wire::{
     AccessFrame, AccessRefusal, AccessToken, ClientFrame, ClientVersion, Denial, Opened, Ray, RequestId,
 };
-use super::super::relay::SessionRef;
+use super::super::relay::{Early, SessionRef};
 use super::super::wire::{Authority, CloseCode, EndReason, RelayPath};
 use super::OPENING_TIMEOUT;
 
@@ -30,6 +30,8 @@ pub(in super::super) enum ClientInput {
         request: RequestId,
         application: String,
         destination: Option<Authority>,
+        /// The name under which its leg begins to bind, if it does.
+        early: Option<Early>,
     },
     /// A session of an earlier connection is to go on.
     Resume {
@@ -134,9 +136,12 @@ impl ClientSession {
         }
         match input {
             ClientInput::Frame(frame) => self.frame(frame),
-            ClientInput::Open { request, application, destination } => {
+            ClientInput::Open { request, application, destination, early } => {
                 self.open.requests.insert(request, now.saturating_add(ANSWER_TIMEOUT));
-                vec![ClientAction::Send(ClientFrame::Open { request, application, destination })]
+                vec![ClientAction::Send(match early {
+                    Some(early) => ClientFrame::OpenBinding { request, application, destination, early },
+                    None => ClientFrame::Open { request, application, destination },
+                })]
             }
             ClientInput::Resume { request, grant } => {
                 self.open.requests.insert(request, now.saturating_add(ANSWER_TIMEOUT));
@@ -277,7 +282,7 @@ mod tests {
     }
 
     fn open(request: RequestId) -> ClientInput {
-        ClientInput::Open { request, application: "db".to_owned(), destination: None }
+        ClientInput::Open { request, application: "db".to_owned(), destination: None, early: None }
     }
 
     fn opened(request: RequestId) -> AccessFrame {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::super::relay::SessionRef;
 use super::super::wire::{
     Authority, CloseCode, ConnectorFrame, ConnectorName, Decline, DeviceSecret, EndReason, EnrolmentSecret,
-    NodeFrame, Offer, Refusal, RelayPath,
+    Instance, NodeFrame, Offer, Refusal, RelayPath,
 };
 use super::{HEARTBEAT_INTERVAL, OPENING_TIMEOUT};
 
@@ -23,7 +23,7 @@ pub(in super::super) enum Credential {
 pub(in super::super) enum ConnectorInput {
     Frame(NodeFrame),
     /// After the welcome: the connector takes private sessions on this connection.
-    TakesSessions,
+    TakesSessions(Instance),
     /// The session of a [`ConnectorAction::Offer`] is taken.
     Taken(SessionRef),
     /// The session of a [`ConnectorAction::Offer`] is not taken.
@@ -101,10 +101,10 @@ impl ConnectorSession {
     pub(in super::super) fn handle(&mut self, input: ConnectorInput, now: Duration) -> Vec<ConnectorAction> {
         match input {
             ConnectorInput::Frame(frame) => self.frame(frame, now),
-            ConnectorInput::TakesSessions => match &mut self.state {
+            ConnectorInput::TakesSessions(instance) => match &mut self.state {
                 State::Ready { takes_sessions, .. } if !*takes_sessions => {
                     *takes_sessions = true;
-                    vec![ConnectorAction::Send(ConnectorFrame::TakesSessions)]
+                    vec![ConnectorAction::Send(ConnectorFrame::TakesSessions { instance })]
                 }
                 State::Ready { .. } | State::Opening { .. } | State::Closed => Vec::new(),
             },

@@ -47,7 +47,7 @@ mod tests {
     use super::super::relay::SessionRef;
     use super::super::wire::{
         Authority, CloseCode, ConnectorFrame, ConnectorName, Decline, DeviceSecret, EndReason,
-        EnrolmentSecret, NodeFrame, Offer, Refusal, RelayPath,
+        EnrolmentSecret, Instance, NodeFrame, Offer, Refusal, RelayPath,
     };
     use super::*;
 
@@ -266,6 +266,7 @@ mod tests {
     }
 
     const SESSION: SessionRef = SessionRef { index: 7, generation: 3 };
+    const INSTANCE: Instance = Instance(5);
 
     fn offer(session: SessionRef) -> Offer {
         Offer { session, ticket: [9; 16], grant: vec![1, 2, 3] }
@@ -275,10 +276,10 @@ mod tests {
     fn sessions_are_offered_answered_readied_and_ended() {
         let mut pair = Pair::new(Some(hq()), Credential::Key);
         pair.settle();
-        pair.connector(ConnectorInput::TakesSessions);
-        pair.connector(ConnectorInput::TakesSessions);
+        pair.connector(ConnectorInput::TakesSessions(INSTANCE));
+        pair.connector(ConnectorInput::TakesSessions(INSTANCE));
         pair.settle();
-        assert_eq!(pair.take_log().last().unwrap(), "node TakesSessions");
+        assert_eq!(pair.take_log().last().unwrap(), "node TakesSessions(Instance(5))");
         pair.node(NodeInput::Offer(offer(SESSION)));
         pair.settle();
         assert_eq!(pair.take_log(), [format!("connector Offer({:?})", offer(SESSION))]);
@@ -330,11 +331,11 @@ mod tests {
         let answers = [
             ConnectorFrame::Taken { session: other },
             ConnectorFrame::Declined { session: other, why: Decline::Busy },
-            ConnectorFrame::TakesSessions,
+            ConnectorFrame::TakesSessions { instance: INSTANCE },
         ];
         for answer in answers {
             let mut node = NodeSession::new(Some(hq()), now);
-            for frame in [ConnectorFrame::Hello, ConnectorFrame::TakesSessions] {
+            for frame in [ConnectorFrame::Hello, ConnectorFrame::TakesSessions { instance: INSTANCE }] {
                 node.handle(NodeInput::Frame(frame), now);
             }
             node.handle(NodeInput::Offer(offer(SESSION)), now);
@@ -343,7 +344,7 @@ mod tests {
         }
         // One answer to each offer, and none before it said that it takes any.
         let mut node = NodeSession::new(Some(hq()), now);
-        for frame in [ConnectorFrame::Hello, ConnectorFrame::TakesSessions] {
+        for frame in [ConnectorFrame::Hello, ConnectorFrame::TakesSessions { instance: INSTANCE }] {
             node.handle(NodeInput::Frame(frame), now);
         }
         node.handle(NodeInput::Offer(offer(SESSION)), now);
@@ -367,7 +368,7 @@ mod tests {
             ConnectorFrame::Drain,
             ConnectorFrame::Ack { epoch: 0 },
             ConnectorFrame::Device,
-            ConnectorFrame::TakesSessions,
+            ConnectorFrame::TakesSessions { instance: INSTANCE },
             ConnectorFrame::Taken { session: SESSION },
             ConnectorFrame::SessionEnded { session: SESSION },
         ] {
@@ -412,7 +413,7 @@ mod tests {
             Just(ConnectorFrame::Heartbeat),
             Just(ConnectorFrame::Drain),
             Just(ConnectorFrame::Device),
-            Just(ConnectorFrame::TakesSessions),
+            Just(ConnectorFrame::TakesSessions { instance: INSTANCE }),
             Just(ConnectorFrame::Taken { session: SESSION }),
         ]
     }

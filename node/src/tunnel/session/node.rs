@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::super::relay::SessionRef;
 use super::super::wire::{
     Authority, CloseCode, ConnectorFrame, ConnectorName, Decline, DeviceSecret, EndReason, EnrolmentSecret,
-    NodeFrame, Offer, Refusal, RelayPath,
+    Instance, NodeFrame, Offer, Refusal, RelayPath,
 };
 use super::{HEALTHY_FOR, OPENING_TIMEOUT};
 
@@ -61,8 +61,8 @@ pub(in super::super) enum NodeAction {
     Device,
     /// Whether new streams should prefer other connections.
     Healthy(bool),
-    /// The connector takes private sessions.
-    TakesSessions,
+    /// The connector takes private sessions, in this process.
+    TakesSessions(Instance),
     /// The connector has taken a session that was offered.
     Taken(SessionRef),
     /// The connector has declined a session that was offered.
@@ -203,9 +203,9 @@ impl NodeSession {
                 ready.heard_with(now, NodeAction::Device)
             }
             (State::Ready(ready), ConnectorFrame::Drain) => ready.heard_with(now, NodeAction::PeerDrains),
-            (State::Ready(ready), ConnectorFrame::TakesSessions) if ready.offered.is_none() => {
+            (State::Ready(ready), ConnectorFrame::TakesSessions { instance }) if ready.offered.is_none() => {
                 ready.offered = Some(BTreeSet::new());
-                ready.heard_with(now, NodeAction::TakesSessions)
+                ready.heard_with(now, NodeAction::TakesSessions(instance))
             }
             // One answer to each offer, and none to what was not offered: the session may be another connector's.
             (State::Ready(ready), ConnectorFrame::Taken { session }) if ready.awaits(session) => {
@@ -225,7 +225,7 @@ impl NodeSession {
                 | ConnectorFrame::Heartbeat
                 | ConnectorFrame::Drain
                 | ConnectorFrame::Device
-                | ConnectorFrame::TakesSessions
+                | ConnectorFrame::TakesSessions { .. }
                 | ConnectorFrame::Taken { .. }
                 | ConnectorFrame::Declined { .. }
                 | ConnectorFrame::SessionEnded { .. },
@@ -237,7 +237,7 @@ impl NodeSession {
                 | ConnectorFrame::Enrol(_)
                 | ConnectorFrame::Ack { .. }
                 | ConnectorFrame::Device
-                | ConnectorFrame::TakesSessions
+                | ConnectorFrame::TakesSessions { .. }
                 | ConnectorFrame::Taken { .. }
                 | ConnectorFrame::Declined { .. }
                 | ConnectorFrame::SessionEnded { .. },

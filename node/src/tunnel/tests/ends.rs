@@ -49,6 +49,7 @@ impl Login for Person {
         Box::pin(async move {
             Ok(Credentials {
                 web: None,
+                ticket: None,
                 address: address.ok_or_else(|| NoCredentials("logged out".to_owned()))?,
                 node: node.unwrap(),
                 device: DeviceSecret::from_bytes(&[7; DeviceSecret::SIZE]).unwrap(),

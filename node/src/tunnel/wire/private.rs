@@ -9,7 +9,8 @@
 //! ```
 //!
 //! An offer of a session that the connector already serves is the same session under a new control connection: its leg
-//! binds again, with the key that this connection yields, and its end-to-end connection goes on.
+//! binds again, with the key that this connection yields, and its end-to-end connection goes on. It ends with the process
+//! that took it: `TakesSessions` says which one that is.
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,10 @@ pub struct Offer {
     /// A signed grant, of at most [`MAX_GRANT`] bytes.
     pub grant: Vec<u8>,
 }
+
+/// One process of a connector's: a random number, the same on all of its connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance(pub u64);
 
 /// Why a connector does not take a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -91,6 +96,8 @@ pub enum EndReason {
     NotBound,
     #[error("the node could not relay it")]
     RelayFailed,
+    #[error("the connector has restarted")]
+    ConnectorRestarted,
 }
 
 impl EndReason {
@@ -109,6 +116,7 @@ impl EndReason {
             Self::ClientGone => "client_gone",
             Self::NotBound => "not_bound",
             Self::RelayFailed => "relay_failed",
+            Self::ConnectorRestarted => "connector_restarted",
         }
     }
 }

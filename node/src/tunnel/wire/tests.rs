@@ -57,6 +57,7 @@ pub(in super::super) fn end_reason() -> impl Strategy<Value = EndReason> {
         EndReason::ClientGone,
         EndReason::NotBound,
         EndReason::RelayFailed,
+        EndReason::ConnectorRestarted,
     ])
 }
 
@@ -72,7 +73,7 @@ fn connector_frame() -> impl Strategy<Value = ConnectorFrame> {
         Just(ConnectorFrame::Heartbeat),
         Just(ConnectorFrame::Drain),
         Just(ConnectorFrame::Device),
-        Just(ConnectorFrame::TakesSessions),
+        any::<u64>().prop_map(|instance| ConnectorFrame::TakesSessions { instance: Instance(instance) }),
         session().prop_map(|session| ConnectorFrame::Taken { session }),
         (session(), decline()).prop_map(|(session, why)| ConnectorFrame::Declined { session, why }),
         session().prop_map(|session| ConnectorFrame::SessionEnded { session }),

@@ -143,7 +143,7 @@ fn ssh(netns: &Netns, dir: &Path, forwards: &[String], host: &str) -> Result<Pro
     Process::spawn("ssh", command)
 }
 
-/// A server that lets root in with the key `id`, which is made if there is none.
+/// A server that lets root in with the key `id`, which is made if there is none, once it listens.
 fn sshd(netns: &Netns, dir: &Path, name: &str) -> Result<Process> {
     fs::create_dir_all("/run/sshd")?;
     for key in ["id", "host"] {
@@ -163,7 +163,9 @@ fn sshd(netns: &Netns, dir: &Path, name: &str) -> Result<Process> {
     )?;
     let mut command = netns.command("/usr/sbin/sshd");
     command.args(["-D", "-e", "-f"]).arg(&config);
-    Process::spawn("sshd", command)
+    let mut server = Process::spawn("sshd", command)?;
+    server.wait_for_output("Server listening", START)?;
+    Ok(server)
 }
 
 fn wireguard_go(line: &Line, dir: &Path) -> Result<Way> {

@@ -21,13 +21,13 @@ use portcullis_tests::sshd::Sshd;
 use crate::SOON;
 
 /// The office's SSH server, which trusts the application's authority alone.
-fn sshd(lab: &PrivateLab) -> Sshd {
+pub fn sshd(lab: &PrivateLab) -> Sshd {
     let authority = lab.node.admin(&["ssh-ca", "public-key", "shell"]).unwrap();
     Sshd::start(Some(&lab.office), &lab.dir.join("sshd"), 22, &authority).unwrap()
 }
 
 /// `ssh` or `scp` as its user has it after `access ssh-config --write`, and nothing else.
-fn ssh(machine: &Machine, program: &str) -> Command {
+pub fn ssh(machine: &Machine, program: &str) -> Command {
     let config = machine.home().join(".ssh/portcullis/access.example.com.conf");
     if !config.exists() {
         machine.ok(&["ssh-config", "--write"]).unwrap();

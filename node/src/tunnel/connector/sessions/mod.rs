@@ -36,7 +36,7 @@ use super::super::identity::{KeyHash, TunnelKey};
 use super::super::relay::wire::BindKey;
 use super::super::relay::{BoundLeg, End, Leg, LegAddress, LegState, Legs, SessionRef};
 use super::super::transport::TransportError;
-use super::super::wire::{Authority, Decline, EndReason, Offer};
+use super::super::wire::{Authority, Decline, EndReason, Instance, Offer};
 
 /// Sessions of one connector: each needs a socket, and some need more for what they carry.
 const MAX_SESSIONS: usize = 16_384;
@@ -55,6 +55,8 @@ pub(super) struct Sessions {
     legs: Legs,
     endpoint: Endpoint,
     table: Mutex<Table>,
+    /// Of this table: with it all sessions are gone.
+    instance: Instance,
     /// Their streams and flows.
     streams: TaskTracker,
     draining: CancellationToken,
@@ -102,9 +104,14 @@ impl Sessions {
             legs,
             endpoint,
             table: Mutex::default(),
+            instance: Instance(u64::from_ne_bytes(clock::random())),
             streams: TaskTracker::new(),
             draining: CancellationToken::new(),
         }))
+    }
+
+    pub(super) const fn instance(&self) -> Instance {
+        self.instance
     }
 
     /// Takes end-to-end connections until the endpoint is closed.

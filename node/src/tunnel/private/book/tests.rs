@@ -65,7 +65,7 @@ fn about(client: u8, connector: &str) -> Arc<About> {
 fn offered() -> Book {
     let mut book = Book::default();
     book.open(session(0), about(1, "hq"), CLIENT, at(0)).unwrap();
-    book.offered(session(0), LINK, at(0));
+    book.offered(session(0), LINK, Instance(1), at(0));
     book
 }
 
@@ -112,7 +112,7 @@ fn an_end_has_its_time_to_come_back() {
     assert_eq!(book.unserved(&"hq".parse().unwrap()), [session(0)]);
     assert!(book.unserved(&"branch".parse().unwrap()).is_empty());
     assert_eq!((due(&book, 229), due(&book, 230)), (None, Some(EndReason::ConnectorGone)));
-    book.offered(session(0), ControlId(6), at(225));
+    book.offered(session(0), ControlId(6), Instance(1), at(225));
     assert!(book.is_of_link(session(0), ControlId(6)) && !book.is_of_link(session(0), LINK));
     assert_eq!((due(&book, 234), due(&book, 235)), (None, Some(EndReason::ConnectorGone)), "not answered");
     book.taken(session(0), ControlId(6));
@@ -188,7 +188,7 @@ proptest! {
                     book.open(session(index), about(1, "hq"), CLIENT, now).unwrap();
                 }
                 Step::Open(_) => {}
-                Step::Offered(index, link) => book.offered(session(index), ControlId(link), now),
+                Step::Offered(index, link) => book.offered(session(index), ControlId(link), Instance(1), now),
                 Step::Taken(index, link) => book.taken(session(index), ControlId(link)),
                 Step::Ready(index) => book.ready(session(index), RelayPath::Userspace, HOME),
                 Step::Resumed(index, client) => book.resumed(session(index), ControlId(client)),

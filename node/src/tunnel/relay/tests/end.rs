@@ -1,6 +1,7 @@
 //! When an end sends what.
 
 use super::super::end::{End, EndInput, EndOutput, FIRST_RETRY, GIVE_UP, LegState};
+use super::super::tuple::Early;
 use super::super::wire::{Challenge, Proven, Request};
 use super::*;
 
@@ -221,4 +222,45 @@ fn a_new_control_connection_binds_again_under_its_key_while_packets_go_on() {
     let (mut fresh, _) = start(0);
     fresh.rekey(key, ticket, ms(10));
     assert!(!fresh.may_send());
+}
+
+/// Whichever comes first, the challenge under the early name or the session's own.
+#[test]
+fn a_leg_that_began_under_an_early_name_goes_on_under_its_own() {
+    let (early, key) = (Early::new(7).session(), BindKey::from_bytes([0xee; 32]));
+    let to_early = |nonce| {
+        let challenge = Challenge { observed: address(OBSERVED), nonce: [nonce; 8] };
+        challenge.seal(&key, early, Leg::Client).to_vec()
+    };
+    let of_early = |output: &EndOutput| {
+        let EndOutput::Send(datagram) = output else { panic!("{output:?}") };
+        Request::parse(datagram).unwrap().prove(&key, early.generation, address(OBSERVED))
+    };
+    for named_first in [true, false] {
+        let (mut end, first) = End::start(key.clone(), [5; 16], early, Leg::Client, 0, ms(0));
+        assert_eq!(of_early(&first), Some(Proven::Bind { counter: 1 }));
+        let LegSecret { key: own, ticket } = secret(SESSION, Leg::Client);
+        if named_first {
+            let begun = end.name(own.clone(), ticket, SESSION);
+            assert_eq!(begun.iter().map(proven).collect::<Vec<_>>(), [Proven::Bind { counter: 2 }]);
+        }
+        let answered = end.handle(EndInput::Challenge(&to_early(1)), ms(20));
+        assert_eq!(
+            answered.iter().map(of_early).collect::<Vec<_>>(),
+            [Some(Proven::Answer { nonce: [1; 8] })]
+        );
+        if !named_first {
+            assert_eq!(end.name(own, ticket, SESSION), [], "it is answered already");
+        }
+        // Until it is ready it repeats that answer, and binds under its own name beside it.
+        let again = end.handle(EndInput::Timer, end.deadline().unwrap());
+        assert_eq!(of_early(&again[0]), Some(Proven::Answer { nonce: [1; 8] }));
+        assert_eq!(proven(&again[1]), Proven::Bind { counter: 2 + u64::from(named_first) });
+        let answered = end.handle(EndInput::Challenge(&challenge(2)), ms(300));
+        assert_eq!(answered.iter().map(proven).collect::<Vec<_>>(), [Proven::Answer { nonce: [2; 8] }]);
+        assert_eq!(end.handle(EndInput::Ready { counter: 1 }, ms(310)), [EndOutput::Ready]);
+        // What it was called before is of no use any more.
+        end.handle(EndInput::AddressChanged, ms(400));
+        assert_eq!(end.handle(EndInput::Challenge(&to_early(3)), ms(410)), []);
+    }
 }

@@ -1,6 +1,7 @@
 //! The machines under every hand, the table rule by rule, a simulated network, and real sockets.
 
 mod demux;
+mod early;
 mod end;
 mod legs;
 mod node;

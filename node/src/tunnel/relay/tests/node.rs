@@ -5,10 +5,10 @@ use super::super::tuple::{MAX_SESSIONS, Pair};
 use super::super::wire::{Challenge, Nonce, REQUEST_LEN, seal_answer, seal_bind};
 use super::*;
 
-const CLIENT: &str = "192.0.2.10:5000";
-const CONNECTOR: &str = "203.0.113.20:6000";
+pub(super) const CLIENT: &str = "192.0.2.10:5000";
+pub(super) const CONNECTOR: &str = "203.0.113.20:6000";
 
-fn bind(session: SessionRef, leg: Leg, counter: u64) -> [u8; REQUEST_LEN] {
+pub(super) fn bind(session: SessionRef, leg: Leg, counter: u64) -> [u8; REQUEST_LEN] {
     let LegSecret { key, ticket } = secret(session, leg);
     seal_bind(&key, session, leg, &ticket, counter)
 }
@@ -19,7 +19,13 @@ fn answer(session: SessionRef, leg: Leg, observed: &str, nonce: Nonce) -> [u8; R
 }
 
 /// A Bind and the answer to its challenge, from the same address.
-fn establish(binds: &mut Binds, session: SessionRef, leg: Leg, counter: u64, at: &str) -> Vec<Action> {
+pub(super) fn establish(
+    binds: &mut Binds,
+    session: SessionRef,
+    leg: Leg,
+    counter: u64,
+    at: &str,
+) -> Vec<Action> {
     let nonce = [u8::try_from(counter).unwrap(); 8];
     let sent = binds.on_datagram(ms(0), from(at), &bind(session, leg, counter), || nonce);
     let [Action::Send { to, datagram }] = sent[..] else { panic!("{sent:?}") };
@@ -30,15 +36,15 @@ fn establish(binds: &mut Binds, session: SessionRef, leg: Leg, counter: u64, at:
     binds.on_datagram(ms(1), from(at), &answer(session, leg, at, nonce), || panic!("nothing to ask"))
 }
 
-fn ready(leg: Leg, counter: u64) -> Action {
+pub(super) fn ready(leg: Leg, counter: u64) -> Action {
     Action::Ready { session: SESSION, leg, counter }
 }
 
-fn pair(client: &str, connector: &str) -> Pair {
+pub(super) fn pair(client: &str, connector: &str) -> Pair {
     Pair { session: SESSION, terms: terms(), client: from(client), connector: from(connector) }
 }
 
-fn silent(binds: &mut Binds, now: Duration, at: &str, datagram: &[u8]) {
+pub(super) fn silent(binds: &mut Binds, now: Duration, at: &str, datagram: &[u8]) {
     assert_eq!(binds.on_datagram(now, from(at), datagram, || panic!("nothing to ask")), []);
 }
 

@@ -345,7 +345,7 @@ async fn serve_connector(inner: Arc<Inner>, connection: Connection) {
                     let device = DeviceSecret::from_bytes(&[3; DeviceSecret::SIZE]).unwrap();
                     actions.extend(machine.handle(NodeInput::Device(device), Duration::from_secs(1)));
                 }
-                NodeAction::TakesSessions => {
+                NodeAction::TakesSessions(_) => {
                     inner.state().connector = Some((connection.clone(), tell.clone()));
                 }
                 NodeAction::Taken(_) => inner.state().log.push("taken".to_owned()),
@@ -392,7 +392,11 @@ async fn serve_client(inner: Arc<Inner>, connection: Connection) {
                     let (person, at) = ("ann".to_owned(), UnixTime(clock::now().0 + 3600));
                     state.tell_client(AccessFrame::Welcome { person, token_expires: at, login_expires: at });
                 }
-                Ok(Some(ClientFrame::Open { request, application, .. })) => {
+                // Binds ahead of it are lost here, as on any network: the leg binds again when it has its session.
+                Ok(Some(
+                    ClientFrame::Open { request, application, .. }
+                    | ClientFrame::OpenBinding { request, application, .. },
+                )) => {
                     inner.state().log.push(format!("open {application}"));
                     inner.open(request, &connection, None);
                 }

@@ -1,14 +1,14 @@
 //! Peers that cheat: none of them opens, moves, ends or hears anything that is another's.
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use super::super::lab::{Lab, config, soon};
 use super::ends::{Client, Login, TestConnector, echoes, enrol, key};
 use crate::clock;
 use crate::tunnel::access_wire::{AccessFrame, AccessRefusal, ClientFrame, Denial, RequestId};
-use crate::tunnel::relay::Leg;
-use crate::tunnel::relay::wire::{BindKey, CHALLENGE_LEN, Challenge, seal_answer, seal_bind};
+use crate::tunnel::relay::wire::{BindKey, CHALLENGE_LEN, Challenge, Ticket, seal_answer, seal_bind};
+use crate::tunnel::relay::{Early, Leg};
 use crate::tunnel::wire::{ConnectorFrame, EndReason};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -120,16 +120,6 @@ async fn binds_count_once_from_where_they_come_and_for_their_own_session() {
     let mut cheat = Client::welcome(&lab, &eve).await;
     let (opened, _leg, through) = client.session(&ann, "db").await;
     let of_cheat = cheat.open("db", None).await.unwrap();
-    let socket = || {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.connect(lab.address).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-        socket
-    };
-    let heard = |socket: &UdpSocket| {
-        let mut bytes = [0; 128];
-        socket.recv(&mut bytes).ok().map(|length| bytes[..length].to_vec())
-    };
     let of_ann = BindKey::export(&client.connection, opened.session, Leg::Client).unwrap();
     let of_eve = BindKey::export(&cheat.connection, opened.session, Leg::Client).unwrap();
     let own = BindKey::export(&cheat.connection, of_cheat.session, Leg::Client).unwrap();
@@ -141,26 +131,22 @@ async fn binds_count_once_from_where_they_come_and_for_their_own_session() {
         ("the other leg", seal_bind(&as_connector, of_cheat.session, Leg::Connector, &of_cheat.ticket, late)),
         ("a counter that was used", seal_bind(&of_ann, opened.session, Leg::Client, &opened.ticket, 1)),
     ] {
-        let socket = socket();
-        socket.send(&datagram).unwrap();
-        assert_eq!(heard(&socket), None, "{what}");
+        assert_eq!(Wire::to(lab.address).send(&datagram).hear(), None, "{what}");
     }
     // A good bind from elsewhere is asked for its address; an answer from a third place is not taken.
-    let (first, second) = (socket(), socket());
+    let (first, second) = (Wire::to(lab.address), Wire::to(lab.address));
     let bind = seal_bind(&own, of_cheat.session, Leg::Client, &of_cheat.ticket, late);
-    first.send(&bind).unwrap();
-    let challenge = heard(&first).expect("a challenge");
+    let challenge = first.send(&bind).hear().expect("a challenge");
     assert_eq!(challenge.len(), CHALLENGE_LEN);
-    second.send(&bind).unwrap();
-    assert_eq!(heard(&second), None, "replayed");
+    assert_eq!(second.send(&bind).hear(), None, "replayed");
     let challenge = Challenge::open(&challenge, &own, of_cheat.session, Leg::Client).unwrap();
     let answer = seal_answer(&own, of_cheat.session, Leg::Client, &of_cheat.ticket, &challenge);
-    second.send(&answer).unwrap();
+    second.send(&answer);
     assert!(
         tokio::time::timeout(SILENCE, cheat.hear_all()).await.is_err(),
         "an address that another socket has proved is not this one's"
     );
-    first.send(&answer).unwrap();
+    first.send(&answer);
     assert!(matches!(cheat.hear_all().await, AccessFrame::Ready { .. }), "the control: from the right place");
     assert!(echoes(&through, PATIENCE).await, "ann's session has not noticed");
 }
@@ -186,4 +172,112 @@ async fn a_leg_is_judged_by_the_address_at_which_it_is() {
     let _elsewhere = client.bind_from("127.0.0.2:0", &opened);
     assert_eq!(client.ended().await, (opened.session, EndReason::NotAllowed));
     assert!(echoes(&through, PATIENCE).await);
+}
+
+/// A socket of a cheat's, and what it hears.
+struct Wire(UdpSocket);
+
+impl Wire {
+    fn to(node: SocketAddr) -> Self {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect(node).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        Self(socket)
+    }
+
+    fn send(&self, datagram: &[u8]) -> &Self {
+        self.0.send(datagram).unwrap();
+        self
+    }
+
+    fn hear(&self) -> Option<Vec<u8>> {
+        let mut bytes = [0; 128];
+        self.0.recv(&mut bytes).ok().map(|length| bytes[..length].to_vec())
+    }
+
+    /// The challenge to a bind, and the answer to that.
+    fn proves(&self, key: &BindKey, early: Early, ticket: &Ticket, counter: u64) {
+        let session = early.session();
+        self.send(&seal_bind(key, session, Leg::Client, ticket, counter));
+        let challenge =
+            Challenge::open(&self.hear().expect("a challenge"), key, session, Leg::Client).unwrap();
+        self.send(&seal_answer(key, session, Leg::Client, ticket, &challenge));
+    }
+}
+
+const EARLY: Early = Early::new(7);
+
+fn asks_binding(request: u32, application: &str) -> ClientFrame {
+    let (request, application) = (RequestId(request), application.to_owned());
+    ClientFrame::OpenBinding { request, application, destination: None, early: EARLY }
+}
+
+/// What binds ahead of its request is answered to whoever makes that request, holds its key, and is let in.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_early_bind_is_answered_to_nobody_who_does_not_ask() {
+    let lab = Lab::start().await;
+    let _connector = TestConnector::start(&lab).await;
+    let (ann, eve) = (Login::new(&lab, "ann").await, Login::of_groups(&lab, "eve", &["guests"]).await);
+    let (mut client, mut cheat) = (Client::welcome(&lab, &ann).await, Client::welcome(&lab, &eve).await);
+    let ticket = lab.node.private.ticket().unwrap();
+    let key = BindKey::export(&client.connection, EARLY.session(), Leg::Client).unwrap();
+    let of_eve = BindKey::export(&cheat.connection, EARLY.session(), Leg::Client).unwrap();
+    let bind = |key, ticket, counter| seal_bind(key, EARLY.session(), Leg::Client, ticket, counter);
+
+    let wire = Wire::to(lab.address);
+    assert_eq!(wire.send(&bind(&key, &ticket, 1)).hear(), None, "nobody has asked");
+    // What one sends who is let in nowhere: one event, and no more.
+    assert_eq!(wire.send(&bind(&of_eve, &ticket, 1)).hear(), None);
+    cheat.say(&asks_binding(1, "db")).await;
+    assert!(matches!(cheat.hear().await, AccessFrame::Denied { denial: Denial::NotAllowed, .. }));
+    let _ = wire.hear();
+    assert_eq!(wire.send(&bind(&of_eve, &ticket, 2)).hear(), None, "the request is over");
+
+    // A stranger has no ticket: what he sends is not even kept until the name is asked for.
+    let stranger = Wire::to(lab.address);
+    assert_eq!(stranger.send(&bind(&key, &[7; 16], 2)).hear(), None);
+    client.say(&asks_binding(1, "db")).await;
+    let AccessFrame::Opened(opened) = client.hear().await else { panic!("it is opened") };
+    assert_eq!(stranger.hear(), None, "a ticket of his own making");
+    for (what, datagram) in [
+        ("another's key", bind(&of_eve, &ticket, 3)),
+        ("a ticket of his own making", bind(&key, &[7; 16], 3)),
+        ("the other leg", seal_bind(&key, EARLY.session(), Leg::Connector, &ticket, 3)),
+    ] {
+        assert_eq!(stranger.send(&datagram).hear(), None, "{what}");
+    }
+    wire.proves(&key, EARLY, &ticket, 4);
+    let AccessFrame::Ready { session, .. } = client.hear_all().await else { panic!("the control") };
+    assert_eq!(session, opened.session);
+    assert_eq!(stranger.send(&bind(&key, &ticket, 5)).hear(), None, "it has its own name now");
+    lab.logged("\"eve@example.com\"", 1).await;
+}
+
+/// Two who use one name, while neither's session is there: it stays the first one's.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_early_name_is_nobody_elses_to_take() {
+    let lab = Lab::start().await;
+    let (ann, eve) = (Login::new(&lab, "ann").await, Login::new(&lab, "eve").await);
+    let (mut client, mut cheat) = (Client::welcome(&lab, &ann).await, Client::welcome(&lab, &eve).await);
+    let ticket = lab.node.private.ticket().unwrap();
+    let key = BindKey::export(&client.connection, EARLY.session(), Leg::Client).unwrap();
+    let of_eve = BindKey::export(&cheat.connection, EARLY.session(), Leg::Client).unwrap();
+    client.say(&asks_binding(1, "db")).await;
+    let (wire, other) = (Wire::to(lab.address), Wire::to(lab.address));
+    tokio::time::sleep(SILENCE).await;
+    wire.proves(&key, EARLY, &ticket, 1);
+    cheat.say(&asks_binding(1, "db")).await;
+    // A refusal would let go of the name, if it were hers.
+    cheat.say(&asks_binding(2, "nothing")).await;
+    assert!(matches!(cheat.hear().await, AccessFrame::Denied { denial: Denial::NoApplication, .. }));
+    assert_eq!(other.send(&seal_bind(&of_eve, EARLY.session(), Leg::Client, &ticket, 9)).hear(), None);
+
+    let _connector = TestConnector::start(&lab).await;
+    let AccessFrame::Opened(of_cheat) = cheat.hear_all().await else { panic!("it is opened") };
+    let AccessFrame::Opened(opened) = client.hear_all().await else { panic!("it is opened") };
+    let AccessFrame::Ready { session, .. } = client.hear_all().await else { panic!("ann's leg was proved") };
+    assert_eq!(session, opened.session);
+    assert!(tokio::time::timeout(SILENCE, cheat.hear_all()).await.is_err(), "hers was not");
+    let bound = cheat.bind(&of_cheat);
+    cheat.ready(&bound).await;
 }

@@ -1,7 +1,7 @@
 //! A client and a connector of a private session, made of the wire's frames and real legs, over loopback.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,7 +11,9 @@ use quinn::{
     AsyncUdpSocket, ClientConfig, Connection, Endpoint, EndpointConfig, Runtime as _, SendStream,
     ServerConfig, TokioRuntime,
 };
+use tokio::io::duplex;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::super::lab::{Lab, PATIENCE, soon, until};
@@ -19,6 +21,7 @@ use crate::clock;
 use crate::flow::{ClientId, PersonId, Session, SessionId};
 use crate::tunnel::LayeredSocket;
 use crate::tunnel::access_wire::{self, AccessFrame, ClientFrame, Denial, Opened, RequestId};
+use crate::tunnel::carrier::{CarriedSocket, Ended};
 use crate::tunnel::control::{self, FrameReader};
 use crate::tunnel::enrolment::node_key;
 use crate::tunnel::grant::{Expected, Grant, SignedGrant};
@@ -26,7 +29,7 @@ use crate::tunnel::identity::{AnyKey, KeyHash, PinnedNode, SERVER_NAME, TunnelKe
 use crate::tunnel::relay::wire::BindKey;
 use crate::tunnel::relay::{BoundLeg, End, Leg, LegLayer, SessionRef};
 use crate::tunnel::wire::{
-    self, ConnectorFrame, Decline, EndReason, EnrolmentSecret, NodeFrame, Offer, RelayPath,
+    self, ConnectorFrame, Decline, EndReason, EnrolmentSecret, Instance, NodeFrame, Offer, RelayPath,
 };
 
 pub(super) fn key() -> TunnelKey {
@@ -49,7 +52,7 @@ fn dialling(own: &TunnelKey, peer: KeyHash, alpn: &[u8]) -> ClientConfig {
     tls.alpn_protocols = vec![alpn.to_vec()];
     let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
     let mut transport = quinn::TransportConfig::default();
-    transport.keep_alive_interval(Some(Duration::from_secs(4)));
+    transport.keep_alive_interval(Some(Duration::from_secs(1)));
     client.transport_config(Arc::new(transport));
     client
 }
@@ -91,7 +94,7 @@ pub(super) struct Bound {
     pub(super) leg: Arc<BoundLeg>,
     pub(super) endpoint: Endpoint,
     session: SessionRef,
-    task: tokio::task::JoinHandle<()>,
+    task: JoinHandle<()>,
 }
 
 impl Drop for Bound {
@@ -209,14 +212,36 @@ impl Client {
     /// Connects with `key` and says `token`.
     pub(super) async fn hello(lab: &Lab, key: &TunnelKey, token: &str) -> Self {
         let mut client = Self::silent(lab, key).await;
-        let hello = ClientFrame::Hello { token: token.parse().unwrap(), version: "0.1.0".parse().unwrap() };
-        client.say(&hello).await;
+        client.greet(token).await;
         client
     }
 
+    async fn greet(&mut self, token: &str) {
+        let hello = ClientFrame::Hello { token: token.parse().unwrap(), version: "0.1.0".parse().unwrap() };
+        self.say(&hello).await;
+    }
+
     pub(super) async fn silent(lab: &Lab, key: &TunnelKey) -> Self {
+        Self::over(Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap(), lab, key).await
+    }
+
+    /// By a stream of a TCP connection from `real`. The stream ends with the task.
+    pub(super) async fn by_stream(lab: &Lab, login: &Login, real: IpAddr) -> (Self, JoinHandle<Ended>) {
+        let (theirs, ours) = duplex(64 * 1024);
+        let stream = tokio::spawn(lab.node.carried.take(real, false).unwrap().run(ours));
+        let socket = Arc::new(CarriedSocket::new(lab.address, theirs, ()));
+        let mut config = EndpointConfig::default();
+        config.grease_quic_bit(false);
+        let runtime = Arc::new(TokioRuntime);
+        let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, runtime).unwrap();
+        let mut client = Self::over(endpoint, lab, &login.key).await;
+        client.greet(&login.token).await;
+        assert!(matches!(client.hear().await, AccessFrame::Welcome { .. }));
+        (client, stream)
+    }
+
+    async fn over(endpoint: Endpoint, lab: &Lab, key: &TunnelKey) -> Self {
         let node = node_key(&lab.node.store).await.unwrap().hash();
-        let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
         let config = dialling(key, node, access_wire::ALPN);
         let dialled = endpoint.connect_with(config, lab.address, SERVER_NAME).unwrap();
         let connection = soon(dialled).await.unwrap();
@@ -362,6 +387,7 @@ pub(super) struct Seen {
     pub(super) mute: bool,
     /// It takes what is offered and leaves it to somebody else to bind.
     pub(super) bare: bool,
+    pub(super) instance: u64,
 }
 
 /// A connector called `hq` of our own making: it takes what is offered and answers whatever comes through.
@@ -410,7 +436,8 @@ impl TestConnector {
         control::send(&mut send, &ConnectorFrame::Hello).await.unwrap();
         assert!(matches!(soon(reader.next()).await.unwrap(), Some(NodeFrame::Welcome { .. })));
         if takes {
-            control::send(&mut send, &ConnectorFrame::TakesSessions).await.unwrap();
+            let instance = Instance(seen.lock().unwrap().instance);
+            control::send(&mut send, &ConnectorFrame::TakesSessions { instance }).await.unwrap();
         }
         let (say, mut saying) = tokio::sync::mpsc::unbounded_channel();
         let (change, changed) = watch::channel(0);

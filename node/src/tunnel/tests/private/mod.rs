@@ -4,6 +4,8 @@ mod cheats;
 mod ending;
 mod ends;
 mod flow;
+mod instances;
 mod many;
 mod relay;
+mod round_trips;
 mod waiting;

@@ -9,7 +9,7 @@ use super::super::lab::{Lab, PATIENCE, until};
 use super::ends::{Client, Login, Seen, TestConnector, echoes, enrol, key_again};
 use crate::tunnel::access_wire::{AccessFrame, ClientFrame, Denial, RequestId};
 use crate::tunnel::private::{LINK_WAIT, MAX_WAITING};
-use crate::tunnel::wire::{ConnectorFrame, EndReason};
+use crate::tunnel::wire::{ConnectorFrame, EndReason, Instance};
 
 fn ask(request: u32) -> ClientFrame {
     ClientFrame::Open { request: RequestId(request), application: "db".into(), destination: None }
@@ -32,7 +32,7 @@ async fn a_connector_that_has_just_connected_is_not_taken_for_an_old_one() {
     let renew = ClientFrame::Renew { token: Login::renewed(&lab, &ann).parse().unwrap() };
     client.say(&renew).await;
     assert!(matches!(client.hear().await, AccessFrame::Renewed { .. }));
-    connector.say.send(ConnectorFrame::TakesSessions).unwrap();
+    connector.say.send(ConnectorFrame::TakesSessions { instance: Instance(0) }).unwrap();
     let AccessFrame::Opened(opened) = client.hear().await else { panic!("it is opened") };
     let bound = client.bind(&opened);
     client.ready(&bound).await;
@@ -140,4 +140,31 @@ async fn a_request_that_waits_does_not_outlive_its_login() {
     sleep(Duration::from_millis(300)).await;
     assert!(connector.seen.lock().unwrap().offers.is_empty());
     assert!(lab.node.private.list().is_empty());
+}
+
+/// A request is judged by where it comes from. Once its stream is gone that is nowhere, and not where the stream was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_waits_is_not_judged_by_a_stream_that_is_gone() {
+    let lab = Lab::start().await;
+    let ann = Login::new(&lab, "ann").await;
+    for stays in [true, false] {
+        let (mut client, stream) = Client::by_stream(&lab, &ann, "198.51.100.7".parse().unwrap()).await;
+        client.say(&ask(1)).await;
+        sleep(Duration::from_millis(300)).await;
+        if !stays {
+            stream.abort();
+            until("the stream is gone", || lab.desk.metrics.carried_streams.get() == 0).await;
+        }
+        let connector = TestConnector::start(&lab).await;
+        if stays {
+            assert!(matches!(client.hear().await, AccessFrame::Opened(_)), "the control");
+            assert!(lab.events().await.contains("\"ip_address\":\"198.51.100.7\""));
+            client.connection.close(0u8.into(), b"");
+        }
+        until("the client is let go", || lab.desk.metrics.access_connections.get() == 0).await;
+        assert_eq!(connector.seen.lock().unwrap().offers.len(), usize::from(stays));
+        assert_eq!(connects(&lab.events().await), 1, "what was decided at the stream's address alone");
+        connector.connection.close(0u8.into(), b"");
+        until("the connector is gone", || lab.node.registry.connectors().is_empty()).await;
+    }
 }
