@@ -277,9 +277,7 @@ impl Call<'_> {
         live: &LiveSession,
         name_id: &saml::NameId,
     ) -> Result<(), StoreError> {
-        let application = &visit.application.name;
-        self.context.sessions.granted(live.session.id, application).await?;
-        self.context.store.insert_saml_login(live.session.id, application, name_id).await
+        self.context.store.insert_saml_login(live.session.id, &visit.application.name, name_id).await
     }
 
     /// Keeps a request in the browser and goes on to where it is taken up again.
