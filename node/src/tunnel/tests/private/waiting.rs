@@ -78,8 +78,9 @@ async fn a_connection_that_has_fallen_silent_is_offered_nothing_until_it_is_hear
     client.say(&ask(7)).await;
     second.say.send(ConnectorFrame::Heartbeat).unwrap();
     assert!(matches!(client.hear().await, AccessFrame::Opened(_)));
-    let offered: Vec<_> = silent.lock().unwrap().offers.iter().map(|offer| offer.session).collect();
-    assert!(offered.len() == 2 && offered.contains(&opened.session), "{offered:?}");
+    let offered = || silent.lock().unwrap().offers.iter().map(|offer| offer.session).collect::<Vec<_>>();
+    until("it is offered both", || offered().len() == 2).await;
+    assert!(offered().contains(&opened.session), "{:?}", offered());
 }
 
 #[tokio::test(flavor = "multi_thread")]
