@@ -9,6 +9,7 @@ use crate::config::Active;
 use crate::event::Events;
 use crate::flow::UnixTime;
 use crate::identity::service::Services;
+use crate::metadata::Metadata;
 use crate::metrics::Metrics;
 use crate::recent::Recent;
 use crate::saas::saml::SamlProvider;
@@ -30,6 +31,8 @@ pub struct Context {
     pub tokens: Tokens,
     /// Signs for applications elsewhere.
     pub saml: SamlProvider,
+    /// What they and identity providers publish about themselves.
+    pub metadata: Metadata,
     pub seal: Seal,
     pub events: Events,
     pub metrics: Arc<Metrics>,

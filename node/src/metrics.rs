@@ -23,6 +23,8 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Connections that were closed before a request: by cause.
     pub connections_refused: IntCounterVec,
+    /// Fetches of SAML metadata: by kind of its publisher, name and result (`good`, `failed`).
+    pub(crate) metadata_fetches: IntCounterVec,
     /// Live tunnel connections by connector.
     pub tunnel_connections: IntGaugeVec,
     /// Streams that carry tunnels' datagrams over TCP.
@@ -111,6 +113,11 @@ impl Metrics {
             "Connections closed before a request, by cause",
             &["cause"],
         )?;
+        let metadata_fetches = counters(
+            "portcullis_metadata_fetches_total",
+            "Fetches of SAML metadata, by kind of publisher, name and result (good, failed)",
+            &["kind", "name", "result"],
+        )?;
         let tunnel_connections = IntGaugeVec::new(
             Opts::new("portcullis_tunnel_connections", "Live tunnel connections, by connector"),
             &["connector"],
@@ -187,6 +194,7 @@ impl Metrics {
             request_seconds,
             connections,
             connections_refused,
+            metadata_fetches,
             tunnel_connections,
             carried_streams,
             carried_dropped,

@@ -51,6 +51,7 @@ pub mod portcullis;
 pub mod ports;
 pub mod private_lab;
 pub mod process;
+pub mod publisher;
 pub mod quic;
 pub mod realm;
 pub mod relay;

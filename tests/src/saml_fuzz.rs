@@ -3,13 +3,16 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use portcullis::flow::UnixTime;
 use portcullis::saml::{
-    AuthnRequest, Certificate, Expected, Kind, LogoutRequest, LogoutResponse, MESSAGE_LIMITS,
-    METADATA_LIMITS, Provider, ServiceProvider, accept, canonical, of_form, of_query, parse,
+    ANSWER_LIMITS, AuthnRequest, Certificate, Decrypter, Expected, Kind, LogoutRequest, LogoutResponse,
+    MESSAGE_LIMITS, METADATA_LIMITS, Oaep, Provider, ServiceProvider, accept, canonical, of_form, of_query,
+    parse,
 };
+use zeroize::Zeroizing;
 
 /// What is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +21,8 @@ pub enum Target {
     Query,
     Form,
     Answer,
+    /// The same with its assertion encrypted, so that what was changed is inside.
+    Sealed,
     Metadata,
 }
 
@@ -114,6 +119,10 @@ impl Corpus {
                 signed.push((bytes, read));
             }
         }
+        let encrypted = answers.iter().filter(|(bytes, read)| {
+            sealed(bytes).and_then(|bytes| answer(&bytes, &key)).is_ok_and(|found| found == *read)
+        });
+        anyhow::ensure!(encrypted.count() > 1, "no answer is read as the same when it is encrypted");
         anyhow::ensure!(!answers.is_empty() && !signed.is_empty() && documents.len() > 10);
         Ok(Self { documents, answers, signed, key })
     }
@@ -130,7 +139,7 @@ impl Corpus {
     pub fn changed(&self, target: Target, random: &mut fastrand::Rng) -> Vec<u8> {
         let all = &self.documents;
         let mut document = match target {
-            Target::Answer => self.answers[random.usize(..self.answers.len())].0.clone(),
+            Target::Answer | Target::Sealed => self.answers[random.usize(..self.answers.len())].0.clone(),
             Target::Form if random.bool() => self.signed[random.usize(..self.signed.len())].0.clone(),
             _ => all[random.usize(..all.len())].clone(),
         };
@@ -200,7 +209,8 @@ fn element(document: &[u8], random: &mut fastrand::Rng) -> Option<std::ops::Rang
 }
 
 impl Target {
-    pub const ALL: [Self; 5] = [Self::Xml, Self::Query, Self::Form, Self::Answer, Self::Metadata];
+    pub const ALL: [Self; 6] =
+        [Self::Xml, Self::Query, Self::Form, Self::Answer, Self::Sealed, Self::Metadata];
 
     /// Whether the document is accepted; an error where a promise is broken.
     pub fn read(self, document: &[u8], corpus: &Corpus) -> Result<bool, String> {
@@ -242,11 +252,14 @@ impl Target {
                     || LogoutRequest::read(&received.message).is_ok()
                     || LogoutResponse::read(&received.message).is_ok())
             }
-            Self::Answer => match answer(document, &corpus.key) {
-                Ok(read) if corpus.answers.iter().any(|(_, known)| *known == read) => Ok(true),
-                Ok(read) => Err(format!("accepted, and nobody said it: {read}")),
-                Err(_) => Ok(false),
-            },
+            Self::Answer | Self::Sealed => {
+                let sealed = (self == Self::Sealed).then(|| sealed(document)).transpose();
+                match sealed.and_then(|sealed| answer(sealed.as_deref().unwrap_or(document), &corpus.key)) {
+                    Ok(read) if corpus.answers.iter().any(|(_, known)| *known == read) => Ok(true),
+                    Ok(read) => Err(format!("accepted, and nobody said it: {read}")),
+                    Err(_) => Ok(false),
+                }
+            }
             Self::Metadata => {
                 let read = ServiceProvider::read(document);
                 if read.as_ref().is_ok_and(|read| read.consumers.is_empty() || read.entity_id.is_empty()) {
@@ -264,8 +277,45 @@ impl Target {
 
 /// All that is read of an answer.
 fn answer(document: &[u8], key: &Certificate) -> Result<String> {
-    let message = parse(document, MESSAGE_LIMITS)?;
-    Ok(format!("{:?}", accept(message, EXPECTED, std::slice::from_ref(key), &[])?))
+    let message = parse(document, ANSWER_LIMITS)?;
+    Ok(format!("{:?}", accept(message, EXPECTED, std::slice::from_ref(key), &[&Skeleton])?))
+}
+
+/// The key that assertions are sealed with here. How it is wrapped is not what is tried.
+const SEAL: [u8; 32] = [7; 32];
+
+/// Unwraps whatever it is given to that key.
+struct Skeleton;
+
+impl Decrypter for Skeleton {
+    fn unwrap_key(&self, _: Oaep, _: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        Some(SEAL.to_vec().into())
+    }
+}
+
+/// An answer with its assertion encrypted, or what is between the tags of one (XML Encryption §3).
+fn sealed(document: &[u8]) -> Result<Vec<u8>> {
+    let text = String::from_utf8_lossy(document);
+    let start = text.find("<saml:Assertion").context("no assertion")?;
+    let close = "</saml:Assertion>";
+    let end = text.rfind(close).filter(|end| *end > start).context("no end of an assertion")? + close.len();
+    let mut plain = text[start..end].as_bytes().to_vec();
+    let nonce = [0; 12];
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &SEAL)?);
+    key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut plain)?;
+    let cipher = STANDARD.encode([&nonce[..], &plain].concat());
+    Ok(format!(
+        "{}<saml:EncryptedAssertion><x:EncryptedData xmlns:x=\"http://www.w3.org/2001/04/xmlenc#\" \
+         Type=\"http://www.w3.org/2001/04/xmlenc#Element\"><x:EncryptionMethod \
+         Algorithm=\"http://www.w3.org/2009/xmlenc11#aes256-gcm\"/><d:KeyInfo \
+         xmlns:d=\"http://www.w3.org/2000/09/xmldsig#\"><x:EncryptedKey><x:EncryptionMethod \
+         Algorithm=\"http://www.w3.org/2001/04/xmlenc#rsa-oaep-mgf1p\"/><x:CipherData><x:CipherValue>AA==\
+         </x:CipherValue></x:CipherData></x:EncryptedKey></d:KeyInfo><x:CipherData><x:CipherValue>{cipher}\
+         </x:CipherValue></x:CipherData></x:EncryptedData></saml:EncryptedAssertion>{}",
+        &text[..start],
+        &text[end..]
+    )
+    .into_bytes())
 }
 
 fn request(document: &[u8], key: &Certificate) -> Result<String> {

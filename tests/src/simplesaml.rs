@@ -31,7 +31,7 @@ pub struct Choices {
 pub struct SimpleSaml {
     dir: PathBuf,
     pub origin: String,
-    _server: Process,
+    server: Process,
 }
 
 impl SimpleSaml {
@@ -79,6 +79,14 @@ impl SimpleSaml {
         std::fs::write(dir.join("metadata/sp.xml"), NOBODY)?;
         let mut command = Command::new("php");
         command
+            .args([
+                "-d",
+                "opcache.enable=1",
+                "-d",
+                "opcache.enable_cli=1",
+                "-d",
+                "opcache.validate_timestamps=0",
+            ])
             .args(["-S", &format!("127.0.0.1:{port}"), "-t"])
             .arg(dir.join("www"))
             .env("SIMPLESAMLPHP_CONFIG_DIR", dir.join("config"));
@@ -87,7 +95,7 @@ impl SimpleSaml {
         }
         let server = Process::spawn_in(&dir, "php", command)?;
         ca.write(&dir)?;
-        let provider = Self { dir: this_dir, origin, _server: server };
+        let provider = Self { dir: this_dir, origin, server };
         let plain = Web::bare(&dir.join("plain.jar"), &dir.join("ca.pem"), port, &[]);
         let metadata = wait_until("SimpleSAMLphp", Duration::from_secs(20), || {
             Ok(plain.get(&provider.metadata()).ok().filter(|reply| reply.status == 200))
@@ -110,6 +118,11 @@ impl SimpleSaml {
     /// Tells it who may ask.
     pub fn know(&self, service_provider: &str) -> Result<()> {
         Ok(std::fs::write(self.dir.join("metadata/sp.xml"), service_provider)?)
+    }
+
+    /// Of PHP's server.
+    pub fn pid(&self) -> u32 {
+        self.server.pid()
     }
 
     /// Its log.

@@ -72,6 +72,11 @@ impl Web {
         Ok(Self { netns: self.netns.clone(), jar: jar.to_owned(), args: self.args.clone() })
     }
 
+    /// The file of its cookies, as curl keeps it.
+    pub fn jar(&self) -> &Path {
+        &self.jar
+    }
+
     pub fn get(&self, url: &str) -> Result<Reply> {
         self.send(url, &[])
     }
@@ -83,7 +88,15 @@ impl Web {
             args.extend(["--data-raw".to_owned(), String::new()]);
         }
         for (name, value) in form {
-            args.extend(["--data-urlencode".to_owned(), format!("{name}={value}")]);
+            // One argument of a program has at most 128 KiB.
+            let field = if value.len() < 64 * 1024 {
+                format!("{name}={value}")
+            } else {
+                let file = self.jar.with_extension(name);
+                std::fs::write(&file, value)?;
+                format!("{name}@{}", file.display())
+            };
+            args.extend(["--data-urlencode".to_owned(), field]);
         }
         self.send(url, &args)
     }

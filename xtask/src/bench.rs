@@ -21,6 +21,8 @@ pub enum Subject {
     Edge,
     /// Private sessions beside a bare redirect, SSH, WireGuard and rathole
     Sessions,
+    /// SAML sign-ins beside SimpleSAMLphp
+    Saas,
 }
 
 /// `PATH`, and behind it where the set-up installed what cargo builds.
@@ -37,9 +39,10 @@ pub fn run(subject: Subject, args: &[String]) -> Result<ExitCode> {
         Subject::Flood => "flood",
         Subject::Edge => "bench_edge",
         Subject::Sessions => "bench_sessions",
+        Subject::Saas => "bench_saas",
     };
     eprintln!("  · building the bench in release (some minutes the first time)");
-    if let Subject::Flood | Subject::Edge | Subject::Sessions = subject {
+    if let Subject::Flood | Subject::Edge | Subject::Sessions | Subject::Saas = subject {
         shell::run(cargo().args(["build", "--release", "--package", "portcullis", "--bin", "portcullis"]))?;
     }
     shell::run(cargo().args(["build", "--release", "--package", "portcullis-tests", "--bin", program]))?;

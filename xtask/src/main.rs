@@ -48,7 +48,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Measure something beside its peers: `bench gate`, `bench flood`, `bench sessions`
+    /// Measure something beside its peers: `bench gate`, `bench flood`, `bench sessions`, `bench saas`
     Bench {
         what: bench::Subject,
         /// Arguments of the measurement: --check, --runs N, --json FILE, --svg FILE

@@ -19,7 +19,7 @@ pub(super) fn run(path: &Path) -> anyhow::Result<()> {
     let local = config.identity_providers.iter().any(|p| matches!(p.kind, ProviderKind::Local));
     let federated = config.identity_providers.len() > usize::from(local);
     let federates = config.identity_providers.iter().any(|p| matches!(p.kind, ProviderKind::Saml(_)));
-    let signs = federates || saml::services(&config).next().is_some();
+    let signs = federates || saml::applications(&config).next().is_some();
     let asks_store = local || !config.service_tokens().is_empty() || signs;
     let (users, service_tokens, saml_keys) = if asks_store && config.node.state.join("store.sqlite").exists()
     {

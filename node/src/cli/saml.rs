@@ -8,8 +8,9 @@ use clap::Subcommand;
 
 use crate::admin::client::Target;
 use crate::admin::wire::Request;
-use crate::config::{Config, ProviderKind};
-use crate::flow::{Application, Kind, SaasProtocol, SamlService, UnixTime};
+use crate::config::{Config, ProviderKind, check_metadata_url, is_url};
+use crate::fetch::HttpClient;
+use crate::flow::{Kind, SaasProtocol, SamlApplication, SamlProviderSource, UnixTime};
 use crate::identity::saml::MetadataSource;
 use crate::saas::saml::{SamlKeyState, SamlKeySummary};
 use crate::saml::ServiceProvider;
@@ -32,11 +33,15 @@ pub(super) enum SamlCommand {
     },
     /// Print the configuration of a service provider from its metadata, for node.toml
     Import {
-        /// The service provider's metadata
-        file: PathBuf,
+        /// The service provider's metadata, a file or its address
+        #[arg(value_name = "FILE|URL")]
+        metadata: String,
         /// What to call the application
         #[arg(long, default_value = "NAME")]
         name: String,
+        /// PEM file of an authority to trust at the address besides the system's
+        #[arg(long, value_name = "FILE")]
+        ca: Option<PathBuf>,
     },
 }
 
@@ -44,7 +49,7 @@ pub(super) async fn run(target: &Target, command: SamlCommand) -> anyhow::Result
     let request = match command {
         SamlCommand::Keys => Request::SamlKeysList,
         SamlCommand::Rotate { now } => Request::SamlKeysRotate { now },
-        SamlCommand::Import { file, name } => return import(&file, &name),
+        SamlCommand::Import { metadata, name, ca } => return import(&metadata, &name, ca.as_deref()).await,
     };
     target
         .ask(request, |value| {
@@ -68,26 +73,48 @@ pub(super) async fn run(target: &Target, command: SamlCommand) -> anyhow::Result
 }
 
 /// Needs no node: what is printed is checked as a configuration is.
-fn import(file: &Path, name: &str) -> anyhow::Result<()> {
-    let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
-    let provider = ServiceProvider::read(&bytes).with_context(|| file.display().to_string())?;
-    let file = std::path::absolute(file)?;
+async fn import(metadata: &str, name: &str, ca: Option<&Path>) -> anyhow::Result<()> {
+    let (bytes, place) = if is_url(metadata) {
+        let url = check_metadata_url(metadata).map_err(anyhow::Error::msg)?;
+        (fetch(&url, ca).await.with_context(|| url.clone())?, url)
+    } else {
+        let bytes = std::fs::read(metadata).with_context(|| metadata.to_owned())?;
+        (bytes, std::path::absolute(metadata)?.display().to_string())
+    };
+    let provider = ServiceProvider::read(&bytes).with_context(|| metadata.to_owned())?;
+    // Whoever publishes it may change it: but not whose it is.
+    let pinned = match is_url(metadata) {
+        true => format!(", entity_id = {:?}", provider.entity_id),
+        false => String::new(),
+    };
+    let trusted = match ca {
+        Some(ca) if is_url(metadata) => {
+            format!(", ca = {:?}", std::path::absolute(ca)?.display().to_string())
+        }
+        _ => String::new(),
+    };
     output::line(&format!(
         "# {}: consumer services {}, certificates for its requests {}, assertions {}\n[[application]]\nname = {name:?}\ntype = \"saas\"\npolicies = []   # who may \
-         sign in: names of policies\nsaml = {{ metadata = {:?} }}",
+         sign in: names of policies\nsaml = {{ metadata = {place:?}{pinned}{trusted} }}",
         provider.entity_id,
         provider.consumers.len(),
         provider.signing.len(),
         if provider.encryption.is_some() { "encrypted" } else { "not encrypted" },
-        file.display().to_string(),
     ))
 }
 
+async fn fetch(url: &str, ca: Option<&Path>) -> anyhow::Result<Vec<u8>> {
+    let request = http::Request::get(url).body(Vec::new())?;
+    let answer = HttpClient::new(ca)?.send(request).await?;
+    anyhow::ensure!(answer.status().is_success(), "status {}", answer.status().as_u16());
+    Ok(answer.into_body())
+}
+
 /// The service providers of a configuration.
-pub(super) fn services(config: &Config) -> impl Iterator<Item = (&Application, &SamlService)> {
+pub(super) fn applications(config: &Config) -> impl Iterator<Item = &SamlApplication> {
     config.applications.iter().filter_map(|application| match &application.kind {
         Kind::Saas(saas) => match &saas.protocol {
-            SaasProtocol::Saml(service) => Some((application, service)),
+            SaasProtocol::Saml(application) => Some(application),
             SaasProtocol::Oidc(_) => None,
         },
         Kind::Web(_) | Kind::Private(_) => None,
@@ -98,9 +125,11 @@ pub(super) fn services(config: &Config) -> impl Iterator<Item = (&Application, &
 pub(super) fn notes(config: &Config, keys: &[SamlKey], now: UnixTime) -> Vec<String> {
     let mut notes = Vec::new();
     let mut names = Vec::new();
-    for (application, service) in services(config) {
+    for application in applications(config) {
         let name = &application.name;
         names.push(format!("`{name}`"));
+        // What is published is renewed by its publisher, and known to the node that runs.
+        let SamlProviderSource::Configured(service) = &application.provider else { continue };
         let requests =
             service.certificates.iter().map(|certificate| (certificate, "that verifies its requests"));
         let assertions = service

@@ -3,7 +3,7 @@
 //! [`Config::load`] either gives a configuration in which every name resolves and every secret is read, or every
 //! fault it found with file and line. Nothing is opened wider than asked because a key was misspelt.
 //!
-//! `raw` is the shape of the file, `compile` turns it into [`Config`] (`applications`, `private`, `saas` and `saml`, those); `values` and `units` read single values, and
+//! `raw` is the shape of the file, `compile` turns it into [`Config`] (`applications`, `private`, `saas`, `saml` and `saml_fit`, those); `values` and `units` read single values, and
 //! `suggest` knows what was probably meant.
 
 mod applications;
@@ -15,6 +15,7 @@ mod providers;
 mod raw;
 mod saas;
 mod saml;
+mod saml_fit;
 mod saml_presets;
 mod suggest;
 mod units;
@@ -34,7 +35,9 @@ use crate::policy::{Policy, PolicySet};
 pub use compile::{DEFAULT_ADMIN_SOCKET, DEFAULT_PIN};
 pub use connector::{DEFAULT_CONNECTIONS, DEFAULT_CONNECTOR_STATE, load_connector, read_token_file};
 pub use error::{ConfigError, Fault};
+pub(crate) use providers::{check_metadata_url, is_url};
 pub(crate) use saml::check_service;
+pub(crate) use saml_fit::Misfit;
 pub use units::{Secret, parse_duration};
 pub use values::check_name;
 

@@ -232,11 +232,11 @@ impl Compiler<'_> {
 }
 
 /// Whether `metadata` is an address, and no file.
-pub(super) fn is_url(text: &str) -> bool {
+pub(crate) fn is_url(text: &str) -> bool {
     text.contains("://")
 }
 
-pub(super) fn check_metadata_url(text: &str) -> Result<String, String> {
+pub(crate) fn check_metadata_url(text: &str) -> Result<String, String> {
     match url::Url::parse(text) {
         Ok(url) if crate::fetch::is_protected(&url) && url.fragment().is_none() => Ok(text.to_owned()),
         _ => Err(format!("`{text}`: metadata is a file, or at https://…")),

@@ -276,7 +276,9 @@ pub(super) enum Claim {
 #[serde(deny_unknown_fields)]
 pub(super) struct Saml {
     pub(super) preset: Option<Spanned<String>>,
-    pub(super) metadata: Option<Spanned<PathBuf>>,
+    /// A file or an address.
+    pub(super) metadata: Option<Spanned<String>>,
+    pub(super) ca: Option<Spanned<PathBuf>>,
     pub(super) entity_id: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) acs: Vec<Spanned<String>>,

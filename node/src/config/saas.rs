@@ -71,7 +71,7 @@ impl Compiler<'_> {
         let url = application.url.as_ref().and_then(|url| self.parse(url, check_https));
         let protocol = match (application.oidc, application.saml) {
             (Some(oidc), None) => SaasProtocol::Oidc(self.oidc_client(&name, oidc)?),
-            (None, Some(saml)) => SaasProtocol::Saml(self.saml_service(&name, saml)?),
+            (None, Some(saml)) => SaasProtocol::Saml(self.saml_application(&name, saml)?),
             (None, None) => {
                 let message = format!(
                     "application `{name}` has neither `oidc` nor `saml`: how does it sign people in?"

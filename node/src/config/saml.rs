@@ -1,21 +1,25 @@
 //! `saml = { … }` of an application: a service provider of the node's SAML identity provider.
 
 use std::io::Read as _;
+use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use toml::Spanned;
 
 use crate::flow::{
-    ClaimSource, SamlAttribute, SamlBinding, SamlConsumer, SamlLogout, SamlNameId, SamlService, SamlSource,
+    ClaimSource, SamlApplication, SamlAttribute, SamlNameId, SamlProviderSource, SamlPublished, SamlSaid,
+    SamlSaidLogout, SamlSource,
 };
 use crate::saml::{
-    Certificate, LONGEST_RELAY_STATE, LogoutService, NAMEID_EMAIL, NAMEID_PERSISTENT, NAMEID_TRANSIENT,
-    Place, ServiceProvider, can_encrypt_to,
+    Certificate, LONGEST_RELAY_STATE, LogoutService, ServiceProvider, Validity, can_encrypt_to,
 };
 
 use super::compile::Compiler;
+use super::providers::{check_metadata_url, is_url};
 use super::raw;
 use super::saas::{check_return, claim_source};
+use super::saml_fit::Key;
 use super::saml_presets::preset;
 
 /// Consumer services and attributes of a service provider.
@@ -26,105 +30,138 @@ const LONGEST_ENTITY_ID: usize = 1024;
 /// Bytes of the largest metadata or certificate file.
 const LARGEST_FILE: u64 = 1 << 20;
 
+/// Where a service provider's metadata is.
+enum Metadata {
+    None,
+    File(PathBuf, Box<ServiceProvider>),
+    Url(String),
+}
+
 impl Compiler<'_> {
-    pub(super) fn saml_service(&mut self, name: &str, saml: Spanned<raw::Saml>) -> Option<SamlService> {
+    pub(super) fn saml_application(
+        &mut self,
+        name: &str,
+        saml: Spanned<raw::Saml>,
+    ) -> Option<SamlApplication> {
         let span = saml.span();
         let saml = saml.into_inner();
-        let named = [&saml.metadata, &saml.certificate, &saml.encryption_certificate];
-        let files = named.into_iter().flatten().map(|file| self.base.join(file.get_ref())).collect();
-        let metadata = match &saml.metadata {
-            None => None,
+        let source = match &saml.metadata {
+            None => Metadata::None,
+            Some(place) if is_url(place.get_ref()) => Metadata::Url(self.parse(place, check_metadata_url)?),
             Some(file) => {
-                Some(self.read(file, |bytes| ServiceProvider::read(bytes).map_err(|e| e.to_string()))?)
+                let file = Spanned::new(file.span(), PathBuf::from(file.get_ref()));
+                let read =
+                    self.read(&file, |bytes| ServiceProvider::read(bytes).map_err(|e| e.to_string()))?;
+                Metadata::File(self.base.join(file.get_ref()), Box::new(read))
             }
         };
+        let ca = saml.ca.as_ref().map(|file| self.file(file));
+        if let (Some(ca), false) = (&saml.ca, matches!(source, Metadata::Url(_))) {
+            self.faults.at(ca.span(), "`ca` is for `metadata` at an address; `logout` has its own");
+        }
+        let named = [&saml.certificate, &saml.encryption_certificate];
+        let named = named.into_iter().flatten().map(|file| self.base.join(file.get_ref()));
+        let mut files: Vec<PathBuf> = named.chain(ca.clone()).collect();
+        let place = saml.metadata.as_ref().map_or(span.clone(), Spanned::span);
+        let chosen: Vec<_> = saml.acs.iter().map(Spanned::span).collect();
+        let (said, consumers) = self.saml_said(name, saml, &source, span.clone())?;
+        let document = match source {
+            Metadata::Url(url) => {
+                let published = SamlPublished { url, ca, said };
+                let provider = SamlProviderSource::Published(Arc::new(published));
+                return Some(SamlApplication { name: name.to_owned(), provider, files });
+            }
+            Metadata::File(path, document) => {
+                files.push(path);
+                *document
+            }
+            Metadata::None => ServiceProvider {
+                entity_id: said.entity_id.clone()?,
+                consumers: (0..).zip(consumers).map(|(index, location)| (location, Some(index))).collect(),
+                signing: Vec::new(),
+                encryption: None,
+                signs_requests: false,
+                name_id_format: None,
+                logout: LogoutService::default(),
+                validity: Validity::default(),
+            },
+        };
+        match said.with(&document) {
+            Ok(service) => {
+                let provider = SamlProviderSource::Configured(Arc::new(service));
+                Some(SamlApplication { name: name.to_owned(), provider, files })
+            }
+            Err(misfit) => {
+                let span = match misfit.key {
+                    Key::Metadata => place,
+                    Key::Consumer(index) => chosen.get(index).cloned().unwrap_or(place),
+                    Key::RequireSigned => span,
+                };
+                self.faults.at(span, format!("application `{name}`: {misfit}"));
+                None
+            }
+        }
+    }
+
+    /// What the configuration says by itself; and where there is no metadata, the consumer services.
+    fn saml_said(
+        &mut self,
+        name: &str,
+        saml: raw::Saml,
+        source: &Metadata,
+        span: Range<usize>,
+    ) -> Option<(SamlSaid, Vec<String>)> {
         let preset = match &saml.preset {
             None => None,
             Some(name) => Some(self.parse(name, preset)?),
         };
         let shared = preset.as_ref().and_then(|preset| preset.entity_id);
-        for (key, place) in [
-            ("entity_id", saml.entity_id.as_ref().map(Spanned::span)),
-            ("acs", saml.acs.first().map(Spanned::span)),
-        ] {
-            match (place, &metadata) {
-                (Some(_), Some(_)) if key == "acs" => {}
-                (None, None) if key == "entity_id" && shared.is_some() => {}
-                (Some(place), Some(_)) => {
-                    self.faults.at(place, format!("`{key}` is in the metadata: give one or the other"));
-                }
-                (None, None) => {
-                    let message =
-                        format!("application `{name}` has no `{key}`, nor `metadata` that names it");
-                    self.faults.at(span.clone(), message);
-                }
-                (None, Some(_)) | (Some(_), None) => {}
+        let without_metadata = matches!(source, Metadata::None);
+        if let (Some(id), Metadata::File(..)) = (&saml.entity_id, source) {
+            self.faults.at(id.span(), "`entity_id` is in the metadata: give one or the other");
+        }
+        for (key, is_missing) in
+            [("entity_id", saml.entity_id.is_none() && shared.is_none()), ("acs", saml.acs.is_empty())]
+        {
+            if without_metadata && is_missing {
+                let message = format!("application `{name}` has no `{key}`, nor `metadata` that names it");
+                self.faults.at(span.clone(), message);
             }
         }
-        let entity_id = match (&saml.entity_id, &metadata) {
-            (Some(id), _) => self.parse(id, check_entity_id)?,
-            (None, Some(metadata)) => match check_entity_id(&metadata.entity_id) {
-                Ok(id) => id,
-                Err(message) => {
-                    self.faults.at(span, message);
-                    return None;
-                }
-            },
-            (None, None) => shared?.to_owned(),
+        let entity_id = match (&saml.entity_id, source) {
+            (Some(id), _) => Some(self.parse(id, check_entity_id)?),
+            (None, Metadata::None) => shared.map(str::to_owned),
+            (None, Metadata::Url(_) | Metadata::File(..)) => None,
         };
-        let consumers = match &metadata {
-            Some(metadata) => {
-                let place = saml.metadata.as_ref().map_or(span.clone(), Spanned::span);
-                let mut consumers = Vec::new();
-                for (location, index) in &metadata.consumers {
-                    match check_service(location) {
-                        Ok(location) => consumers.push(SamlConsumer { location, index: *index }),
-                        Err(message) => self.faults.at(place.clone(), message),
-                    }
-                }
-                self.chosen(&saml.acs, consumers)
+        let consumers: Vec<String> = match source {
+            // They are compared with those of the metadata, which names them all if one is none.
+            Metadata::File(..) => saml.acs.iter().map(|location| location.get_ref().clone()).collect(),
+            Metadata::None | Metadata::Url(_) => {
+                saml.acs.iter().filter_map(|location| self.parse(location, check_service)).collect()
             }
-            None => saml
-                .acs
-                .iter()
-                .enumerate()
-                .filter_map(|(index, location)| {
-                    let location = self.parse(location, check_service)?;
-                    Some(SamlConsumer { location, index: u16::try_from(index).ok() })
-                })
-                .collect(),
         };
+        let (consumers, own) =
+            if without_metadata { (Vec::new(), consumers) } else { (consumers, Vec::new()) };
         let certificates = match &saml.certificate {
-            Some(file) => self.read(file, |pem| Certificate::all_from_pem(pem).map_err(|e| e.to_string()))?,
-            None => metadata.as_ref().map(|metadata| metadata.signing.clone()).unwrap_or_default(),
+            Some(file) => {
+                Some(self.read(file, |pem| Certificate::all_from_pem(pem).map_err(|e| e.to_string()))?)
+            }
+            None => None,
         };
         let encrypt_to = match &saml.encryption_certificate {
             Some(file) => Some(self.read(file, recipient)?),
-            None => metadata.as_ref().and_then(|metadata| metadata.encryption.clone()).filter(can_encrypt_to),
+            None => None,
         };
-        let signs = metadata.as_ref().is_some_and(|metadata| metadata.signs_requests);
-        let require_signed = saml.require_signed.unwrap_or(saml.certificate.is_some() || signs);
-        if require_signed && certificates.is_empty() {
-            let message =
-                format!("application `{name}` has no `certificate` that its signed requests verify with");
-            self.faults.at(span.clone(), message);
-        }
-        if consumers.len() > MOST || saml.attributes.as_ref().is_some_and(|all| all.len() > MOST) {
+        if saml.acs.len() > MOST || saml.attributes.as_ref().is_some_and(|all| all.len() > MOST) {
             self.faults.at(span, format!("at most {MOST} `acs` and `attributes`"));
             return None;
         }
-        let offered = metadata.as_ref().map(|metadata| metadata.logout.clone()).unwrap_or_default();
-        let logout = self.saml_logout(saml.logout, offered, span.clone());
+        let logout = self.saml_logout(&saml.logout);
         let (preset_name, preset_attributes) =
             preset.map(|preset| (preset.name_id, preset.attributes)).unzip();
         let name_id = match saml.name_id {
             Some(name_id) => Some(self.name_id(name_id)?),
-            None => preset_name.or_else(|| match metadata?.name_id_format.as_deref()? {
-                NAMEID_EMAIL => Some(SamlNameId::Email),
-                NAMEID_PERSISTENT => Some(SamlNameId::Persistent),
-                NAMEID_TRANSIENT => Some(SamlNameId::Transient),
-                _ => None,
-            }),
+            None => preset_name,
         };
         let attributes = match saml.attributes {
             Some(attributes) => self.attributes(attributes),
@@ -134,80 +171,30 @@ impl Compiler<'_> {
             Some(state) => Some(self.parse(state, check_relay_state)?),
             None => None,
         };
-        Some(SamlService {
+        let said = SamlSaid {
             name: name.to_owned(),
             entity_id,
             consumers,
+            require_signed: saml.require_signed.or_else(|| certificates.as_ref().map(|_| true)),
             certificates,
             encrypt_to,
-            require_signed,
             name_id,
             attributes,
             relay_state,
             logout,
-            files,
-        })
+        };
+        Some((said, own))
     }
 
-    /// What the configuration says of single logout, and else the metadata at `span`.
-    fn saml_logout(
-        &mut self,
-        logout: raw::SamlLogout,
-        offered: LogoutService,
-        span: std::ops::Range<usize>,
-    ) -> SamlLogout {
-        let mut place = |said: Option<&Spanned<String>>, offered: Option<String>| match (said, offered) {
-            (Some(said), _) => self.parse(said, check_service),
-            (None, Some(offered)) => match check_service(&offered) {
-                Ok(offered) => Some(offered),
-                Err(message) => {
-                    self.faults.at(span.clone(), message);
-                    None
-                }
-            },
-            (None, None) => None,
-        };
-        let said = logout.redirect.is_some() || logout.post.is_some();
-        let offered_here = |offered: Option<Place>| offered.filter(|_| !said);
-        let (of_redirect, of_post) =
-            (offered_here(offered.browser.redirect), offered_here(offered.browser.post));
-        let mut browser = |of: &dyn Fn(Place) -> String| {
-            let post = place(logout.post.as_ref(), of_post.clone().map(of));
-            let redirect = place(logout.redirect.as_ref(), of_redirect.clone().map(of));
-            match (post, redirect) {
-                (Some(post), _) => Some((SamlBinding::Post, post)),
-                (None, Some(redirect)) => Some((SamlBinding::Redirect, redirect)),
-                (None, None) => None,
-            }
-        };
-        let answers = browser(&|place| place.answers);
-        let requests = browser(&|place| place.location);
-        let soap = place(logout.soap.as_ref(), offered.soap);
-        let ca = logout.ca.as_ref().map(|file| self.file(file));
-        SamlLogout { answers, requests, soap, ca, local: logout.local }
-    }
-
-    /// Of the metadata's consumer services those that `acs` names, in its order; without `acs` all of them.
-    fn chosen(&mut self, acs: &[Spanned<String>], offered: Vec<SamlConsumer>) -> Vec<SamlConsumer> {
-        if acs.is_empty() {
-            return offered;
+    fn saml_logout(&mut self, logout: &raw::SamlLogout) -> SamlSaidLogout {
+        let mut place = |said: &Option<Spanned<String>>| self.parse(said.as_ref()?, check_service);
+        SamlSaidLogout {
+            redirect: place(&logout.redirect),
+            post: place(&logout.post),
+            soap: place(&logout.soap),
+            ca: logout.ca.as_ref().map(|file| self.file(file)),
+            local: logout.local,
         }
-        let mut chosen = Vec::new();
-        for wanted in acs {
-            match offered.iter().find(|offer| offer.location == *wanted.get_ref()) {
-                Some(offer) => chosen.push(offer.clone()),
-                None => {
-                    let known: Vec<_> = offered.iter().map(|offer| offer.location.as_str()).collect();
-                    let message = format!(
-                        "`{}` is no consumer service of the metadata, which has: {}",
-                        wanted.get_ref(),
-                        known.join(", ")
-                    );
-                    self.faults.at(wanted.span(), message);
-                }
-            }
-        }
-        chosen
     }
 
     fn name_id(&mut self, name_id: Spanned<raw::Claim>) -> Option<SamlNameId> {

@@ -1,9 +1,11 @@
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::flow::{
-    ClaimSource, ClientAuthentication, Kind, Private, Protocol, Saas, SaasProtocol, SamlAttribute,
-    SamlBinding, SamlNameId, SamlService, SamlSource, Target,
+    ClaimSource, ClientAuthentication, Kind, Private, Protocol, Saas, SaasProtocol, SamlApplication,
+    SamlAttribute, SamlBinding, SamlNameId, SamlProviderSource, SamlService, SamlSource, Target,
 };
 use crate::policy::Action;
 
@@ -233,9 +235,16 @@ fn saas(oidc: &str) -> Result<Saas, ConfigError> {
 }
 
 fn saml(saml: &str) -> Result<SamlService, ConfigError> {
+    match saml_application(saml)?.provider {
+        SamlProviderSource::Configured(service) => Ok(Arc::unwrap_or_clone(service)),
+        SamlProviderSource::Published(_) => panic!("{saml}"),
+    }
+}
+
+fn saml_application(saml: &str) -> Result<SamlApplication, ConfigError> {
     let config = parse(&with(&format!("type = \"saas\"\nsaml = {{ {saml} }}")))?;
     match &config.applications[1].kind {
-        Kind::Saas(Saas { protocol: SaasProtocol::Saml(service), .. }) => Ok(service.clone()),
+        Kind::Saas(Saas { protocol: SaasProtocol::Saml(application), .. }) => Ok(application.clone()),
         Kind::Saas(_) | Kind::Web(_) | Kind::Private(_) => panic!("{saml}"),
     }
 }
@@ -344,6 +353,64 @@ fn the_configuration_may_choose_among_the_services_of_metadata() {
         wrong.contains("`https://a.b/2/` is no consumer service of the metadata, which has: https://a.b/1, "),
         "{wrong}"
     );
+}
+
+#[test]
+fn metadata_may_be_published_elsewhere() {
+    let found = saml_application(
+        "metadata = \"https://sp.example.org/metadata\", ca = \"cert.pem\", entity_id = \"urn:x\", acs = \
+         [\"https://a.b/2\"], name_id = \"email\"",
+    )
+    .unwrap();
+    let SamlProviderSource::Published(place) = &found.provider else { panic!("{found:?}") };
+    assert_eq!((found.name.as_str(), place.url.as_str()), ("db", "https://sp.example.org/metadata"));
+    assert!(found.files.len() == 1 && found.files.first() == place.ca.as_ref(), "a reload reads it again");
+    let document = |entity: &str, places: &[&str], signs: bool| {
+        let services: String = places
+            .iter()
+            .map(|place| {
+                format!(
+                    "<AssertionConsumerService Binding='urn:oasis:names:tc:SAML:2.0:bindings:HTTP-POST' \
+                     Location='{place}'/>"
+                )
+            })
+            .collect();
+        let text = format!(
+            "<EntityDescriptor xmlns='urn:oasis:names:tc:SAML:2.0:metadata' entityID='{entity}'><SPSSODescriptor \
+             AuthnRequestsSigned='{signs}' protocolSupportEnumeration='urn:oasis:names:tc:SAML:2.0:protocol'>{services}\
+             </SPSSODescriptor></EntityDescriptor>"
+        );
+        crate::saml::ServiceProvider::read(text.as_bytes()).unwrap()
+    };
+    let fitted = place.said.with(&document("urn:x", &["https://a.b/1", "https://a.b/2"], false)).unwrap();
+    assert_eq!(fitted.consumers.len(), 1, "the configuration has chosen");
+    assert_eq!(
+        (fitted.consumers[0].location.as_str(), fitted.name_id),
+        ("https://a.b/2", Some(SamlNameId::Email))
+    );
+    for (entity, places, signs, message) in [
+        ("urn:y", &["https://a.b/2"][..], false, "of `urn:y`, and not of `urn:x`"),
+        ("urn:x", &["https://a.b/1"], false, "is no consumer service"),
+        ("urn:x", &["https://a.b/2", "http://evil.example/"], false, "write https"),
+        ("urn:x", &["https://a.b/2", "javascript:alert(1)"], false, "write https"),
+        ("urn:x", &["https://a.b/2"], true, "has no `certificate`"),
+    ] {
+        let found = place.said.with(&document(entity, places, signs)).unwrap_err().to_string();
+        assert!(found.contains(message), "{entity} {places:?}: {found}");
+    }
+    for (saml, message) in [
+        ("metadata = \"http://sp.example.org/metadata\"", "or at https://"),
+        ("metadata = \"https://a.b/m\", acs = [\"http://a.b/acs\"]", "write https"),
+        ("metadata = \"https://a.b/m\", entity_id = \"a b\"", "an entity ID has"),
+        ("metadata = \"https://a.b/m\", ca = \"nowhere.pem\"", "cannot be read"),
+        (
+            "entity_id = \"x\", acs = [\"https://a.b/acs\"], ca = \"cert.pem\"",
+            "is for `metadata` at an address",
+        ),
+    ] {
+        let found = saml_application(saml).expect_err(saml).to_string();
+        assert!(found.contains(message), "{saml}: {found}");
+    }
 }
 
 const KEY: &str = "{ kty = \"EC\", crv = \"P-256\", x = \"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU\", \

@@ -179,7 +179,7 @@ impl Call {
                 "a body where none belongs",
             );
         }
-        let whole = Limited::new(body, limits::PORTAL_BODY).collect();
+        let whole = Limited::new(body, portal_body(asked.path.as_str())).collect();
         let body = match timeout(limits::PORTAL_BODY_TIME, whole).await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
@@ -415,6 +415,15 @@ impl Call {
 
 fn is_portal(path: &str) -> bool {
     path.starts_with(PREFIX) || path == PREFIX.trim_end_matches('/')
+}
+
+/// How much of a body the portal reads. A SAML answer is larger than any other form: `saml/<provider>/acs`.
+fn portal_body(path: &str) -> usize {
+    let below = path.strip_prefix(PREFIX).and_then(|path| path.strip_prefix("saml/"));
+    match below.and_then(|path| path.strip_suffix("/acs")) {
+        Some(name) if !name.contains('/') => limits::ANSWER_BODY,
+        _ => limits::PORTAL_BODY,
+    }
 }
 
 fn is_event_stream(value: &HeaderValue) -> bool {

@@ -64,6 +64,8 @@ pub(super) const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Body of a request to the portal.
 pub(super) const PORTAL_BODY: usize = 16 * 1024;
+/// Body of an identity provider's answer (SAML, HTTP-POST): encrypted, with a thousand groups.
+pub(super) const ANSWER_BODY: usize = 256 * 1024;
 /// Time for that body to arrive.
 pub(super) const PORTAL_BODY_TIME: Duration = Duration::from_secs(30);
 

@@ -55,6 +55,8 @@ pub enum Reason {
     ProviderAnswer,
     /// The identity provider could not be reached.
     ProviderUnavailable,
+    /// What the application publishes about itself could not be fetched.
+    MetadataUnavailable,
     /// The login was started by another browser, is too old or was already used.
     BadState,
     /// The person did not let the device in.
@@ -93,6 +95,7 @@ impl Reason {
             Self::Throttled => "throttled",
             Self::ProviderAnswer => "provider_answer",
             Self::ProviderUnavailable => "provider_unavailable",
+            Self::MetadataUnavailable => "metadata_unavailable",
             Self::BadState => "bad_state",
             Self::Declined => "declined",
             Self::ConnectorGone => "connector_gone",

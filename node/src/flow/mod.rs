@@ -34,5 +34,8 @@ pub use path::{Path, PathError};
 pub use person::{Email, EmailError, PersonId, Session};
 pub use private::{Ports, PortsError, Private, Protocol, SshSettings, Target};
 pub use saas::{BackchannelLogout, ClientAuthentication, OidcClient, Saas, SaasProtocol};
-pub use saml::{SamlAttribute, SamlBinding, SamlConsumer, SamlLogout, SamlNameId, SamlService, SamlSource};
+pub use saml::{
+    SamlApplication, SamlAttribute, SamlBinding, SamlConsumer, SamlLogout, SamlNameId, SamlProviderSource,
+    SamlPublished, SamlSaid, SamlSaidLogout, SamlService, SamlSource,
+};
 pub use service::{Service, ServiceId, ServiceIdError};

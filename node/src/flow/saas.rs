@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jsonwebtoken::jwk::JwkSet;
 
-use super::{ClaimSource, SamlService};
+use super::{ClaimSource, SamlApplication, SamlProviderSource};
 
 /// What a SaaS application is beside what every application is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum SaasProtocol {
     /// OpenID Connect, the node being the provider.
     Oidc(OidcClient),
     /// SAML 2.0, the node being the identity provider.
-    Saml(SamlService),
+    Saml(SamlApplication),
 }
 
 impl Saas {
@@ -28,7 +28,7 @@ impl Saas {
     pub fn endpoint(&self) -> String {
         match &self.protocol {
             SaasProtocol::Oidc(client) => format!("sso/oidc/{}", client.id),
-            SaasProtocol::Saml(service) => format!("sso/saml/{}", service.name),
+            SaasProtocol::Saml(application) => format!("sso/saml/{}", application.name),
         }
     }
 
@@ -36,7 +36,7 @@ impl Saas {
     pub fn files(&self) -> &[std::path::PathBuf] {
         match &self.protocol {
             SaasProtocol::Oidc(_) => &[],
-            SaasProtocol::Saml(service) => &service.files,
+            SaasProtocol::Saml(application) => &application.files,
         }
     }
 
@@ -44,15 +44,21 @@ impl Saas {
     pub fn ca(&self) -> Option<&std::path::Path> {
         match &self.protocol {
             SaasProtocol::Oidc(client) => client.backchannel_logout.as_ref()?.ca.as_deref(),
-            SaasProtocol::Saml(service) => service.logout.ca.as_deref(),
+            SaasProtocol::Saml(application) => match &application.provider {
+                SamlProviderSource::Configured(service) => service.logout.ca.as_deref(),
+                SamlProviderSource::Published(published) => published.said.logout.ca.as_deref(),
+            },
         }
     }
 
-    /// Whether the application offers to be told that a login has ended.
+    /// Whether the application is known from the configuration to be told that a login has ended.
     pub fn is_told_of_ends(&self) -> bool {
         match &self.protocol {
             SaasProtocol::Oidc(client) => client.backchannel_logout.is_some(),
-            SaasProtocol::Saml(service) => service.logout.soap.is_some(),
+            SaasProtocol::Saml(application) => match &application.provider {
+                SamlProviderSource::Configured(service) => service.logout.soap.is_some(),
+                SamlProviderSource::Published(published) => published.said.logout.soap.is_some(),
+            },
         }
     }
 }

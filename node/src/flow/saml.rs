@@ -1,12 +1,68 @@
 //! Applications elsewhere that speak SAML 2.0.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::saml::Certificate;
 
 use super::ClaimSource;
 
-/// A service provider (SAML glossary), as the configuration or its metadata has it.
+/// An application as the configuration has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SamlApplication {
+    /// The application's name, also a segment of its endpoints' paths.
+    pub name: String,
+    pub provider: SamlProviderSource,
+    /// Files that it is read from, now or later.
+    pub files: Vec<PathBuf>,
+}
+
+/// Where what is known of a service provider comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SamlProviderSource {
+    /// The configuration and its files.
+    Configured(Arc<SamlService>),
+    /// Metadata at an address, which the node fetches.
+    Published(Arc<SamlPublished>),
+}
+
+/// A service provider that publishes its metadata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SamlPublished {
+    pub url: String,
+    /// PEM file of an authority to trust besides the system's.
+    pub ca: Option<PathBuf>,
+    pub said: SamlSaid,
+}
+
+/// What the configuration says of a service provider: it goes before what metadata says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SamlSaid {
+    pub name: String,
+    /// The only one that metadata may have.
+    pub entity_id: Option<String>,
+    /// Of the metadata's consumer services the only ones, the default first; all of them where it is empty.
+    pub consumers: Vec<String>,
+    pub certificates: Option<Vec<Certificate>>,
+    pub encrypt_to: Option<Certificate>,
+    pub require_signed: Option<bool>,
+    pub name_id: Option<SamlNameId>,
+    pub attributes: Vec<SamlAttribute>,
+    pub relay_state: Option<String>,
+    pub logout: SamlSaidLogout,
+}
+
+/// What the configuration says of single logout.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SamlSaidLogout {
+    pub redirect: Option<String>,
+    pub post: Option<String>,
+    pub soap: Option<String>,
+    pub ca: Option<PathBuf>,
+    pub local: bool,
+}
+
+/// A service provider (SAML glossary): what the configuration and its metadata say together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SamlService {
     /// The application's name, also a segment of its endpoints' paths.
@@ -26,8 +82,6 @@ pub struct SamlService {
     /// Goes along with an answer that nobody asked for.
     pub relay_state: Option<String>,
     pub logout: SamlLogout,
-    /// Files that this was read from.
-    pub files: Vec<PathBuf>,
 }
 
 /// Where a service provider takes messages of single logout.

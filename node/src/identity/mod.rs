@@ -32,7 +32,14 @@ pub struct Authenticated {
     /// When the provider's own session ends, where it says so.
     pub ends_at: Option<UnixTime>,
     /// Where the provider takes and sends logouts.
-    pub at_provider: Option<ProviderLogin>,
+    pub at_provider: Option<Heard>,
+}
+
+/// What a provider calls a login of its own, and when the node heard of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heard {
+    pub login: ProviderLogin,
+    pub at: UnixTime,
 }
 
 /// What a provider calls a login of its own.

@@ -14,8 +14,8 @@ use super::{Authenticated, LoginError};
 
 /// One provider.
 pub enum Upstream {
-    Oidc(OidcProvider),
-    Saml(SamlUpstream),
+    Oidc(Box<OidcProvider>),
+    Saml(Box<SamlUpstream>),
 }
 
 /// What the browser keeps, sealed, until it comes back.

@@ -38,7 +38,8 @@ impl Call<'_> {
         self.bindings().find_map(|id| self.context.sessions.get(id, self.now))
     }
 
-    fn bindings(&self) -> impl Iterator<Item = SessionId> {
+    /// The sessions that this browser has had a binding cookie for on this host, live or not.
+    pub(super) fn bindings(&self) -> impl Iterator<Item = SessionId> {
         cookie::read_all(&self.visit.headers, cookie::BINDING)
             .filter_map(|value| self.context.tokens.check_binding(value, &self.visit.host))
     }

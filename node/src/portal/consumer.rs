@@ -160,18 +160,7 @@ impl Call<'_> {
                 self.logout_goes_on()
             }
             LogoutMessage::Request { id, name_id, sessions, over_at, relay_state } => {
-                let once = hash(&format!("{}\n{id}", at.provider.name));
-                let first = self.context.store.use_once(LOGOUT, &once, over_at, self.now).await;
-                let ended = match first {
-                    Ok(true) => {
-                        // Whoever sends what needs no signature, or was sent before, has paid for it.
-                        self.portal.answers.refund_network(self.visit.address);
-                        self.end_sessions(at, &name_id, sessions).await
-                    }
-                    Ok(false) => Err(LoginError::Answer("it was used before".to_owned())),
-                    Err(error) => Err(LoginError::Internal(error.to_string())),
-                };
-                if let Err(error) = ended {
+                if let Err(error) = self.end_once(at, (&id, over_at), &name_id, sessions).await {
                     return self.logout_refused(at, &error);
                 }
                 let keys = self.context.saml.keys();
@@ -215,6 +204,26 @@ impl Call<'_> {
         Ok(message)
     }
 
+    /// Ends what the request `id` names. It is spent only then: one that could not be done may be sent again, and to
+    /// end the same sessions twice at a time changes nothing.
+    async fn end_once(
+        &self,
+        at: At<'_>,
+        (id, over_at): (&str, UnixTime),
+        name_id: &NameId,
+        indexes: Vec<String>,
+    ) -> Result<(), LoginError> {
+        let internal = |error: crate::store::StoreError| LoginError::Internal(error.to_string());
+        let once = hash(&format!("{}\n{id}", at.provider.name));
+        if self.context.store.was_used(LOGOUT, &once, self.now).await.map_err(internal)? {
+            return Err(LoginError::Answer("it was used before".to_owned()));
+        }
+        // Whoever sends what needs no signature, or was sent before, has paid for it.
+        self.portal.answers.refund_network(self.visit.address);
+        self.end_sessions(at, name_id, indexes).await?;
+        self.context.store.use_once(LOGOUT, &once, over_at, self.now).await.map_err(internal).map(drop)
+    }
+
     async fn end_sessions(
         &self,
         at: At<'_>,
@@ -223,7 +232,8 @@ impl Call<'_> {
     ) -> Result<(), LoginError> {
         let internal = |error: crate::store::StoreError| LoginError::Internal(error.to_string());
         let store = &self.context.store;
-        let sessions = store.sessions_at_provider(&at.provider.name, name_id, indexes, self.now).await;
+        let sessions =
+            store.ended_at_provider(&at.provider.name, name_id, indexes, CODE_LIFE, self.now).await;
         for id in sessions.map_err(internal)? {
             let ended = self.context.sessions.revoke(&SessionFilter::Id(id), self.now).await;
             for session in ended.map_err(internal)? {

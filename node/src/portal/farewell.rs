@@ -12,6 +12,8 @@
 //!
 //! Whoever does not send the browser back ends the round; who has been asked until then has been asked.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -61,7 +63,11 @@ impl Call<'_> {
             return self.logged_out();
         }
         let Ok(sealed) = self.context.seal.seal(PURPOSE, &round) else { return self.logged_out() };
-        let onward = format!("{}?{ROUND}={sealed}", self.site.endpoint(&self.site.auth, ONWARD));
+        // On the auth domain it is kept in a cookie. Elsewhere it goes by an address, which counts in a browser that has
+        // the cookie of that session on the auth domain.
+        let by_cookie = self.visit.host == self.site.auth;
+        let onward = self.site.endpoint(&self.site.auth, ONWARD);
+        let onward = if by_cookie { onward } else { format!("{onward}?{ROUND}={sealed}") };
         let page = MessagePage {
             frame: Frame::new(Some(&self.site.auth), self.visit.ray),
             title: "You are signed out",
@@ -73,34 +79,39 @@ impl Call<'_> {
         };
         let mut response = page::html(StatusCode::OK, &page, &[]);
         self.forget(&mut response);
+        if by_cookie {
+            let kept = SetCookie::new(COOKIE, &sealed).until(round.expires_at, self.now);
+            set_cookies(&mut response, [kept]);
+        }
         response
     }
 
     async fn round(&self, session: &Session) -> Result<Round, crate::store::StoreError> {
         let logins = self.context.store.saas_logins(vec![session.id]).await?;
-        let applications = logins
-            .into_iter()
-            .map(|(_, name)| name)
-            .filter(|name| self.front_channel(name).is_some())
-            .take(MOST)
-            .collect();
+        let mut applications = Vec::new();
+        for (_, name) in logins {
+            if applications.len() < MOST && self.front_channel(&name).await.is_some() {
+                applications.push(name);
+            }
+        }
         let provider = self.context.store.provider_login(session.id).await?.is_some();
         Ok(Round { session: session.id, applications, provider, expires_at: self.now.after(ATTEMPT_LIFE) })
     }
 
     /// The application called `name`, if it takes logouts through the browser and in no other way.
-    fn front_channel(&self, name: &str) -> Option<&SamlService> {
+    async fn front_channel(&self, name: &str) -> Option<Arc<SamlService>> {
         let application = self.active.policies.application(name)?;
-        match &application.kind {
-            Kind::Saas(saas) => match &saas.protocol {
-                SaasProtocol::Saml(service) => {
-                    let logout = &service.logout;
-                    (logout.soap.is_none() && logout.requests.is_some()).then_some(service)
-                }
-                SaasProtocol::Oidc(_) => None,
-            },
-            Kind::Web(_) | Kind::Private(_) => None,
-        }
+        let Kind::Saas(saas) = &application.kind else { return None };
+        let SaasProtocol::Saml(saml) = &saas.protocol else { return None };
+        let service = match self.context.metadata.service(saml, self.now).await {
+            Ok(service) => service,
+            Err(error) => {
+                tracing::warn!(application = name, %error, "an application cannot be told of a logout");
+                return None;
+            }
+        };
+        let is_asked_so = service.logout.soap.is_none() && service.logout.requests.is_some();
+        is_asked_so.then_some(service)
     }
 
     /// Back from somewhere: on to the next.
@@ -111,10 +122,12 @@ impl Call<'_> {
     /// `logout/onward`.
     pub(super) async fn onward_logout(&self) -> Response<Bytes> {
         let query = Parameters::of_query(self.visit.query.as_deref());
-        let sealed = query.one(ROUND).or_else(|| cookie::read_one(&self.visit.headers, COOKIE));
+        let by_address = query.one(ROUND);
+        let sealed = by_address.or_else(|| cookie::read_one(&self.visit.headers, COOKIE));
+        let is_own = |round: &Round| by_address.is_none() || self.bindings().any(|id| id == round.session);
         let round = sealed
             .and_then(|sealed| self.context.seal.open::<Round>(PURPOSE, sealed))
-            .filter(|round| round.expires_at > self.now);
+            .filter(|round| round.expires_at > self.now && is_own(round));
         let round = match round {
             Some(round) => self.first_time(round).await,
             None => None,
@@ -168,7 +181,7 @@ impl Call<'_> {
     }
 
     async fn farewell_to(&self, name: &str, session: SessionId) -> Option<Onward> {
-        let service = self.front_channel(name)?;
+        let service = self.front_channel(name).await?;
         let name_id = match self.context.store.saml_login(session, name).await {
             Ok(name_id) => name_id?,
             Err(error) => {
@@ -176,10 +189,10 @@ impl Call<'_> {
                 return None;
             }
         };
-        let sign_in = crate::saas::saml::sign_in(&self.active.config.node, service);
+        let sign_in = crate::saas::saml::sign_in(&self.active.config.node, &service.name);
         let endpoint = Endpoint { sign_in: &sign_in };
         let onward =
-            self.context.saml.end_session_by_browser(service, endpoint, session, &name_id, self.now)?;
+            self.context.saml.end_session_by_browser(&service, endpoint, session, &name_id, self.now)?;
         let application = self.active.policies.application(name)?;
         let event = self.event(Action::Logout, true).application(application);
         self.context.events.emit(event.detail("front-channel logout"));

@@ -247,15 +247,19 @@ impl Call<'_> {
                 return self.failed(&LoginError::Internal(error), &provider, target);
             }
         };
-        if let Some(login) = &authenticated.at_provider
-            && let Err(error) =
-                self.context.store.insert_provider_login(live.session.id, &provider, login).await
-        {
-            // Without it, no logout of the provider's would end the session.
-            let error = LoginError::Internal(error.to_string());
-            let ended = self.context.sessions.revoke(&SessionFilter::Id(live.session.id), self.now).await;
-            let error = ended.err().map_or(error, |error| LoginError::Internal(error.to_string()));
-            return self.failed(&error, &provider, target);
+        if let Some(heard) = &authenticated.at_provider {
+            let noted = self.context.store.insert_provider_login(live.session.id, &provider, heard).await;
+            let refusal = match noted {
+                Ok(true) => None,
+                Ok(false) => Some(LoginError::Answer("the provider has ended that login since".to_owned())),
+                // Without it, no logout of the provider's would end the session.
+                Err(error) => Some(LoginError::Internal(error.to_string())),
+            };
+            if let Some(refusal) = refusal {
+                let ended = self.context.sessions.revoke(&SessionFilter::Id(live.session.id), self.now).await;
+                let error = ended.err().map_or(refusal, |error| LoginError::Internal(error.to_string()));
+                return self.failed(&error, &provider, target);
+            }
         }
         if let Some(proven) = proven {
             let refusal = match proven.holds(&self.context.store).await {

@@ -97,9 +97,9 @@ impl Portal {
     pub fn new(context: Arc<Context>, tunnel: TunnelFacts) -> Self {
         Self {
             ssh_ca: SshCa::new(context.store.clone()),
-            context,
             local: LocalLogin::default(),
-            providers: Providers::default(),
+            providers: Providers::new(context.metadata.clone()),
+            context,
             answers: Throttle::default(),
             signatures: Throttle::default(),
             cli: Cli::default(),

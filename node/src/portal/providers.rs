@@ -7,14 +7,15 @@ use crate::config::{Active, IdentityProvider, ProviderKind};
 use crate::flow::Application;
 use crate::identity::LoginError;
 use crate::identity::oidc::{ClaimRules, OidcProvider, OidcSettings};
-use crate::identity::saml::{SamlSettings, SamlUpstream};
+use crate::identity::saml::{MetadataSource, SamlSettings, SamlUpstream, Source};
 use crate::identity::upstream::Upstream;
+use crate::metadata::Metadata;
 
 use super::Site;
 
 /// Providers elsewhere that are in use. They start afresh with every configuration.
-#[derive(Default)]
 pub(super) struct Providers {
+    metadata: Metadata,
     made: Mutex<Option<Made>>,
 }
 
@@ -24,6 +25,10 @@ struct Made {
 }
 
 impl Providers {
+    pub(super) fn new(metadata: Metadata) -> Self {
+        Self { metadata, made: Mutex::default() }
+    }
+
     /// The provider that `provider` configures; nothing if it is the node itself.
     pub(super) fn upstream(
         &self,
@@ -39,18 +44,22 @@ impl Providers {
         if let Some(upstream) = made.upstreams.get(&provider.name) {
             return Ok(Some(Arc::clone(upstream)));
         }
-        let Some(upstream) = make(site, provider)? else { return Ok(None) };
+        let Some(upstream) = make(site, provider, &self.metadata)? else { return Ok(None) };
         let upstream = Arc::new(upstream);
         made.upstreams.insert(provider.name.clone(), Arc::clone(&upstream));
         Ok(Some(upstream))
     }
 }
 
-fn make(site: &Site, provider: &IdentityProvider) -> Result<Option<Upstream>, LoginError> {
+fn make(
+    site: &Site,
+    provider: &IdentityProvider,
+    metadata: &Metadata,
+) -> Result<Option<Upstream>, LoginError> {
     let name = provider.name.as_str();
     Ok(match &provider.kind {
         ProviderKind::Local => None,
-        ProviderKind::Oidc(config) => Some(Upstream::Oidc(OidcProvider::new(OidcSettings {
+        ProviderKind::Oidc(config) => Some(Upstream::Oidc(Box::new(OidcProvider::new(OidcSettings {
             name,
             issuer: config.issuer.as_str(),
             client_id: &config.client_id,
@@ -62,13 +71,19 @@ fn make(site: &Site, provider: &IdentityProvider) -> Result<Option<Upstream>, Lo
             },
             ca: config.ca.as_deref(),
             redirect: site.callback(),
-        })?)),
+        })?))),
         ProviderKind::Saml(config) => {
+            let source = match &config.metadata {
+                MetadataSource::File(provider) => Source::File(Arc::clone(provider)),
+                // A request that a reload has overtaken may find none.
+                MetadataSource::Url(_) => {
+                    Source::Published(metadata.provider(name).ok_or(LoginError::State)?)
+                }
+            };
             let at = |endpoint: &str| site.endpoint(&site.auth, &format!("saml/{name}/{endpoint}"));
-            Some(Upstream::Saml(SamlUpstream::new(SamlSettings {
+            Some(Upstream::Saml(Box::new(SamlUpstream::new(SamlSettings {
                 name,
-                metadata: &config.metadata,
-                ca: config.ca.as_deref(),
+                metadata: source,
                 rules: config.rules.clone(),
                 sign_requests: config.sign_requests,
                 allow_unsolicited: config.allow_unsolicited,
@@ -77,7 +92,7 @@ fn make(site: &Site, provider: &IdentityProvider) -> Result<Option<Upstream>, Lo
                 entity_id: config.entity_id.clone().unwrap_or_else(|| at("saml-metadata")),
                 consumer: at("acs"),
                 logout: at("logout"),
-            })?))
+            }))))
         }
     })
 }

@@ -268,9 +268,12 @@ mod tests {
             let query = url::form_urlencoded::Serializer::new(String::new())
                 .append_pair("kid", git.aud.as_str())
                 .append_pair("redirect_url", &back)
+                .append_pair("meta", &hash_text("cookie"))
                 .finish();
             let query = Parameters::of_query(Some(&query));
             let target = Target::parse(&policies, &auth(), "access.example.com", &query).unwrap();
+            // A mark would ask for a hand-over to a host, with a code for whoever chose the mark.
+            assert_eq!(target.app_session, None, "{back}");
             assert_eq!(target.back, if kept { back.as_str() } else { "/" }, "{back}");
             for host in ["git.example.org", "evil.example", "app.example.com"] {
                 assert!(Target::parse(&policies, &auth(), host, &query).is_none(), "{host}");

@@ -26,6 +26,7 @@ use crate::flow::Kind;
 use crate::gate::{Dataplane, Gate, GateMode};
 use crate::helper::Helper;
 use crate::identity::service::Services;
+use crate::metadata::Metadata;
 use crate::metrics::Metrics;
 use crate::ops;
 use crate::portal::{Portal, TunnelFacts};
@@ -223,6 +224,8 @@ async fn serve(
     let tunnels = Arc::new(tunnel::Registry::default());
     let address = Authority::new(&config.node.domain, config.node.public_port);
 
+    let metadata = Metadata::default();
+    metadata.configure(&config, &events, &metrics)?;
     let active = Arc::new(Active::new(config));
     tunnels.configure(&active.policies);
     let (publish, active) = watch::channel(active);
@@ -256,6 +259,7 @@ async fn serve(
         services,
         tokens,
         saml,
+        metadata,
         seal,
         events,
         carried,
@@ -304,6 +308,7 @@ async fn serve(
     tokio::spawn(ops::serve(sockets.metrics, Arc::clone(&context), health.clone(), shutdown.clone()));
     tokio::spawn(tend(Arc::clone(&context), shutdown.clone()));
     tokio::spawn(crate::saas::backchannel::keep(Arc::clone(&context), shutdown.clone()));
+    tokio::spawn(crate::metadata::keep(Arc::clone(&context), shutdown.clone()));
     tokio::spawn(admin::serve(sockets.admin, service, shutdown.clone()));
     let facts = TunnelFacts {
         address,

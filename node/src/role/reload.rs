@@ -110,6 +110,8 @@ impl Reloader {
         {
             gate.set_knock(config.tunnel.dark, *keys).context("the gate does not take `tunnel.dark`")?;
         }
+        let context = &self.context;
+        context.metadata.configure(&config, &context.events, &context.metrics)?;
         let active = Arc::new(Active::new(config));
         self.context.tunnels.configure(&active.policies);
         self.publish.send_replace(active);

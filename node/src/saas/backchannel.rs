@@ -80,12 +80,15 @@ async fn tell(context: &Context, login: &EndedLogin) -> Result<(), StoreError> {
             }
             None => return done().await,
         },
-        SaasProtocol::Saml(service) => match (&service.logout.soap, &login.name_id) {
-            (Some(to), Some(name_id)) => {
-                let sign_in = saml::sign_in(&active.config.node, service);
-                tell_service(context, service, to, &sign_in, login, name_id).await
-            }
-            (None, _) | (_, None) => return done().await,
+        SaasProtocol::Saml(saml) => match context.metadata.service(saml, clock::now()).await {
+            Ok(service) => match (&service.logout.soap, &login.name_id) {
+                (Some(to), Some(name_id)) => {
+                    let sign_in = saml::sign_in(&active.config.node, &service.name);
+                    tell_service(context, &service, to, &sign_in, login, name_id).await
+                }
+                (None, _) | (_, None) => return done().await,
+            },
+            Err(error) => Err(error.to_string()),
         },
     };
     match result {

@@ -94,13 +94,13 @@ pub fn of_query(query: &str, kind: Kind, keys: &[Certificate]) -> Result<Receive
 }
 
 /// The message in the field of a form (HTTP-POST), its signatures not looked at.
-pub fn unverified(message: &str) -> Result<Element, BindingError> {
-    if message.len() > xml::MESSAGE.bytes * 4 / 3 {
-        return Err(XmlError::TooLarge(xml::MESSAGE.bytes).into());
+pub fn unverified(message: &str, limits: xml::Limits) -> Result<Element, BindingError> {
+    if message.len() > limits.bytes * 4 / 3 {
+        return Err(XmlError::TooLarge(limits.bytes).into());
     }
     let compact: String = message.split_ascii_whitespace().collect();
     let bytes = STANDARD.decode(compact).map_err(|_| BindingError::Base64)?;
-    Ok(xml::parse(&bytes, xml::MESSAGE)?)
+    Ok(xml::parse(&bytes, limits)?)
 }
 
 /// Reads what came in a form (HTTP-POST), from the decoded values of its fields.
@@ -109,7 +109,7 @@ pub fn of_form(
     relay_state: Option<&str>,
     keys: &[Certificate],
 ) -> Result<Received, BindingError> {
-    let message = unverified(message)?;
+    let message = unverified(message, xml::MESSAGE)?;
     let relay_state = relay_state_of(relay_state.map(str::to_owned))?;
     if keys.is_empty() || !signature::is_signed(&message) {
         return Ok(Received { message, relay_state, signed: false });

@@ -54,4 +54,6 @@ pub use request::{AuthnRequest, Comparison, Consumer, Head, RequestError};
 pub use response::{Envelope, NameId, Refusal, Statement, Subject, failure, identifier, success};
 pub use signature::SignatureError;
 pub use upstream::{Ask, OwnServiceProvider, Place, Provider, Service, ask, request_id};
-pub use xml::{MESSAGE as MESSAGE_LIMITS, METADATA as METADATA_LIMITS, XmlError, parse};
+pub use xml::{
+    ANSWER as ANSWER_LIMITS, MESSAGE as MESSAGE_LIMITS, METADATA as METADATA_LIMITS, XmlError, parse,
+};

@@ -27,6 +27,8 @@ pub struct Limits {
 /// Of protocol messages.
 pub const MESSAGE: Limits =
     Limits { bytes: 64 * 1024, nodes: 4096, depth: 32, attributes: 1024, namespaces: 128, comments: false };
+/// Of an identity provider's answer, which may hold a thousand groups and be encrypted.
+pub const ANSWER: Limits = Limits { bytes: 192 * 1024, nodes: 8192, attributes: 4096, ..MESSAGE };
 /// Of metadata from a file.
 pub const METADATA: Limits = Limits {
     bytes: 1024 * 1024,
@@ -232,7 +234,7 @@ pub(super) fn parse_inside(place: &Element, text: &[u8]) -> Option<Element> {
     let around = canonical_with(&around, &listed);
     let (open, close) = around.split_at_checked(around.len().checked_sub("</around>".len())?)?;
     let whole = [open.as_bytes(), text, close.as_bytes()].concat();
-    let mut whole = parse(&whole, MESSAGE).ok()?;
+    let mut whole = parse(&whole, ANSWER).ok()?;
     match (whole.children.pop()?, whole.children.is_empty()) {
         (Node::Element(element), true) => Some(element),
         _ => None,

@@ -32,6 +32,23 @@ impl Store {
         .await
     }
 
+    /// Whether `key` was used for `purpose`.
+    pub(crate) async fn was_used(
+        &self,
+        purpose: &'static str,
+        key: &[u8],
+        now: UnixTime,
+    ) -> Result<bool, StoreError> {
+        let key = key.to_owned();
+        self.run(move |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM used WHERE purpose = ?1 AND key = ?2 AND expires_at > ?3)",
+            )?;
+            Ok(statement.query_row(params![purpose, key, now.0], |row| row.get(0))?)
+        })
+        .await
+    }
+
     /// Keeps `value` under the hash of a one-time code.
     pub async fn put_code<T: Serialize>(
         &self,

@@ -1,29 +1,40 @@
 //! What identity providers call the logins that sessions began with, for logouts in either direction.
 
+use std::time::Duration;
+
 use rusqlite::{OptionalExtension as _, params};
 
 use crate::flow::{SessionId, UnixTime};
-use crate::identity::ProviderLogin;
+use crate::identity::{Heard, ProviderLogin};
 use crate::saml::NameId;
 
 use super::{Store, StoreError};
 
 impl Store {
-    /// Notes what the provider of a session calls its login.
+    /// Notes what the provider of a session calls its login; false if the provider has ended that login since the node
+    /// heard of it.
     pub(crate) async fn insert_provider_login(
         &self,
         session: SessionId,
         provider: &str,
-        login: &ProviderLogin,
-    ) -> Result<(), StoreError> {
-        let body = serde_json::to_string(login).map_err(|e| StoreError::Malformed(e.to_string()))?;
-        let (provider, login) = (provider.to_owned(), login.clone());
+        heard: &Heard,
+    ) -> Result<bool, StoreError> {
+        let body = serde_json::to_string(&heard.login).map_err(|e| StoreError::Malformed(e.to_string()))?;
+        let (provider, Heard { login, at }) = (provider.to_owned(), heard.clone());
         self.run(move |connection| {
-            connection.execute(
+            let transaction = connection.transaction()?;
+            transaction.execute(
                 "INSERT INTO provider_login (session, provider, name, session_index, body) VALUES (?1, ?2, ?3, ?4, ?5)",
                 params![session.as_bytes(), provider, login.name_id.value, login.session_index, body],
             )?;
-            Ok(())
+            let has_ended: bool = transaction.query_row(
+                "SELECT EXISTS (SELECT 1 FROM provider_logout WHERE provider = ?1 AND name = ?2
+                 AND (session_index IS NULL OR session_index = ?3) AND at >= ?4)",
+                params![provider, login.name_id.value, login.session_index, at.0],
+                |row| row.get(0),
+            )?;
+            transaction.commit()?;
+            Ok(!has_ended)
         })
         .await
     }
@@ -50,16 +61,30 @@ impl Store {
     }
 
     /// The live sessions that began with a login that `provider` calls `name_id` and one of `indexes`; without any, all of
-    /// that name.
-    pub(crate) async fn sessions_at_provider(
+    /// that name. A login that is under way now, for as long as `under_way`, does not come to be one.
+    pub(crate) async fn ended_at_provider(
         &self,
         provider: &str,
         name_id: &NameId,
         indexes: Vec<String>,
+        under_way: Duration,
         now: UnixTime,
     ) -> Result<Vec<SessionId>, StoreError> {
         let (provider, name) = (provider.to_owned(), name_id.value.clone());
         self.run(move |connection| {
+            let transaction = connection.transaction()?;
+            transaction.execute("DELETE FROM provider_logout WHERE expires_at <= ?1", [now.0])?;
+            let named: Vec<Option<&str>> = match indexes.as_slice() {
+                [] => vec![None],
+                indexes => indexes.iter().map(|index| Some(index.as_str())).collect(),
+            };
+            for index in named {
+                transaction.execute(
+                    "INSERT INTO provider_logout (provider, name, session_index, at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+                    params![provider, name, index, now.0, now.after(under_way).0],
+                )?;
+            }
+            transaction.commit()?;
             let mut statement = connection.prepare_cached(
                 "SELECT session.id, provider_login.session_index FROM provider_login
                  JOIN session ON session.id = provider_login.session
@@ -109,13 +134,15 @@ mod tests {
                 expires_at: UnixTime(if id == 4 { 50 } else { 1000 }),
             };
             store.insert_session(&session).await.unwrap();
-            store.insert_provider_login(session.id, "adfs", &login(name, index)).await.unwrap();
+            let heard = Heard { login: login(name, index), at: UnixTime(0) };
+            assert!(store.insert_provider_login(session.id, "adfs", &heard).await.unwrap());
         }
+        const LIFE: Duration = Duration::from_secs(60);
         let found = |provider: &'static str, name: &str, indexes: &[&str]| {
             let (name, indexes) = (NameId::new("x", name), indexes.iter().map(|i| (*i).into()).collect());
             let store = store.clone();
             async move {
-                let found = store.sessions_at_provider(provider, &name, indexes, UnixTime(100)).await;
+                let found = store.ended_at_provider(provider, &name, indexes, LIFE, UnixTime(100)).await;
                 found.unwrap().iter().map(|session| session.as_bytes()[0]).collect::<Vec<_>>()
             }
         };
@@ -125,5 +152,57 @@ mod tests {
         let one = SessionId::from_bytes([1; 16]);
         assert_eq!(store.provider_login(one).await.unwrap(), Some(("adfs".to_owned(), login("ann", "_a"))));
         assert_eq!(store.provider_login(SessionId::from_bytes([9; 16])).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_logout_ends_logins_that_are_under_way() {
+        const LIFE: Duration = Duration::from_secs(60);
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let ann = NameId::new(NAMEID_PERSISTENT, "ann");
+        let end = |indexes: &[&str], at: i64| {
+            let (store, ann) = (store.clone(), ann.clone());
+            let indexes = indexes.iter().map(|index| (*index).to_owned()).collect();
+            async move { store.ended_at_provider("adfs", &ann, indexes, LIFE, UnixTime(at)).await.unwrap() }
+        };
+        let mut sessions = 0;
+        let mut begins = |provider: &'static str, name: &str, index: Option<&str>, heard: i64| {
+            sessions += 1;
+            let session = Session {
+                id: SessionId::from_bytes([sessions; 16]),
+                person: PersonId { provider: provider.into(), subject: name.into() },
+                email: None,
+                display_name: "x".into(),
+                groups: vec![],
+                amr: vec![],
+                address: [192, 0, 2, 1].into(),
+                created_at: UnixTime(heard),
+                expires_at: UnixTime(1000),
+            };
+            let login = ProviderLogin {
+                name_id: NameId::new(NAMEID_PERSISTENT, name),
+                session_index: index.map(str::to_owned),
+            };
+            let store = store.clone();
+            async move {
+                store.insert_session(&session).await.unwrap();
+                let heard = Heard { login, at: UnixTime(heard) };
+                store.insert_provider_login(session.id, provider, &heard).await.unwrap()
+            }
+        };
+        end(&["_a", "_b"], 100).await;
+        assert!(!begins("adfs", "ann", Some("_b"), 90).await, "heard of before");
+        assert!(!begins("adfs", "ann", Some("_b"), 100).await, "in the same second");
+        assert!(begins("adfs", "ann", Some("_b"), 101).await, "heard of later: it is another one");
+        assert!(begins("adfs", "ann", Some("_c"), 90).await, "not named");
+        assert!(begins("adfs", "ann", None, 90).await, "not named either");
+        assert!(begins("adfs", "bob", Some("_b"), 90).await, "another person");
+        assert!(begins("okta", "ann", Some("_b"), 90).await, "another provider");
+        end(&[], 110).await;
+        assert!(!begins("adfs", "ann", Some("_c"), 109).await, "all of that name");
+        assert!(begins("adfs", "ann", Some("_c"), 111).await);
+        // Nothing is kept for longer than a login may be under way.
+        end(&["_z"], 170).await;
+        assert!(begins("adfs", "ann", Some("_c"), 109).await);
     }
 }

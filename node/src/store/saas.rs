@@ -215,7 +215,8 @@ impl Store {
             .collect()
     }
 
-    /// Notes that an application that speaks SAML was told who somebody is, so that it can be told when that ends.
+    /// Notes that an application that speaks SAML was told who somebody is, so that who revokes by application finds the
+    /// session, and the application can be told when that ends. What is known already costs no write.
     pub(crate) async fn insert_saml_login(
         &self,
         session: SessionId,
@@ -225,11 +226,19 @@ impl Store {
         let name_id = serde_json::to_string(name_id).map_err(|e| StoreError::Malformed(e.to_string()))?;
         let application = application.to_owned();
         self.run(move |connection| {
-            connection.execute(
-                "INSERT INTO saas_login (session, application, tries, next_try, name_id) VALUES (?1, ?2, 0, 0, ?3)
-                 ON CONFLICT DO UPDATE SET name_id = excluded.name_id",
-                params![session.as_bytes(), application, name_id],
-            )?;
+            let transaction = connection.transaction()?;
+            transaction
+                .prepare_cached(
+                    "INSERT INTO session_application (session, application) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+                )?
+                .execute(params![session.as_bytes(), application])?;
+            transaction
+                .prepare_cached(
+                    "INSERT INTO saas_login (session, application, tries, next_try, name_id) VALUES (?1, ?2, 0, 0, ?3)
+                     ON CONFLICT DO UPDATE SET name_id = excluded.name_id WHERE name_id IS NOT excluded.name_id",
+                )?
+                .execute(params![session.as_bytes(), application, name_id])?;
+            transaction.commit()?;
             Ok(())
         })
         .await
@@ -436,6 +445,16 @@ mod tests {
         let name = |value: &str| NameId::new("f", value);
         store.insert_saml_login(SESSION, "crm", &name("one")).await.unwrap();
         store.insert_saml_login(SESSION, "crm", &name("two")).await.unwrap();
+        let written = || {
+            store.run(|connection| {
+                Ok(connection.query_row("SELECT total_changes()", [], |row| row.get::<_, i64>(0))?)
+            })
+        };
+        let before = written().await.unwrap();
+        store.insert_saml_login(SESSION, "crm", &name("two")).await.unwrap();
+        assert_eq!(written().await.unwrap(), before, "what is known already costs no write");
+        let by_application = store.sessions_matching(&SessionFilter::Application("crm".into()), NOW).await;
+        assert_eq!(by_application.unwrap().len(), 1);
         assert!(store.insert_saml_login(SessionId::from_bytes([9; 16]), "crm", &name("x")).await.is_err());
         let other = SessionId::from_bytes([9; 16]);
         assert_eq!(store.saas_logins(vec![other, SESSION]).await.unwrap(), [(SESSION, "crm".into())]);

@@ -189,6 +189,18 @@ CREATE TABLE provider_login (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX provider_login_name ON provider_login (provider, name);
 ",
+    // Logouts that identity providers asked for a moment ago: a login that is under way has to hear of them. Without an
+    // index all logins of the name.
+    r"
+CREATE TABLE provider_logout (
+    provider TEXT NOT NULL,
+    name TEXT NOT NULL,
+    session_index TEXT,
+    at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX provider_logout_name ON provider_logout (provider, name);
+",
 ];
 
 /// Opens the file, sets it up for durable concurrent use and migrates it.

@@ -29,6 +29,7 @@ pub enum Width {
 #[derive(Clone, Copy)]
 pub enum Alu {
     Add = 0x00,
+    Sub = 0x10,
     Or = 0x40,
     And = 0x50,
     ShiftRight = 0x70,

@@ -4,9 +4,9 @@
 //! Flow and flood come from one generator, mixed at random, so that one CPU and one queue carry both. The two take turns on one node.
 
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use portcullis_common::Address;
 use portcullis_common::layout::{FlowEntry, FlowKey4, Hop, Session};
 
@@ -14,7 +14,7 @@ use super::generator::Generator;
 use super::lab::{Port, attach, ifindex};
 use super::measure::Samples;
 use super::relay::{HOP, map, v4};
-use super::{Front, Options, program};
+use super::{Front, Options, program, sys};
 use crate::gate::packet::{self, Path, UDP};
 use crate::tunnel_lab::{FOR_OFFICE, FOR_STRANGER, PORT, TunnelLab};
 
@@ -23,18 +23,23 @@ pub const FLOOD_FROM: [u8; 6] = [0x02, 0x0f, 0x0f, 0x0f, 0, 1];
 const FLOW_FROM: [u8; 6] = [0x02, 0, 0, 0, 0, 2];
 /// The flow's ends.
 const ENDS: [(&str, u16); 2] = [("192.0.2.2", 5_000), ("198.51.100.2", 5_001)];
-/// One frame in so many may be the flood's.
-const SHARES: [u32; 7] = [128, 64, 32, 16, 8, 4, 2];
+/// The flood is made faster than asked for by so much, so that what its rate varies by does not make it slower.
+const AIM: f64 = 1.05;
+/// The largest share of frames that are the flood's. A CPU that needs more makes no flood of the rate.
+const MOST: f64 = 0.5;
+/// Runs before those that count: the first tells how many packets make a run, the others correct the flood's share.
+const SETTLING: usize = 4;
 
 /// Packets a second of the flow that arrive.
 pub struct Flooded {
     pub gate: Samples,
     pub compared: Samples,
-    /// Packets a second of the flood at the gate, on average.
-    pub flood: f64,
+    /// Packets a second of the flood, on average: at the gate, and at the comparison.
+    pub flood: [f64; 2],
 }
 
-/// Sends what the CPU can, with at least `per_second` packets of the flood in it. Nobody else can use the lab's outer namespaces
+/// Sends what the CPU can, with about `per_second` packets of the flood in it, rather more than less: the share of frames that are the
+/// flood's follows from how many of all a second the run before had, for each of the two by itself. Nobody else can use the lab's outer namespaces
 /// from here on.
 pub fn under_flood(
     lab: &TunnelLab,
@@ -67,23 +72,28 @@ pub fn under_flood(
 
     let [a, b, c, d, ..] = FLOOD_FROM;
     let front = Front::new(&lab.edge, "eth0", &lab.edge.bpffs(), Some([a, b, c, d]))?;
-    let bench = Bench { lab, options };
-    let generator = bench.find_share(&flow, &flood, per_second)?;
+    let bench = Bench::new(lab, options, &flow, &flood, per_second)?;
+    front.put()?;
+    let mut compared = bench.settle()?;
+    front.take_away()?;
+    let mut gate = bench.settle()?;
     let mut found = Flooded {
         gate: Samples { name: "the gate".to_owned(), rates: Vec::new() },
         compared: Samples { name: "one comparison".to_owned(), rates: Vec::new() },
-        flood: 0.0,
+        flood: [0.0; 2],
     };
     for round in 0..options.runs {
         for turn in 0..2 {
             if (round + turn) % 2 == 0 {
                 front.take_away()?;
-                let [flow, flood] = bench.run(&generator)?;
+                let [flow, flood] = bench.run(&mut gate)?;
                 found.gate.rates.push(flow);
-                found.flood += flood / options.runs as f64;
+                found.flood[0] += flood / options.runs as f64;
             } else {
                 front.put()?;
-                found.compared.rates.push(bench.run(&generator)?[0]);
+                let [flow, flood] = bench.run(&mut compared)?;
+                found.compared.rates.push(flow);
+                found.flood[1] += flood / options.runs as f64;
             }
         }
     }
@@ -94,35 +104,50 @@ pub fn under_flood(
 struct Bench<'a> {
     lab: &'a TunnelLab,
     options: &'a Options,
+    generator: Generator,
+    /// Of 2^32 frames, so many are the flood's.
+    share: OwnedFd,
+    per_second: f64,
 }
 
-impl Bench<'_> {
-    /// The generator with the smallest share of the flood that makes its rate.
-    fn find_share(&self, flow: &[u8], flood: &[Vec<u8>], per_second: f64) -> Result<Generator> {
-        let netns = &self.lab.stranger;
-        for one_in in SHARES {
-            let program = program::flooded(flow, flood, one_in, ifindex(netns, "eth0")?)?;
-            let generator = Generator::of(program, netns, flow.len(), self.options.cpu);
-            // Once to learn how many packets make a run.
-            self.run(&generator)?;
-            let [_, rate] = self.run(&generator)?;
-            if rate >= per_second {
-                return Ok(generator);
-            }
-        }
-        bail!("this CPU makes no flood of {per_second} packets/s")
+impl<'a> Bench<'a> {
+    fn new(
+        lab: &'a TunnelLab,
+        options: &'a Options,
+        flow: &[u8],
+        flood: &[Vec<u8>],
+        per_second: f64,
+    ) -> Result<Self> {
+        let share = sys::array_of_one(&0u64.to_ne_bytes())?;
+        let program = program::flooded(flow, flood, share.as_fd(), ifindex(&lab.stranger, "eth0")?)?;
+        let generator = Generator::of(program, &lab.stranger, flow.len(), options.cpu);
+        Ok(Self { lab, options, generator, share, per_second })
     }
 
-    /// Packets a second of the flow that arrived, and of the rest that reached the node.
-    fn run(&self, generator: &Generator) -> Result<[f64; 2]> {
+    /// The share that gives the flood its rate.
+    fn settle(&self) -> Result<f64> {
+        let mut share = 0.01;
+        for _ in 0..SETTLING {
+            self.run(&mut share)?;
+        }
+        Ok(share)
+    }
+
+    /// Packets a second of the flow that arrived, and of the rest that reached the node. The share is corrected for the next run.
+    fn run(&self, share: &mut f64) -> Result<[f64; 2]> {
         let node = Port { netns: &self.lab.edge, name: "eth0" };
         let office = Port { netns: &self.lab.office, name: "eth0" };
+        let words = (*share * f64::from(u32::MAX)) as u64;
+        sys::set_one(self.share.as_fd(), &words.to_ne_bytes())?;
         let before = [node.packets()?, office.packets()?];
-        let sent = generator.send(self.options.length)?;
+        let sent = self.generator.send(self.options.length)?;
         let [reached, arrived] = [node.packets()? - before[0], office.packets()? - before[1]];
         ensure!(arrived > 0, "nothing is relayed");
         ensure!(arrived <= reached, "{arrived} packets arrived of {reached}");
-        Ok([arrived, reached - arrived].map(|packets| packets as f64 / sent.elapsed.as_secs_f64()))
+        let [flow, flood] =
+            [arrived, reached - arrived].map(|packets| packets as f64 / sent.elapsed.as_secs_f64());
+        *share = (self.per_second * AIM / (flow + flood)).min(MOST);
+        Ok([flow, flood])
     }
 }
 

@@ -12,6 +12,7 @@
 //! | `figure`, `report`, `plot` | a figure against its target; the table, JSON, SVG |
 //! | [`command`] | what the commands have in common |
 //! | [`edge`] | another bench: who waits while the edge is flooded |
+//! | [`saas`] | another bench: SAML sign-ins |
 //! | [`sessions`] | another bench, of private sessions as a whole |
 
 use std::time::Duration;
@@ -37,6 +38,7 @@ mod plot;
 mod program;
 mod relay;
 mod report;
+pub mod saas;
 pub mod sessions;
 mod size;
 pub(crate) mod sys;

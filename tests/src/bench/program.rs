@@ -53,11 +53,12 @@ pub fn in_front(of: BorrowedFd<'_>, except_from: Option<[u8; 4]>) -> Result<Owne
     sys::load_xdp_frags(&program.finish(XDP_DROP))
 }
 
-/// Sends `flow`, and for one frame in `one_in`, a power of two, a frame of `flood` instead, both at random. All have one length.
-pub fn flooded(flow: &[u8], flood: &[Vec<u8>], one_in: u32, ifindex: u32) -> Result<OwnedFd> {
+/// Sends `flow`, and in its place a frame of `flood` as often as the word in `share` says, of 2^32 times, both at random. All have one
+/// length.
+pub fn flooded(flow: &[u8], flood: &[Vec<u8>], share: BorrowedFd<'_>, ifindex: u32) -> Result<OwnedFd> {
     let length = flow.len();
     let equal = flood.iter().all(|frame| frame.len() == length);
-    ensure!(one_in.is_power_of_two() && flood.len().is_power_of_two() && length.is_multiple_of(8) && equal);
+    ensure!(flood.len().is_power_of_two() && length.is_multiple_of(8) && equal);
     let map = sys::array_of_one(&[flow, &flood.concat()].concat())?;
     let length = i16::try_from(length)?;
     let mut program = Program::default()
@@ -68,12 +69,12 @@ pub fn flooded(flow: &[u8], flood: &[Vec<u8>], one_in: u32, ifindex: u32) -> Res
         .leave_if_above(R6, R8)
         .call(GET_PRANDOM_U32)
         .alu(Alu::Mov, R9, R0)
-        // 1 where the bits that say so are all zero, which one less makes negative.
-        .alu_imm(Alu::And, R0, i32::try_from(one_in - 1)?)
-        .alu_imm(Alu::Add, R0, -1)
+        // 1 where the random word is below the share, which makes the difference negative.
+        .map_value(R2, share)
+        .load(Width::Double, R3, R2, 0)
+        .alu(Alu::Sub, R0, R3)
         .alu_imm(Alu::ShiftRight, R0, 63)
-        // The flow's frame, or a number from 1 on.
-        .alu_imm(Alu::ShiftRight, R9, 16)
+        // The flow's frame, or a number from 1 on: by the low bits, since the high ones of a word below the share are few.
         .alu_imm(Alu::And, R9, i32::try_from(flood.len() - 1)?)
         .alu_imm(Alu::Add, R9, 1)
         .alu(Alu::Mul, R9, R0)

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -58,6 +58,12 @@ fn map_of_one(map_type: u32, value: &[u8]) -> Result<OwnedFd> {
     let value_size = u32::try_from(value.len())?;
     let mut create = Create { map_type, key_size: 4, value_size, max_entries: 1 };
     let map = owned(bpf(BPF_MAP_CREATE, &mut create).context("making a map of one entry")?)?;
+    set_one(map.as_fd(), value)?;
+    Ok(map)
+}
+
+/// Writes the only value of a map, which has to be as long as that.
+pub fn set_one(map: BorrowedFd<'_>, value: &[u8]) -> Result<()> {
     #[repr(C)]
     struct Update {
         map_fd: u32,
@@ -75,7 +81,7 @@ fn map_of_one(map_type: u32, value: &[u8]) -> Result<OwnedFd> {
         flags: 0,
     };
     bpf(BPF_MAP_UPDATE_ELEM, &mut update).context("filling a map of one entry")?;
-    Ok(map)
+    Ok(())
 }
 
 /// Loads an XDP program; an error carries the verifier's log.

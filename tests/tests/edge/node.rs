@@ -15,6 +15,7 @@ use portcullis::edge::{self, Patience};
 use portcullis::event::{EventSettings, Events};
 use portcullis::flow::{Facts, Host, PersonId, Session};
 use portcullis::identity::service::Services;
+use portcullis::metadata::Metadata;
 use portcullis::metrics::Metrics;
 use portcullis::policy::{Decision, decide};
 use portcullis::portal::{Portal, TunnelFacts};
@@ -117,6 +118,8 @@ impl Node {
         };
         let key = store.secret("seal", || clock::random::<{ Seal::KEY_LEN }>().to_vec()).await.unwrap();
         let seal = Seal::new(&key).unwrap();
+        let metadata = Metadata::default();
+        metadata.configure(&config, &events, &metrics).unwrap();
         let active = Arc::new(Active::new(config));
         let tunnels = Arc::new(Registry::default());
         let (publish, active) = watch::channel(active);
@@ -129,6 +132,7 @@ impl Node {
             services,
             saml,
             tokens,
+            metadata,
             seal,
             events,
             carried: Carried::new(None, &metrics),

@@ -343,8 +343,10 @@ fn unsolicited_answers_are_taken_where_they_are_allowed() {
 fn a_bomb_is_refused_and_a_network_may_not_try_for_ever() {
     let provider = Provider::start("").unwrap();
     let web = provider.realm.web("eve");
-    let reply = provider.post_raw(&web, &"A".repeat(70_000)).unwrap();
+    let reply = provider.post_raw(&web, &"A".repeat(256 * 1024)).unwrap();
     assert_eq!(reply.status, 413, "{}", reply.body);
+    let reply = web.post(&provider.at("logout"), &[("SAMLResponse", &"A".repeat(17_000))]).unwrap();
+    assert_eq!(reply.status, 413, "no other endpoint takes as much: {}", reply.body);
     let nested = format!("{}{}", "<a>".repeat(100), "</a>".repeat(100));
     for (what, message) in [("deep", nested.as_str()), ("no XML", "hello"), (ISSUER, "<a/>")] {
         assert_eq!(provider.post(&web, message).unwrap().status, 400, "{what}");

@@ -2,11 +2,13 @@
 
 mod admin;
 mod answers;
+mod endings;
 mod fuzz;
 mod honest;
 mod hostile;
 mod logout;
 mod provider;
+mod published;
 mod service;
 mod simplesamlphp;
 mod upstream;

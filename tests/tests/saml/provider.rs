@@ -56,6 +56,7 @@ pub struct Answer {
     pub session_until: i64,
     pub status: String,
     pub name_id: String,
+    pub roles: Vec<String>,
     pub id: String,
 }
 
@@ -176,6 +177,7 @@ impl Provider {
             session_until: 3600,
             status: "urn:oasis:names:tc:SAML:2.0:status:Success".into(),
             name_id: "ann@example.com".into(),
+            roles: vec!["ops".into()],
             id: format!("_a{}", request.trim_start_matches('_')),
         }
     }
@@ -241,6 +243,10 @@ pub fn encode(text: &str) -> String {
 impl Answer {
     pub fn assertion(&self) -> String {
         let Self { issuer, recipient, audience, name_id, id, .. } = self;
+        let role = |role: &String| {
+            format!("<saml:AttributeValue xsi:type=\"xs:string\">{role}</saml:AttributeValue>")
+        };
+        let roles: String = self.roles.iter().map(role).collect();
         let in_response_to = match self.in_response_to.as_str() {
             "" => String::new(),
             request => format!(" InResponseTo=\"{request}\""),
@@ -258,8 +264,7 @@ impl Answer {
              SessionNotOnOrAfter=\"{session}\"><saml:AuthnContext><saml:AuthnContextClassRef>\
              urn:oasis:names:tc:SAML:2.0:ac:classes:PasswordProtectedTransport</saml:AuthnContextClassRef>\
              </saml:AuthnContext></saml:AuthnStatement><saml:AttributeStatement><saml:Attribute Name=\"roles\">\
-             <saml:AttributeValue xsi:type=\"xs:string\">ops</saml:AttributeValue></saml:Attribute>\
-             </saml:AttributeStatement></saml:Assertion>",
+             {roles}</saml:Attribute></saml:AttributeStatement></saml:Assertion>",
             issued = instant(self.issued),
             confirmed = instant(self.confirmed_until),
             from = instant(self.not_before),

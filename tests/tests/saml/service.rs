@@ -23,13 +23,19 @@ impl Lab {
     /// folder with the provider's own `sp.pem` and `sp.key`; `signs` tells whether it signs its requests with it.
     pub fn new(saml: &str, signs: bool) -> Result<Self> {
         let plan = Plan::new()?;
+        certificate(plan.path())?;
+        let saml = saml.replace("DIR", &plan.path().display().to_string());
+        let whole =
+            format!("entity_id = \"{ENTITY}\", acs = [\"{ACS}\", \"https://sp.example.org/other\"]{saml}");
+        Self::in_plan(plan, &whole, signs)
+    }
+
+    /// In a plan whose folder has the provider's `sp.pem` and `sp.key`; `saml` is all of what `saml = { … }` says.
+    pub fn in_plan(plan: Plan, saml: &str, signs: bool) -> Result<Self> {
         let dir = plan.path().to_owned();
-        certificate(&dir)?;
-        let saml = saml.replace("DIR", &dir.display().to_string());
         let more = format!(
             "[[application]]\nname = \"crm\"\ntype = \"saas\"\nurl = \"https://sp.example.org/\"\n\
-             policies = [\"staff\"]\nsaml = {{ entity_id = \"{ENTITY}\", acs = [\"{ACS}\", \
-             \"https://sp.example.org/other\"]{saml} }}\n"
+             policies = [\"staff\"]\nsaml = {{ {saml} }}\n"
         );
         let realm = plan.start(true, &[], &more)?;
         let metadata =

@@ -10,6 +10,7 @@ use portcullis_tests::idp::{ClaimsIn, Idp};
 use portcullis_tests::ports;
 use portcullis_tests::process::{Process, wait_until};
 use portcullis_tests::realm::{AUTH, PASSWORD, Plan, Provider, Realm};
+use portcullis_tests::simplesaml::{self, Choices, SimpleSaml};
 use portcullis_tests::web::{Reply, Web};
 use serde_json::{Value, json};
 
@@ -23,21 +24,32 @@ struct Site {
     realm: Realm,
     origin: String,
     idp: Option<Idp>,
+    campus: Option<SimpleSaml>,
     _server: Process,
+}
+
+/// Where people log in beside the node itself.
+#[derive(Clone, Copy)]
+enum Behind<'a> {
+    Nobody,
+    /// An OpenID provider with these accounts.
+    Oidc(&'a Value),
+    /// SimpleSAMLphp; the application is then at 127.0.0.1, which is another site than its `localhost`.
+    Saml,
 }
 
 impl Site {
     /// With `keys` the service provider signs what it asks, and gets its assertions encrypted.
     fn start(keys: bool) -> Result<Self> {
-        Self::with(keys, None)
+        Self::with(keys, Behind::Nobody)
     }
 
-    /// The same with an OpenID provider, which knows these `accounts`, behind the node.
-    fn with(keys: bool, accounts: Option<&Value>) -> Result<Self> {
+    fn with(keys: bool, behind: Behind<'_>) -> Result<Self> {
         let plan = Plan::new()?;
         let dir = plan.path().to_owned();
         let port = ports::free()?;
-        let origin = format!("http://localhost:{port}");
+        let host = if let Behind::Saml = behind { "127.0.0.1" } else { "localhost" };
+        let origin = format!("http://{host}:{port}");
         certificate(&dir)?;
         for name in ["config", "metadata", "data", "log", "tmp", "www"] {
             std::fs::create_dir(dir.join(name))?;
@@ -60,7 +72,7 @@ impl Site {
              'timezone' => 'UTC', 'admin.checkforupdates' => false, 'technicalcontact_email' => 'x@example.org', \
              'showerrors' => true, 'session.cookie.secure' => false, 'session.cookie.samesite' => null, \
              'session.phpsession.savepath' => '{dir}/tmp', 'store.type' => 'sql', 'store.sql.dsn' => 'sqlite:{dir}/data/store.sqlite', \
-             'language.default' => 'en', 'language.available' => ['en'], 'theme.use' => 'default', 'trusted.url.domains' => ['localhost:{port}', 'localhost'], \
+             'language.default' => 'en', 'language.available' => ['en'], 'theme.use' => 'default', 'trusted.url.domains' => ['{host}:{port}', '{host}'], \
              'metadata.sources' => [['type' => 'xml', 'file' => '{dir}/metadata/idp.xml']], 'module.enable' => ['core' => true, 'saml' => true]];",
             dir = dir.display()
         );
@@ -98,24 +110,39 @@ impl Site {
         ensure!(metadata.status == 200, "{}\n{}", metadata.body, server.output());
         std::fs::write(dir.join("sp.xml"), &metadata.body)?;
 
-        let more = format!(
+        let mut more = format!(
             "[[application]]\nname = \"crm\"\ntype = \"saas\"\nurl = \"{endpoint}\"\npolicies = [\"staff\"]\n\
              saml = {{ metadata = \"{}/sp.xml\", relay_state = \"{origin}/app\", logout = {{ local = true }} }}\n",
             dir.display()
         );
-        let idp = match accounts {
-            Some(accounts) => {
-                Some(Idp::start(plan.path(), &plan.ca, &plan.callback(), accounts, ClaimsIn::Userinfo)?)
+        let (mut idp, mut campus) = (None, None);
+        match behind {
+            Behind::Nobody => {}
+            Behind::Oidc(accounts) => {
+                let callback = plan.callback();
+                idp = Some(Idp::start(plan.path(), &plan.ca, &callback, accounts, ClaimsIn::Userinfo)?);
             }
-            None => None,
-        };
+            Behind::Saml => {
+                let provider = SimpleSaml::start(plan.path(), &plan.ca, Choices::default())?;
+                more += &format!(
+                    "[[identity_provider]]\nname = \"campus\"\ntype = \"saml\"\nlabel = \"Campus\"\nmetadata = \"{}\"\n\
+                     email_domains = [\"example.com\"]\nname_id = \"email\"\n",
+                    provider.metadata()
+                );
+                campus = Some(provider);
+            }
+        }
         let providers: Vec<Provider<'_>> =
             idp.iter().map(|idp| Provider { name: "okta", idp, more: "label = \"Okta\"" }).collect();
         let realm = plan.start(true, &providers, &more)?;
         let metadata = realm.web("metadata").get(&format!("{endpoint}/saml-metadata"))?;
         ensure!(metadata.status == 200, "{}", metadata.body);
         std::fs::write(dir.join("metadata/idp.xml"), &metadata.body)?;
-        Ok(Self { realm, origin, idp, _server: server })
+        if let Some(campus) = &campus {
+            let own = realm.web("own").get(&realm.url(AUTH, "/cdn-cgi/access/saml/campus/saml-metadata"))?;
+            campus.know(&own.body)?;
+        }
+        Ok(Self { realm, origin, idp, campus, _server: server })
     }
 
     /// Logs somebody in from `start`, and posts the node's answer as the page would.
@@ -210,7 +237,16 @@ fn unsigned_and_unencrypted_in_and_what_remains_is_told() {
 #[test]
 fn a_browser_goes_from_the_application_to_the_provider_and_back_and_out() {
     let accounts = json!({ "ann": { "email": "ann@example.com", "email_verified": true } });
-    let site = Site::with(true, Some(&accounts)).unwrap();
+    let site = Site::with(true, Behind::Oidc(&accounts)).unwrap();
     walk(&site.realm, site.idp.as_ref(), "saml", &json!({ "origin": site.origin })).unwrap();
     assert_eq!(site.realm.events("sign_in", 2).unwrap().len(), 2);
+}
+
+#[test]
+fn a_browser_goes_from_the_application_to_a_saml_provider_and_back_and_out() {
+    let site = Site::with(true, Behind::Saml).unwrap();
+    let provider = &site.campus.as_ref().unwrap().origin;
+    let known = json!({ "origin": site.origin, "provider": provider, "password": simplesaml::PASSWORD });
+    walk(&site.realm, None, "saml_upstream", &known).unwrap();
+    assert_eq!(site.realm.events("sign_in", 1).unwrap().len(), 1);
 }

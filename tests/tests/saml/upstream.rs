@@ -125,6 +125,9 @@ fn a_logout_here_leads_to_applications_and_to_the_provider() {
         401,
         "at once"
     );
+    // Whoever else has the address is led nowhere, and spends nothing.
+    let stolen = site.realm.web("eve").get(&onward).unwrap();
+    assert!(stolen.status == 200 && stolen.cookies().is_empty(), "{}: {}", stolen.status, stolen.body);
     let to_application = web.get(&onward).unwrap();
     let asked = to_application.redirect().unwrap();
     assert!(

@@ -40,6 +40,19 @@ async function open(settings = {}) {
   return page;
 }
 
+// A picture of a page as it is on a phone and on a desktop, light and dark.
+const screens = { phone: { width: 360, height: 740 }, desktop: { width: 1280, height: 800 } };
+async function inEveryDress(page, name) {
+  mkdirSync(options.pictures, { recursive: true });
+  for (const [size, viewport] of Object.entries(screens)) {
+    await page.setViewportSize(viewport);
+    for (const colorScheme of ['light', 'dark']) {
+      await page.emulateMedia({ colorScheme });
+      await page.screenshot({ path: `${options.pictures}/${name}-${size}-${colorScheme}.png` });
+    }
+  }
+}
+
 async function fillIn(page, user, password = options.password) {
   await page.getByLabel('User name').fill(user);
   await page.getByLabel('Password').fill(password);
@@ -192,18 +205,13 @@ const scenarios = {
     assert.equal(header(await seen(page), 'cf-access-authenticated-user-email'), 'ann@example.com');
   },
 
-  // From an application elsewhere to the provider behind the node and back, and out again; a picture of each step. The
-  // phone runs no scripts.
+  // From an application elsewhere to the OpenID provider behind the node and back, and out again: without scripts, with a
+  // picture of each step in every dress, and with them.
   async saml() {
-    mkdirSync(options.pictures, { recursive: true });
     const { origin } = options.device;
-    const browsers = {
-      phone: { viewport: { width: 360, height: 740 }, javaScriptEnabled: false },
-      desktop: { viewport: { width: 1280, height: 800 } },
-    };
-    for (const [size, settings] of Object.entries(browsers)) {
-      const page = await open(settings);
-      const look = (name) => page.screenshot({ path: `${options.pictures}/saml-${name}-${size}.png` });
+    for (const javaScriptEnabled of [false, true]) {
+      const page = await open({ javaScriptEnabled });
+      const look = (name) => javaScriptEnabled ? undefined : inEveryDress(page, `saml-${name}`);
       await page.goto(`${origin}/app`);
       await heading(page, 'Sign in');
       await look('1-node');
@@ -213,7 +221,7 @@ const scenarios = {
       await page.locator('input[name=login]').fill('ann');
       await page.locator('input[name=password]').fill('any');
       await page.locator('button[type=submit]').click();
-      if (size === 'phone') {
+      if (!javaScriptEnabled) {
         await heading(page, 'One moment');
         await look('3-onward');
         await page.getByRole('button', { name: 'Continue' }).click();
@@ -229,6 +237,36 @@ const scenarios = {
       await heading(page, 'Sign in');
       await page.context().close();
     }
+  },
+
+  // The same with a SAML provider, and out at the node: it leads to the provider, which asks again afterwards.
+  async saml_upstream() {
+    const { origin, provider, password } = options.device;
+    const page = await open();
+    const look = (name) => inEveryDress(page, `saml-upstream-${name}`);
+    await page.goto(`${origin}/app`);
+    await heading(page, 'Sign in');
+    await look('1-node');
+    await page.getByRole('link', { name: 'Continue with Campus' }).click();
+    await page.waitForURL((url) => url.href.startsWith(provider));
+    await look('2-provider');
+    await page.locator('input[name=username]').fill('ann');
+    await page.locator('input[name=password]').fill(password);
+    await page.locator('button[type=submit], button').first().click();
+    await arrives(page, `${origin}/app`);
+    assert.deepEqual((await seen(page)).attributes.email, ['ann@example.com']);
+    await look('3-application');
+    await page.goto(at(AUTH));
+    await heading(page, 'Your applications');
+    await look('4-launcher');
+    await page.getByRole('button', { name: 'Sign out' }).click();
+    await heading(page, 'You are signed out');
+    await page.getByRole('link', { name: 'Sign in again' }).waitFor();
+    await look('5-out');
+    await page.goto(at(WIKI));
+    await heading(page, 'Sign in');
+    await page.getByRole('link', { name: 'Continue with Campus' }).click();
+    await page.locator('input[name=username]').waitFor();
   },
 
   // `portcullis access login` has opened this page; its answer leads from the form to the client's own address.
@@ -262,7 +300,6 @@ const scenarios = {
   // Every page, in every dress: axe-core finds nothing, nothing sticks out, and a picture is taken.
   async pages() {
     mkdirSync(options.pictures, { recursive: true });
-    const screens = { phone: { width: 360, height: 740 }, desktop: { width: 1280, height: 800 } };
     for (const [size, viewport] of Object.entries(screens)) {
       for (const colorScheme of ['light', 'dark']) {
         const page = await open({ viewport, colorScheme, bypassCSP: true });

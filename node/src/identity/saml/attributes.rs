@@ -2,8 +2,8 @@
 //!
 //! A false accept here is an email address that nobody verified, which is somebody else's access.
 
-use crate::flow::{Email, PersonId};
-use crate::identity::{Authenticated, ProviderLogin};
+use crate::flow::{Email, PersonId, UnixTime};
+use crate::identity::{Authenticated, Heard, ProviderLogin};
 use crate::saml::{AC_MFA, AC_PASSWORD, AC_PASSWORD_TRANSPORT, Assertion, NAMEID_EMAIL, NAMEID_TRANSIENT};
 
 /// Bytes of the longest subject and display name.
@@ -44,7 +44,12 @@ pub struct AttributeRules {
 }
 
 impl AttributeRules {
-    pub fn person(&self, provider: &str, assertion: &Assertion) -> Result<Authenticated, &'static str> {
+    pub fn person(
+        &self,
+        now: UnixTime,
+        provider: &str,
+        assertion: &Assertion,
+    ) -> Result<Authenticated, &'static str> {
         let values = |name: &str| {
             assertion.attributes.iter().find(|(found, _)| found == name).map(|(_, values)| values.as_slice())
         };
@@ -89,9 +94,12 @@ impl AttributeRules {
             groups,
             amr: methods(assertion.context.as_deref()),
             ends_at: assertion.session_ends_at,
-            at_provider: Some(ProviderLogin {
-                name_id: name_id.clone(),
-                session_index: assertion.session_index.clone(),
+            at_provider: Some(Heard {
+                login: ProviderLogin {
+                    name_id: name_id.clone(),
+                    session_index: assertion.session_index.clone(),
+                },
+                at: now,
             }),
         })
     }
@@ -115,7 +123,6 @@ fn methods(context: Option<&str>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::UnixTime;
     use crate::saml::{NAMEID_PERSISTENT, NAMEID_UNSPECIFIED, NameId};
 
     fn assertion(format: &str, name: &str, attributes: &[(&str, &[&str])]) -> Assertion {
@@ -144,7 +151,7 @@ mod tests {
     }
 
     fn email_of(assertion: &Assertion) -> Option<String> {
-        rules().person("adfs", assertion).unwrap().email.map(String::from)
+        rules().person(UnixTime(0), "adfs", assertion).unwrap().email.map(String::from)
     }
 
     #[test]
@@ -164,7 +171,10 @@ mod tests {
         }
         let ann = ["ann@corp.example"];
         let none = AttributeRules::default();
-        assert_eq!(none.person("adfs", &assertion(NAMEID_EMAIL, ann[0], &[])).unwrap().email, None);
+        assert_eq!(
+            none.person(UnixTime(0), "adfs", &assertion(NAMEID_EMAIL, ann[0], &[])).unwrap().email,
+            None
+        );
         for (what, said) in [
             (
                 "two",
@@ -178,27 +188,35 @@ mod tests {
         let chosen = AttributeRules { email: Some("boss".into()), ..rules() };
         let said =
             assertion(NAMEID_EMAIL, "eve@corp.example", &[("mail", &["eve@corp.example"]), ("boss", &ann)]);
-        assert_eq!(chosen.person("adfs", &said).unwrap().email.unwrap().as_str(), ann[0]);
+        assert_eq!(chosen.person(UnixTime(0), "adfs", &said).unwrap().email.unwrap().as_str(), ann[0]);
         let said = assertion(NAMEID_EMAIL, "eve@corp.example", &[]);
-        assert_eq!(chosen.person("adfs", &said).unwrap().email, None, "no other in its place");
+        assert_eq!(chosen.person(UnixTime(0), "adfs", &said).unwrap().email, None, "no other in its place");
     }
 
     #[test]
     fn a_person_is_known_by_what_stays() {
-        let person = rules().person("adfs", &assertion(NAMEID_PERSISTENT, "7", &[("roles", &["a", "b"])]));
+        let person = rules().person(
+            UnixTime(0),
+            "adfs",
+            &assertion(NAMEID_PERSISTENT, "7", &[("roles", &["a", "b"])]),
+        );
         let person = person.unwrap();
         assert_eq!((person.person.to_string().as_str(), person.groups.len()), ("adfs:7", 2));
         assert_eq!((person.display_name.as_str(), person.amr), ("7", vec!["mfa".to_owned()]));
         let transient = assertion(NAMEID_TRANSIENT, "x", &[("uid", &["ann"]), ("two", &["a", "b"])]);
-        assert!(rules().person("adfs", &transient).is_err());
+        assert!(rules().person(UnixTime(0), "adfs", &transient).is_err());
         let by = |name: &str| AttributeRules { subject: Some(name.to_owned()), ..rules() };
-        assert_eq!(by("uid").person("adfs", &transient).unwrap().person.subject, "ann");
+        assert_eq!(by("uid").person(UnixTime(0), "adfs", &transient).unwrap().person.subject, "ann");
         for missing in ["two", "none"] {
-            assert!(by(missing).person("adfs", &transient).is_err(), "{missing}");
+            assert!(by(missing).person(UnixTime(0), "adfs", &transient).is_err(), "{missing}");
         }
         let long = "x".repeat(256);
-        assert!(rules().person("adfs", &assertion(NAMEID_PERSISTENT, &long, &[])).is_err());
+        assert!(rules().person(UnixTime(0), "adfs", &assertion(NAMEID_PERSISTENT, &long, &[])).is_err());
         let many: Vec<&str> = vec!["g"; 1001];
-        assert!(rules().person("adfs", &assertion(NAMEID_PERSISTENT, "7", &[("roles", &many)])).is_err());
+        assert!(
+            rules()
+                .person(UnixTime(0), "adfs", &assertion(NAMEID_PERSISTENT, "7", &[("roles", &many)]))
+                .is_err()
+        );
     }
 }

@@ -9,7 +9,6 @@
 
 mod attributes;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -42,9 +41,7 @@ pub enum MetadataSource {
 /// How to reach one provider, from the configuration, and where the node takes its answers.
 pub struct SamlSettings<'a> {
     pub name: &'a str,
-    pub metadata: &'a MetadataSource,
-    /// PEM file of roots to trust besides the system's, where the metadata is fetched.
-    pub ca: Option<&'a Path>,
+    pub(crate) metadata: Source,
     pub rules: AttributeRules,
     pub sign_requests: bool,
     pub allow_unsolicited: bool,
@@ -73,9 +70,10 @@ pub struct SamlUpstream {
     logout: String,
 }
 
-enum Source {
+/// A provider's metadata, where the node has it from.
+pub(crate) enum Source {
     File(Arc<Provider>),
-    Published(Published<Provider>),
+    Published(Arc<Published<Provider>>),
 }
 
 /// What the browser keeps of a request.
@@ -113,17 +111,10 @@ pub enum LogoutMessage {
 }
 
 impl SamlUpstream {
-    pub fn new(settings: SamlSettings<'_>) -> Result<Self, LoginError> {
-        let metadata = match settings.metadata {
-            MetadataSource::File(provider) => Source::File(Arc::clone(provider)),
-            MetadataSource::Url(url) => {
-                let published = Published::new(url, settings.ca);
-                Source::Published(published.map_err(|error| LoginError::Internal(format!("ca: {error}")))?)
-            }
-        };
-        Ok(Self {
+    pub fn new(settings: SamlSettings<'_>) -> Self {
+        Self {
             name: settings.name.to_owned(),
-            metadata,
+            metadata: settings.metadata,
             rules: settings.rules,
             sign_requests: settings.sign_requests,
             allow_unsolicited: settings.allow_unsolicited,
@@ -132,7 +123,7 @@ impl SamlUpstream {
             entity_id: settings.entity_id,
             consumer: settings.consumer,
             logout: settings.logout,
-        })
+        }
     }
 
     async fn provider(&self, now: UnixTime) -> Result<Arc<Provider>, LoginError> {
@@ -189,8 +180,8 @@ impl SamlUpstream {
     ) -> Result<Accepted, LoginError> {
         let mut provider = self.provider(now).await?;
         loop {
-            let response =
-                saml::unverified(message).map_err(|error| LoginError::Answer(error.to_string()))?;
+            let response = saml::unverified(message, saml::ANSWER_LIMITS)
+                .map_err(|error| LoginError::Answer(error.to_string()))?;
             let expected = Expected {
                 issuer: &provider.entity_id,
                 audience: &self.entity_id,
@@ -215,7 +206,7 @@ impl SamlUpstream {
             if assertion.in_response_to.is_none() && !self.allow_unsolicited {
                 return Err(LoginError::Answer("nobody asked for it".to_owned()));
             }
-            let person = self.rules.person(&self.name, &assertion);
+            let person = self.rules.person(now, &self.name, &assertion);
             return Ok(Accepted {
                 provider: self.name.clone(),
                 in_response_to: assertion.in_response_to,

@@ -74,6 +74,11 @@ pub(super) const fn words(reason: Reason) -> Words {
             "Signing in is not possible at the moment. Whoever is already signed in is not affected.",
             "Try again in a minute.",
         ),
+        Reason::MetadataUnavailable => (
+            "Signing in there is not possible at the moment",
+            "What the application says about itself could not be fetched.",
+            "Try again in a minute. If it stays that way, tell whoever runs this access node the ray ID.",
+        ),
         Reason::Declined => (
             "The device was not let in",
             "Whoever was asked about it said no.",

@@ -23,9 +23,12 @@ use http::{Method, Response, StatusCode};
 
 use crate::clock;
 use crate::event::{Action, Event, Sent};
-use crate::flow::{Application, Kind, Reason, Saas, SaasProtocol, SamlService};
+use crate::flow::{
+    Application, Kind, Reason, Saas, SaasProtocol, SamlApplication, SamlProviderSource, SamlService,
+};
 use crate::identity::LoginError;
 use crate::policy::PermitKind;
+use crate::published::Unpublished;
 use crate::saas::saml::{Asked, Endpoint, Issued, NotIssued};
 use crate::saml::{self, AuthnRequest, Refusal};
 use crate::session::LiveSession;
@@ -64,24 +67,30 @@ impl Call<'_> {
         };
         let found = self.active.policies.applications().find_map(|application| match &application.kind {
             Kind::Saas(saas) => match &saas.protocol {
-                SaasProtocol::Saml(service) if service.name == name => Some((application, saas, service)),
+                SaasProtocol::Saml(saml) if saml.name == name => Some((application, saas, saml)),
                 SaasProtocol::Saml(_) | SaasProtocol::Oidc(_) => None,
             },
             Kind::Web(_) | Kind::Private(_) => None,
         });
-        let Some((application, saas, service)) = found else {
+        let Some((application, saas, saml)) = found else {
             return self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication);
         };
         let path = format!("{PREFIX}{}", saas.endpoint());
         let sign_in = format!("{}{path}", self.site.origin(&self.site.auth));
-        let visit = SignIn { application, saas, service, path: &path, sign_in: &sign_in };
+        let service = match self.context.metadata.service(saml, self.now).await {
+            Ok(service) => service,
+            Err(error) => return self.unpublished(application, saml, endpoint, &sign_in, &error),
+        };
+        let visit = SignIn { application, saas, service: &service, path: &path, sign_in: &sign_in };
         match (endpoint, &self.visit.method) {
             (None, &Method::POST) => self.saml_form(visit),
             (None, &Method::GET) => self.saml_query(visit).await,
             (Some("resume"), &Method::GET) => self.saml_resume(visit).await,
             (Some("logout"), &(Method::GET | Method::POST)) => self.saml_logout(visit).await,
             (Some("saml-metadata"), &(Method::GET | Method::HEAD)) => {
-                let document = self.context.saml.metadata(service, endpoint_of(visit));
+                let SamlService { name_id, require_signed, .. } = &*service;
+                let endpoint = endpoint_of(visit);
+                let document = self.context.saml.metadata(name_id.as_ref(), *require_signed, endpoint);
                 page::document("application/samlmetadata+xml", document)
             }
             (None | Some("logout"), _) => self.method_of_saml("GET, POST"),
@@ -89,6 +98,29 @@ impl Call<'_> {
             (Some("saml-metadata"), _) => self.method_of_saml("GET, HEAD"),
             (Some(_), _) => self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication),
         }
+    }
+
+    /// Without the application's metadata nothing is taken from it or sent to it. It can have the node's meanwhile:
+    /// perhaps it needs that first.
+    fn unpublished(
+        &self,
+        application: &Application,
+        saml: &SamlApplication,
+        endpoint: Option<&str>,
+        sign_in: &str,
+        error: &Unpublished,
+    ) -> Response<Bytes> {
+        if let (Some("saml-metadata"), &(Method::GET | Method::HEAD), SamlProviderSource::Published(place)) =
+            (endpoint, &self.visit.method, &saml.provider)
+        {
+            let (name_id, signed) = (place.said.name_id.as_ref(), place.said.require_signed == Some(true));
+            let document = self.context.saml.metadata(name_id, signed, Endpoint { sign_in });
+            return page::document("application/samlmetadata+xml", document);
+        }
+        let (status, reason) = (StatusCode::SERVICE_UNAVAILABLE, Reason::MetadataUnavailable);
+        let event = self.event(Action::SignIn, false).reason(reason).status(status.as_u16());
+        self.context.events.emit(event.application(application).detail(error.to_string()));
+        page::refusal(PageFacts { application: Some(&application.name), ..self.facts(status, reason) })
     }
 
     /// A request by POST: most come from another site, and the session's cookie with none of those.
@@ -245,9 +277,7 @@ impl Call<'_> {
         live: &LiveSession,
         name_id: &saml::NameId,
     ) -> Result<(), StoreError> {
-        let application = &visit.application.name;
-        self.context.sessions.granted(live.session.id, application).await?;
-        self.context.store.insert_saml_login(live.session.id, application, name_id).await
+        self.context.store.insert_saml_login(live.session.id, &visit.application.name, name_id).await
     }
 
     /// Keeps a request in the browser and goes on to where it is taken up again.

@@ -133,7 +133,6 @@ mod tests {
             attributes: vec![],
             relay_state: None,
             logout: crate::flow::SamlLogout::default(),
-            files: vec![],
         }
     }
 

@@ -90,6 +90,7 @@ impl World {
         std::fs::write(directory.path().join("file"), "x").unwrap();
         let config = Config::parse(&format!("{CONFIG}{more}"), &directory.path().join("node.toml")).unwrap();
         let authority = config.node.authority();
+        let metadata = crate::metadata::Metadata::default();
         let (reload, active) = watch::channel(Arc::new(Active::new(config)));
         let store = Store::open(directory.path()).unwrap();
         for (name, email, groups) in [
@@ -125,6 +126,7 @@ impl World {
             services: Services::load(store.clone()).await.unwrap(),
             tokens: Tokens::load(store.clone(), &authority, clock::now()).await.unwrap(),
             saml: SamlProvider::load(store.clone(), clock::now()).await.unwrap(),
+            metadata,
             seal: Seal::new(&[7; 32]).unwrap(),
             events: Events::start(settings, store, Arc::clone(&metrics)).unwrap(),
             carried: crate::tunnel::carrier::Carried::new(None, &metrics),

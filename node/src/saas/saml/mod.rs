@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::clock::fill;
 use crate::config::NodeConfig;
-use crate::flow::{Saas, SamlService, SessionId, UnixTime};
+use crate::flow::{Saas, SamlNameId, SamlService, SessionId, UnixTime};
 use crate::policy::PermitOf;
 use crate::saml::{self, Certificate, Envelope, IdentityProvider, NameId, Onward, Refusal, Statement};
 use crate::store::{Store, StoreError};
@@ -59,9 +59,9 @@ impl Endpoint<'_> {
     }
 }
 
-/// The address of the node towards `service`.
-pub(crate) fn sign_in(node: &NodeConfig, service: &SamlService) -> String {
-    format!("https://{}/cdn-cgi/access/sso/saml/{}", node.authority(), service.name)
+/// The address of the node towards the application called `name`.
+pub(crate) fn sign_in(node: &NodeConfig, name: &str) -> String {
+    format!("https://{}/cdn-cgi/access/sso/saml/{}", node.authority(), name)
 }
 
 /// An answer with an assertion, and what it calls its person.
@@ -179,7 +179,12 @@ impl SamlProvider {
     }
 
     /// The node's metadata for one service provider (SAML metadata §2.4.3).
-    pub fn metadata(&self, service: &SamlService, endpoint: Endpoint<'_>) -> String {
+    pub fn metadata(
+        &self,
+        name_id: Option<&SamlNameId>,
+        wants_signed_requests: bool,
+        endpoint: Endpoint<'_>,
+    ) -> String {
         let keys = self.keys();
         let certificates: Vec<Certificate> = keys.certificates().cloned().collect();
         IdentityProvider {
@@ -187,8 +192,8 @@ impl SamlProvider {
             sign_in: endpoint.sign_in,
             logout: &endpoint.logout(),
             certificates: &certificates,
-            name_id_format: subject::format(service),
-            wants_signed_requests: service.require_signed,
+            name_id_format: subject::format(name_id),
+            wants_signed_requests,
         }
         .document()
     }

@@ -81,8 +81,8 @@ impl Context {
 }
 
 /// The format that a service provider gets unless it asks for another.
-pub(super) fn format(service: &SamlService) -> &'static str {
-    match service.name_id {
+pub(super) fn format(name_id: Option<&SamlNameId>) -> &'static str {
+    match name_id {
         None | Some(SamlNameId::Email) => NAMEID_EMAIL,
         Some(SamlNameId::Persistent) => NAMEID_PERSISTENT,
         Some(SamlNameId::Transient) => NAMEID_TRANSIENT,
@@ -102,7 +102,7 @@ pub(super) fn name_id(
     let asked = asked.filter(|format| *format != NAMEID_UNSPECIFIED);
     let kind = match (&service.name_id, asked) {
         (Some(configured), None) => configured.clone(),
-        (Some(configured), Some(asked)) if asked == format(service) => configured.clone(),
+        (Some(configured), Some(asked)) if asked == format(Some(configured)) => configured.clone(),
         (Some(_), Some(_)) => return Err(refused),
         (None, None | Some(NAMEID_EMAIL)) => SamlNameId::Email,
         (None, Some(NAMEID_PERSISTENT)) => SamlNameId::Persistent,
@@ -184,7 +184,6 @@ mod tests {
             attributes,
             relay_state: None,
             logout: crate::flow::SamlLogout::default(),
-            files: vec![],
         }
     }
 
