@@ -22,25 +22,24 @@ pub const PEERS: &str = "bench-peers";
 /// Programs that private sessions are measured against, optimised as their authors release them. One that cannot be had is named as
 /// missing by the bench.
 pub fn peers() {
-    for (package, version, features) in
-        [("boringtun-cli", "0.7.1", ""), ("rathole", "0.5.0", "server,client")]
-    {
-        if let Err(error) = peer(package, version, features) {
+    // The lock file of rathole names a `time` that Rust 1.80 and later do not compile.
+    for (package, version, options) in [
+        ("boringtun-cli", "0.7.1", &["--locked"][..]),
+        ("rathole", "0.5.0", &["--no-default-features", "--features", "server,client"]),
+    ] {
+        if let Err(error) = peer(package, version, options) {
             eprintln!("setup: {package} is not there to be measured against: {error:#}");
         }
     }
 }
 
-fn peer(package: &str, version: &str, features: &str) -> Result<()> {
+fn peer(package: &str, version: &str, options: &[&str]) -> Result<()> {
     let root = shell::target()?.join(PEERS);
     if root.join("bin").join(package).exists() {
         return Ok(());
     }
     let mut install = cargo();
-    install.args(["install", package, "--version", version, "--locked", "--root"]).arg(&root);
-    if !features.is_empty() {
-        install.args(["--no-default-features", "--features", features]);
-    }
+    install.args(["install", package, "--version", version, "--root"]).arg(&root).args(options);
     shell::long(&format!("building {package} (a few minutes)"), &mut install)
 }
 
