@@ -7,7 +7,7 @@
 //!    installed, and both ends are told.
 //! 4. A bound leg that binds from elsewhere goes through 2 and 3 again, and is then replaced.
 //!
-//! A client's leg may bind [early](early), while its session is asked for: 2 and 3 are the same, and what it has proved
+//! A client's leg may bind [early], while its session is asked for: 2 and 3 are the same, and what it has proved
 //! counts once the session is there.
 //!
 //! **What a mistake costs.** A false accept sends one session's packets, which are encrypted end to end, to an address
