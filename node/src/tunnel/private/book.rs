@@ -223,16 +223,13 @@ impl Book {
         }
     }
 
-    /// A connector's connection is gone: the sessions that it served, which another connection may take.
-    pub(super) fn link_gone(&mut self, link: ControlId, now: Duration) -> Vec<SessionRef> {
-        let mut left = Vec::new();
-        for (session, entry) in &mut self.sessions {
+    /// A connector's connection is gone: the sessions that it served are [unserved](Self::unserved).
+    pub(super) fn link_gone(&mut self, link: ControlId, now: Duration) {
+        for entry in self.sessions.values_mut() {
             if entry.connector.empty(link, now) {
                 entry.answer_by = None;
-                left.push(*session);
             }
         }
-        left
     }
 
     /// Sessions of a connector that nobody speaks for now.

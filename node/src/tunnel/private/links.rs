@@ -31,6 +31,9 @@ const TO_LINK: usize = 65_536;
 /// something every second.
 pub(in super::super) const SUSPICION: Duration = Duration::from_millis(2500);
 
+/// So often in a row is one heard that is not suspected any more.
+const SUSPECTED: usize = 2;
+
 /// A connection of a connector that takes sessions.
 pub(in super::super) struct LinkSeat {
     pub(super) link: Arc<Link>,
@@ -125,24 +128,31 @@ impl PrivateSessions {
 impl Shared {
     fn link_gone(self: &Arc<Self>, control: ControlId) {
         let mut inner = self.lock();
-        let seat = inner.links.remove(&control);
+        let Some(LinkSeat { link, .. }) = inner.links.remove(&control) else { return };
         // Its sessions are kept from when it was last heard.
-        let silent = seat.and_then(|seat| seat.link.connection.close_reason());
-        let silence = if silent == Some(ConnectionError::TimedOut) { IDLE_TIMEOUT } else { Duration::ZERO };
-        let left = inner.book.link_gone(control, clock::monotonic().saturating_sub(silence));
+        let is_silent = link.connection.close_reason() == Some(ConnectionError::TimedOut);
+        let silence = if is_silent { IDLE_TIMEOUT } else { Duration::ZERO };
+        inner.book.link_gone(control, clock::monotonic().saturating_sub(silence));
+        // With those that waited for this one to be heard again.
+        let unserved = inner.book.unserved(&link.connector);
         drop(inner);
-        self.offer_again(&left);
+        self.offer_again(&unserved);
     }
 
-    /// Closes a connection from which nothing comes.
+    /// Closes a connection from which nothing comes. Something may be under way of one that has died.
     async fn suspect(self: Arc<Self>, control: ControlId, link: Arc<Link>) {
         let heard = || link.connection.stats().udp_rx.datagrams;
-        let before = heard();
-        sleep(SUSPICION).await;
-        if heard() == before {
-            debug!(connector = %link.connector, "a connector has restarted");
-            link.connection.close(CloseCode::Timeout.into(), b"it is silent, and another process is here");
-        } else if let Some(seat) = self.lock().links.get_mut(&control) {
+        for _ in 0..SUSPECTED {
+            let before = heard();
+            sleep(SUSPICION).await;
+            if heard() == before {
+                debug!(connector = %link.connector, "a connector has restarted");
+                link.connection
+                    .close(CloseCode::Timeout.into(), b"it is silent, and another process is here");
+                return;
+            }
+        }
+        if let Some(seat) = self.lock().links.get_mut(&control) {
             seat.suspected = false;
         }
     }

@@ -108,7 +108,7 @@ fn an_end_has_its_time_to_come_back() {
     book.client_gone(CLIENT, at(131));
     assert_eq!(due(&book, 1000), None);
 
-    assert_eq!(book.link_gone(LINK, at(200)), [session(0)]);
+    book.link_gone(LINK, at(200));
     assert_eq!(book.unserved(&"hq".parse().unwrap()), [session(0)]);
     assert!(book.unserved(&"branch".parse().unwrap()).is_empty());
     assert_eq!((due(&book, 229), due(&book, 230)), (None, Some(EndReason::ConnectorGone)));

@@ -74,6 +74,29 @@ async fn a_connector_that_was_killed_and_returns_is_told_of_when_it_returns() {
     assert!(echoes(&through, PATIENCE).await);
 }
 
+/// Silent connections are offered nothing, and are not waited for once they are gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_over_with_the_last_connection_of_its_process_be_it_a_silent_one() {
+    let lab = Arc::new(Lab::start().await);
+    let key = enrol(&lab, "hq").await;
+    let (first, second) = (Process::new(1), Process::new(2));
+    let taken = first.connect(&lab, &key).await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    let (opened, ..) = client.session(&ann, "db").await;
+    let silent = first.connect(&lab, &key).await;
+    let connections = || lab.node.registry.connectors()["hq"].connections;
+    until("both are in service", || connections() == 2).await;
+    lab.node.registry.links("hq").last().unwrap().set_healthy(false);
+    let _other = second.connect(&lab, &key).await;
+    taken.connection.close(0u8.into(), b"");
+    until("one is gone", || connections() == 2).await;
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(lab.node.private.list().len(), 1, "the silent one may be heard again");
+    silent.connection.close(0u8.into(), b"");
+    assert_eq!(client.ended().await, (opened.session, EndReason::ConnectorRestarted));
+}
+
 /// Whoever has copied a connector's state folder to a second machine.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_lives_keeps_its_sessions_whoever_else_comes() {
