@@ -39,7 +39,7 @@ pub fn resident() -> usize {
 
 /// One after the other: what is measured is the whole process.
 #[tokio::test(flavor = "multi_thread")]
-async fn memory_and_waiting_stay_bounded() {
+async fn heavy_memory_and_waiting_stay_bounded() {
     large_bodies_pass_with_flat_memory().await;
     a_reader_that_stops_makes_the_origin_stop().await;
     floods::are_ended().await;
