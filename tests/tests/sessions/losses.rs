@@ -49,19 +49,31 @@ fn a_killed_node_is_not_noticed_and_both_ends_come_back_to_the_next() {
     assert!(ended["bytes_up"].as_u64().unwrap() > 0 && ended["bytes_down"].as_u64().unwrap() > 0, "{ended}");
 }
 
-#[test]
-fn a_client_that_changes_its_address_goes_on() {
-    let lab = PrivateLab::start(Plan::KERNEL).unwrap();
-    let (ann, forward) = start(&lab);
-    let conversation = Conversation::start(&lab, &forward);
-    for (from, to) in [("192.0.2.2", "192.0.2.77"), ("192.0.2.77", "192.0.2.78")] {
-        lab.move_client(from, to).unwrap();
+/// Moves an end from one address to the next; at each, the conversation goes on and the gate knows no other.
+fn goes_on_from(
+    lab: &PrivateLab,
+    conversation: Conversation,
+    addresses: [&str; 3],
+    moves: impl Fn(&str, &str),
+) {
+    for [from, to] in addresses.array_windows() {
+        moves(from, to);
         conversation.goes_on();
         let flows = lab.node.admin(&["gate", "flows"]).unwrap();
         assert!(flows.contains(&format!("{to}:")) && !flows.contains(&format!("{from}:")), "{flows}");
     }
     let worst = conversation.end();
     assert!(worst < Duration::from_secs(12), "an answer took {worst:?}");
+}
+
+#[test]
+fn a_client_that_changes_its_address_goes_on() {
+    let lab = PrivateLab::start(Plan::KERNEL).unwrap();
+    let (ann, forward) = start(&lab);
+    let conversation = Conversation::start(&lab, &forward);
+    goes_on_from(&lab, conversation, ["192.0.2.2", "192.0.2.77", "192.0.2.78"], |from, to| {
+        lab.move_client(from, to).unwrap();
+    });
     assert_eq!(path(&ann).unwrap(), "kernel");
     assert!(!forward.process.output().contains("is lost"), "{}", forward.process.output());
 }
@@ -71,14 +83,9 @@ fn a_connector_that_changes_its_address_goes_on() {
     let lab = PrivateLab::start(Plan::KERNEL).unwrap();
     let (ann, forward) = start(&lab);
     let conversation = Conversation::start(&lab, &forward);
-    for (from, to) in [("198.51.100.2", "198.51.100.77"), ("198.51.100.77", "198.51.100.78")] {
+    goes_on_from(&lab, conversation, ["198.51.100.2", "198.51.100.77", "198.51.100.78"], |from, to| {
         lab.move_office(from, to).unwrap();
-        conversation.goes_on();
-        let flows = lab.node.admin(&["gate", "flows"]).unwrap();
-        assert!(flows.contains(&format!("{to}:")) && !flows.contains(&format!("{from}:")), "{flows}");
-    }
-    let worst = conversation.end();
-    assert!(worst < Duration::from_secs(12), "an answer took {worst:?}");
+    });
     assert_eq!(path(&ann).unwrap(), "kernel");
     assert_eq!(lab.events_of("connect", "echo", 1).unwrap().len(), 1, "it was one session all the time");
 }
