@@ -6,12 +6,11 @@ use std::net::UdpSocket;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use portcullis_tests::access::Machine;
 use portcullis_tests::private_lab::{Forward, Plan, PrivateLab, carrier, echo_tcp, path};
 use portcullis_tests::process::wait_until;
 
 use crate::SOON;
-use crate::conversation::Conversation;
+use crate::conversation::{Conversation, streams};
 use crate::parties::{ssh, sshd};
 
 #[test]
@@ -37,7 +36,7 @@ fn sessions_over_tcp_survive_another_address_at_either_end() {
     lab.lose_udp(true, true).unwrap();
     let forward = Forward::start(&ann, &["tcp", "echo", "--listen", "127.0.0.1:0"]).unwrap();
     let conversation = Conversation::start(&lab, &forward);
-    becomes(&lab, &ann, &conversation, ("userspace", "tcp"));
+    conversation.goes_on_until(&lab, &ann, ("userspace", "tcp"));
     lab.move_client("192.0.2.2", "192.0.2.77").unwrap();
     conversation.goes_on();
     lab.move_office("198.51.100.2", "198.51.100.77").unwrap();
@@ -91,24 +90,6 @@ fn openssh_needs_no_udp() {
     assert_eq!(lab.events_of("connect", "shell", 1).unwrap().len(), 1, "it was one session all the time");
 }
 
-/// Waits until what `access status` says is so, while the conversation goes on.
-fn becomes(lab: &PrivateLab, ann: &Machine, conversation: &Conversation, expected: (&str, &str)) {
-    let mut last = (String::new(), String::new());
-    wait_until(&format!("the session to be {expected:?}"), SOON, || {
-        conversation.goes_on();
-        last = (path(ann)?, carrier(ann)?);
-        Ok(((last.0.as_str(), last.1.as_str()) == expected).then_some(()))
-    })
-    .unwrap_or_else(|error| {
-        let connector = lab.connector.as_ref().map(|connector| connector.process.output());
-        panic!("{error}: it is {last:?}, and {} streams; {}", streams(lab), connector.unwrap_or_default())
-    });
-}
-
-fn streams(lab: &PrivateLab) -> u64 {
-    lab.metric("portcullis_carried_streams").unwrap()
-}
-
 fn goes_on_whatever_udp_does(at_client: bool, at_office: bool) {
     let lab = PrivateLab::start(Plan::KERNEL).unwrap();
     let ann = lab.machine("ann").unwrap();
@@ -144,7 +125,7 @@ fn goes_on_whatever_udp_does(at_client: bool, at_office: bool) {
     // It comes back: everything returns, and the gate relays.
     let conversation = Conversation::start(&lab, &forward);
     lab.lose_udp(false, false).unwrap();
-    becomes(&lab, &ann, &conversation, ("kernel", "udp"));
+    conversation.goes_on_until(&lab, &ann, ("kernel", "udp"));
     all_streams(0);
     let flows = lab.node.admin(&["gate", "flows"]).unwrap();
     assert!(flows.contains("192.0.2.2:") && !flows.contains("100::"), "{flows}");
@@ -153,7 +134,7 @@ fn goes_on_whatever_udp_does(at_client: bool, at_office: bool) {
     // It goes under a session that runs.
     let conversation = Conversation::start(&lab, &forward);
     lab.lose_udp(at_client, at_office).unwrap();
-    becomes(&lab, &ann, &conversation, ("userspace", over_tcp));
+    conversation.goes_on_until(&lab, &ann, ("userspace", over_tcp));
     all_streams(expected);
     let worst = conversation.end();
     println!("the longest wait of a fallback was {worst:?}");

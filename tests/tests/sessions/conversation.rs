@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use portcullis_tests::private_lab::{Forward, PrivateLab};
+use portcullis_tests::access::Machine;
+use portcullis_tests::private_lab::{Forward, PrivateLab, carrier, path};
 use portcullis_tests::process::wait_until;
 
 use crate::SOON;
@@ -57,6 +58,20 @@ impl Conversation {
         .unwrap();
     }
 
+    /// Waits until `access status` says that this is the path and the carrier of the person's session, while it goes on.
+    pub fn goes_on_until(&self, lab: &PrivateLab, ann: &Machine, (on, over): (&str, &str)) {
+        let mut last = (String::new(), String::new());
+        wait_until(&format!("the session to be on {on} over {over}"), SOON, || {
+            self.goes_on();
+            last = (path(ann)?, carrier(ann)?);
+            Ok((last.0 == on && last.1 == over).then_some(()))
+        })
+        .unwrap_or_else(|error| {
+            let connector = lab.connector.as_ref().map(|connector| connector.process.output());
+            panic!("{error}: it is {last:?}, and {} streams; {}", streams(lab), connector.unwrap_or_default())
+        });
+    }
+
     /// The longest wait for an answer.
     pub fn end(self) -> Duration {
         self.stop.store(true, Ordering::Relaxed);
@@ -67,4 +82,9 @@ impl Conversation {
     pub fn cut(self) -> std::io::Error {
         self.thread.join().unwrap().unwrap_err()
     }
+}
+
+/// TCP connections to the node that carry what UDP does not.
+pub fn streams(lab: &PrivateLab) -> u64 {
+    lab.metric("portcullis_carried_streams").unwrap()
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use portcullis_tests::access::Machine;
 use portcullis_tests::private_lab::{Forward, Plan, PrivateLab, echo_tcp, path};
 use portcullis_tests::process::{Process, wait_until};
 use rustix::process::Signal;
@@ -9,7 +10,10 @@ use rustix::process::Signal;
 use crate::SOON;
 use crate::conversation::Conversation;
 
-fn start(lab: &PrivateLab) -> (portcullis_tests::access::Machine, Forward) {
+/// On a busy machine an end may have taken TCP for a while before UDP answered.
+const IN_KERNEL: (&str, &str) = ("kernel", "udp");
+
+fn start(lab: &PrivateLab) -> (Machine, Forward) {
     let ann = lab.machine("ann").unwrap();
     let forward = Forward::start(&ann, &["tcp", "echo", "--listen", "127.0.0.1:0"]).unwrap();
     (ann, forward)
@@ -52,13 +56,14 @@ fn a_killed_node_is_not_noticed_and_both_ends_come_back_to_the_next() {
 /// Moves an end from one address to the next; at each, the conversation goes on and the gate knows no other.
 fn goes_on_from(
     lab: &PrivateLab,
+    ann: &Machine,
     conversation: Conversation,
     addresses: [&str; 3],
     moves: impl Fn(&str, &str),
 ) {
     for [from, to] in addresses.array_windows() {
         moves(from, to);
-        conversation.goes_on();
+        conversation.goes_on_until(lab, ann, IN_KERNEL);
         let flows = lab.node.admin(&["gate", "flows"]).unwrap();
         assert!(flows.contains(&format!("{to}:")) && !flows.contains(&format!("{from}:")), "{flows}");
     }
@@ -71,10 +76,9 @@ fn a_client_that_changes_its_address_goes_on() {
     let lab = PrivateLab::start(Plan::KERNEL).unwrap();
     let (ann, forward) = start(&lab);
     let conversation = Conversation::start(&lab, &forward);
-    goes_on_from(&lab, conversation, ["192.0.2.2", "192.0.2.77", "192.0.2.78"], |from, to| {
+    goes_on_from(&lab, &ann, conversation, ["192.0.2.2", "192.0.2.77", "192.0.2.78"], |from, to| {
         lab.move_client(from, to).unwrap();
     });
-    assert_eq!(path(&ann).unwrap(), "kernel");
     assert!(!forward.process.output().contains("is lost"), "{}", forward.process.output());
 }
 
@@ -83,10 +87,9 @@ fn a_connector_that_changes_its_address_goes_on() {
     let lab = PrivateLab::start(Plan::KERNEL).unwrap();
     let (ann, forward) = start(&lab);
     let conversation = Conversation::start(&lab, &forward);
-    goes_on_from(&lab, conversation, ["198.51.100.2", "198.51.100.77", "198.51.100.78"], |from, to| {
+    goes_on_from(&lab, &ann, conversation, ["198.51.100.2", "198.51.100.77", "198.51.100.78"], |from, to| {
         lab.move_office(from, to).unwrap();
     });
-    assert_eq!(path(&ann).unwrap(), "kernel");
     assert_eq!(lab.events_of("connect", "echo", 1).unwrap().len(), 1, "it was one session all the time");
 }
 
@@ -186,12 +189,11 @@ fn a_translator_that_forgets_is_survived() {
              ip saddr 192.0.2.1 udp sport 443 ct state new drop\n }\n}",
         )
         .unwrap();
-    conversation.goes_on();
+    conversation.goes_on_until(&lab, &ann, IN_KERNEL);
     assert!(flows().contains(translated), "{}", flows());
     lab.client.nft("").unwrap();
-    conversation.goes_on();
+    conversation.goes_on_until(&lab, &ann, IN_KERNEL);
     assert!(!flows().contains(translated), "{}", flows());
     let worst = conversation.end();
     assert!(worst < Duration::from_secs(15), "an answer took {worst:?}");
-    assert_eq!(path(&ann).unwrap(), "kernel");
 }
