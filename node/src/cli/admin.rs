@@ -1,23 +1,22 @@
 //! `portcullis admin …`.
 
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use crate::admin::client::Target;
-use crate::admin::service::{ConnectorRow, ElsewhereRow, Service, SessionRow};
+use crate::admin::service::{ConnectorRow, ElsewhereRow, SessionRow};
 use crate::admin::wire::{Password, Request};
 use crate::config::{Config, Secret};
-use crate::event::{Action, Event};
 use crate::flow::{Email, Kind, Session};
 use crate::store::{SessionFilter, Store, User};
 use crate::token::{KeyState, KeySummary};
 use crate::tunnel::wire::Authority;
 
-use super::{check, events, gate, output, saml, service_token, ssh_ca};
+use super::{check, events, gate, offline, output, saml, service_token, ssh_ca};
 
 #[derive(Args)]
 pub(super) struct AdminArgs {
@@ -184,7 +183,7 @@ pub(super) fn run(args: AdminArgs) -> anyhow::Result<()> {
             );
             Store::restore(&config.node.state, &file)?;
             if let Some(path) = &path {
-                record(path, &format!("restore {}", file.display()));
+                offline::record(path, &format!("restore {}", file.display()));
             }
             output::line("restored")
         }
@@ -205,26 +204,6 @@ fn target(socket: Option<PathBuf>, config: Option<Config>) -> Target {
         .or_else(|| config.as_ref().map(|config| config.node.admin_socket.clone()))
         .unwrap_or_else(|| PathBuf::from(crate::config::DEFAULT_ADMIN_SOCKET));
     Target { socket, config }
-}
-
-/// Writes the event of a change that was made without the node. The change is made: what stands in the way of the
-/// event is told, and no failure.
-pub(super) fn record(config: &Path, detail: &str) {
-    let write = || -> anyhow::Result<()> {
-        let config = Config::load(config)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let service = Service::offline(&config).await?;
-            let uid = rustix::process::getuid().as_raw();
-            let event = Event::new(Action::Admin, true).claimed_user(&format!("uid {uid}")).detail(detail);
-            service.events.emit(event);
-            service.events.flush().await;
-            Ok(())
-        })
-    };
-    if let Err(error) = write() {
-        output::warning(&format!("done, but the log does not have it: {error:#}"));
-    }
 }
 
 async fn ask(target: &Target, command: AdminCommand) -> anyhow::Result<()> {
@@ -290,7 +269,7 @@ async fn connector(target: &Target, command: ConnectorCommand) -> anyhow::Result
                 let token = value["token"].as_str().context("the answer has no token")?.to_owned();
                 match &out {
                     None => output::line(&token),
-                    Some(path) => write_secret(path, &token),
+                    Some(path) => output::secret_file(path, &token),
                 }
             })
             .await
@@ -466,14 +445,4 @@ fn read_password(stdin: bool) -> anyhow::Result<Password> {
         first
     };
     Ok(Password(Secret::new(text)))
-}
-
-pub(super) fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        writeln!(file, "{text}")
-    };
-    write().with_context(|| path.display().to_string())
 }

@@ -100,7 +100,7 @@ pub(super) fn run(command: GateCommand, config: Option<&Path>, node: &Target) ->
                 return output::line("the gate was not up");
             }
             if let Some(path) = config {
-                super::admin::record(path, &format!("gate detach: {}", taken.join(", ")));
+                super::offline::record(path, &format!("gate detach: {}", taken.join(", ")));
             }
             taken.iter().try_for_each(|what| output::line(&format!("detached: {what}")))
         }

@@ -6,6 +6,7 @@ mod check;
 mod events;
 mod explain;
 mod gate;
+mod offline;
 mod output;
 mod saml;
 mod service_token;

@@ -1,7 +1,9 @@
 //! Output of commands. A reader that went away (`| head`) ends a command without noise.
 
 use std::io::{ErrorKind, Write as _};
+use std::path::Path;
 
+use anyhow::Context as _;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -26,6 +28,16 @@ pub(super) fn note(text: &str) {
 /// Writes one message that is no failure to standard error.
 pub(super) fn warning(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "warning: {text}");
+}
+
+/// Writes one line to a new file that only its owner can read. A file that is there is not touched.
+pub(super) fn secret_file(path: &Path, text: &str) -> anyhow::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        writeln!(file, "{text}")
+    };
+    write().with_context(|| path.display().to_string())
 }
 
 /// Writes rows in aligned columns, the head first; a column's width is that of its widest cell.

@@ -13,7 +13,6 @@ use crate::clock;
 use crate::config::parse_duration;
 use crate::store::ServiceToken;
 
-use super::admin::write_secret;
 use super::output;
 
 #[derive(Subcommand)]
@@ -74,7 +73,7 @@ fn show(value: &Value, shown: &Shown) -> anyhow::Result<()> {
     );
     match &shown.out {
         None => output::line(&text),
-        Some(path) => write_secret(path, &text),
+        Some(path) => output::secret_file(path, &text),
     }
 }
 

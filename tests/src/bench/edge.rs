@@ -214,6 +214,8 @@ impl Client {
             let started = Instant::now();
             let mut stream = self.connect(&[]).await?;
             stream.write_all(request.as_bytes()).await?;
+            // The TLS library may keep what was written, and reading does not move it on.
+            stream.flush().await?;
             let mut answer = Vec::new();
             // Whether a close_notify follows decides nothing here.
             let _ = stream.read_to_end(&mut answer).await;

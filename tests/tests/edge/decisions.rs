@@ -3,7 +3,7 @@
 use portcullis::flow::{Facts, Host};
 use portcullis::policy::{Decision, PolicySet, decide};
 
-use crate::node::{Node, WIKI, field, status};
+use crate::node::{Node, WIKI, field, read_to_end, status, write};
 
 /// The event that a request left: exactly one.
 async fn only_event(node: &Node) -> serde_json::Value {
@@ -235,8 +235,8 @@ async fn a_reload_of_certificates_is_for_new_connections() {
     node.tls.reload(&files[1..]).unwrap();
     let request = format!("GET / HTTP/1.1\r\nHost: {WIKI}\r\nConnection: close\r\n\r\n");
     assert_eq!(status(&node.raw("wiki.example.net", request.as_bytes()).await), 421);
-    tokio::io::AsyncWriteExt::write_all(&mut old, request.as_bytes()).await.unwrap();
-    assert_eq!(status(&crate::node::read_to_end(&mut old).await), 302);
+    write(&mut old, request).await.unwrap();
+    assert_eq!(status(&read_to_end(&mut old).await), 302);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::time::{Instant, timeout};
 
-use crate::node::{Node, SOON, WIKI, read_to_end, status};
+use crate::node::{Node, SOON, WIKI, read_to_end, status, write};
 
 /// A request to the wiki with these fields behind `Host` and cookies.
 fn request(line: &str, cookies: &str, rest: &str) -> String {
@@ -151,10 +151,10 @@ async fn a_body_that_breaks_off_never_looks_complete_to_the_origin() {
     let head =
         request("POST /echo HTTP/1.1", &ann.cookies(), "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n");
     let mut stream = node.connect(WIKI, &[]).await;
-    stream.write_all(head.as_bytes()).await.unwrap();
+    write(&mut stream, head).await.unwrap();
     // The origin has the head, so that the rest cannot be refused together with it.
     node.wait_for_requests(1).await;
-    stream.write_all(b"0x0\r\n\r\nGET /smuggled HTTP/1.1\r\n\r\n").await.unwrap();
+    write(&mut stream, "0x0\r\n\r\nGET /smuggled HTTP/1.1\r\n\r\n").await.unwrap();
     let response = read_to_end(&mut stream).await;
     assert!(response.is_empty() || status(&response) == 400, "{response}");
     let left = async {
@@ -175,9 +175,9 @@ async fn an_answer_before_the_end_of_a_body_arrives() {
     // More than the sockets between can hold: the node has to read it, though nobody wants it.
     let length = 32 << 20;
     let head = format!("POST / HTTP/1.1\r\nHost: {WIKI}\r\nContent-Length: {length}\r\n\r\n");
-    stream.write_all(head.as_bytes()).await.unwrap();
+    write(&mut stream, head).await.unwrap();
     // As clients do that look at the answer when they have sent everything.
-    stream.write_all(&vec![b'a'; length]).await.unwrap();
+    write(&mut stream, vec![b'a'; length]).await.unwrap();
     assert_eq!(status(&read_to_end(&mut stream).await), 302);
 }
 
@@ -193,7 +193,7 @@ async fn slow_clients_are_closed_at_a_bound() {
     let trickling = async {
         let mut stream = node.connect(WIKI, &[]).await;
         for byte in b"GET / HTTP/1.1\r\nHost: wiki.example.com\r\nX: slow".iter().cycle() {
-            if stream.write_all(&[*byte]).await.is_err() || stream.flush().await.is_err() {
+            if write(&mut stream, [*byte]).await.is_err() {
                 return;
             }
             if let Ok(read) = timeout(Duration::from_millis(500), stream.read(&mut [0; 1])).await {

@@ -274,7 +274,7 @@ impl Node {
     /// Writes raw bytes on a new connection with `sni` and reads until the node closes it.
     pub async fn raw(&self, sni: &str, bytes: &[u8]) -> String {
         let mut stream = self.connect(sni, &[]).await;
-        stream.write_all(bytes).await.unwrap();
+        write(&mut stream, bytes).await.unwrap();
         read_to_end(&mut stream).await
     }
 
@@ -293,7 +293,7 @@ impl Node {
         fields: &str,
     ) -> String {
         let request = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{fields}\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
+        write(&mut stream, request).await.unwrap();
         read_to_end(&mut stream).await
     }
 }
@@ -302,6 +302,12 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.shutdown.cancel();
     }
+}
+
+/// Writes all of it, down to the socket. [`TlsStream`] may keep written bytes, and reading does not move them on.
+pub async fn write(stream: &mut TlsStream<TcpStream>, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
+    stream.write_all(bytes.as_ref()).await?;
+    stream.flush().await
 }
 
 /// What the peer sends until it closes; a connection that is reset counts as closed.

@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::node::{Ann, Node, SOON, WIKI, status};
+use crate::node::{Ann, Node, SOON, WIKI, status, write};
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
@@ -137,7 +137,7 @@ async fn a_reader_over_http1_that_stops_loses_its_connection() {
     let mut unread = node.connect(WIKI, &[]).await;
     let request =
         format!("GET /download/1000000000 HTTP/1.1\r\nHost: {WIKI}\r\nCookie: {}\r\n\r\n", ann.cookies());
-    unread.write_all(request.as_bytes()).await.unwrap();
+    write(&mut unread, request).await.unwrap();
     node.wait_for_requests(1).await;
     origin_is_left(&node).await;
     assert_eq!(node.wait_for_events(1).await[0]["detail"], "the client stopped reading");

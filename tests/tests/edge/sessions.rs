@@ -8,7 +8,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use http::Request;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::client::TlsStream;
@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use portcullis::config::{Active, Config};
 use portcullis::policy::Action;
 
-use crate::node::{Ann, Node, SOON, WIKI, read_to_end, status};
+use crate::node::{Ann, Node, SOON, WIKI, read_to_end, status, write};
 
 /// The promise is a second, and a busy machine is late with it. Nothing else cuts a connection so early.
 const CUT: Duration = Duration::from_secs(5);
@@ -44,7 +44,7 @@ async fn head(stream: &mut TlsStream<TcpStream>) -> String {
 
 async fn websocket(node: &Node, ann: &Ann) -> WebSocketStream<TlsStream<TcpStream>> {
     let mut stream = node.connect(WIKI, &["http/1.1"]).await;
-    stream.write_all(handshake(ann, "").as_bytes()).await.unwrap();
+    write(&mut stream, handshake(ann, "")).await.unwrap();
     let head = head(&mut stream).await;
     assert_eq!(status(&head), 101, "{head}");
     WebSocketStream::from_raw_socket(stream, Role::Client, None).await
@@ -138,7 +138,7 @@ async fn event_streams(
 ) -> (impl Future<Output = ()> + use<>, impl Future<Output = ()> + use<>) {
     let mut one = node.connect(WIKI, &[]).await;
     let request = format!("GET /events HTTP/1.1\r\nHost: {WIKI}\r\nCookie: {}\r\n\r\n", ann.cookies());
-    one.write_all(request.as_bytes()).await.unwrap();
+    write(&mut one, request).await.unwrap();
     assert_eq!(status(&head(&mut one).await), 200);
     let mut two = http2(node, ann, "/events").await;
     let one = async move {
@@ -218,7 +218,7 @@ async fn a_reload_stops_downloads_that_nobody_reads() {
     let mut one = node.connect(WIKI, &[]).await;
     let request =
         format!("GET /download/1000000000 HTTP/1.1\r\nHost: {WIKI}\r\nCookie: {}\r\n\r\n", ann.cookies());
-    one.write_all(request.as_bytes()).await.unwrap();
+    write(&mut one, request).await.unwrap();
     let two = http2(&node, &ann, "/download/1000000000").await;
     // Windows and buffers are full by then, and stay so.
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -254,7 +254,7 @@ async fn a_page_of_another_origin_opens_no_websocket() {
     ] {
         node.origin.clear();
         let mut stream = node.connect(WIKI, &[]).await;
-        stream.write_all(handshake(&ann, fields).as_bytes()).await.unwrap();
+        write(&mut stream, handshake(&ann, fields)).await.unwrap();
         let head = head(&mut stream).await;
         assert_eq!(status(&head), if allowed { 101 } else { 403 }, "{fields}");
         assert_eq!(node.origin.requests().is_empty(), !allowed, "{fields}");
@@ -274,9 +274,9 @@ async fn bytes_before_the_switch_are_never_forwarded() {
     // The origin takes its time, so the bytes come before its answer, in a read of their own.
     let slow = handshake(&ann, "").replace("/ws", "/slow/700");
     let mut stream = node.connect(WIKI, &[]).await;
-    stream.write_all(slow.as_bytes()).await.unwrap();
+    write(&mut stream, slow).await.unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let _ = stream.write_all(format!("GET /smuggled HTTP/1.1\r\nHost: {WIKI}\r\n\r\n").as_bytes()).await;
+    let _ = write(&mut stream, format!("GET /smuggled HTTP/1.1\r\nHost: {WIKI}\r\n\r\n")).await;
     let response = read_to_end(&mut stream).await;
     assert!(response.matches("HTTP/1.1 ").count() <= 1, "{response}");
     tokio::time::sleep(Duration::from_millis(700)).await;
@@ -329,7 +329,7 @@ async fn a_revocation_cuts_an_event_stream_over_http1() {
     let ann = node.log_in(WIKI).await;
     let mut stream = node.connect(WIKI, &[]).await;
     let request = format!("GET /events HTTP/1.1\r\nHost: {WIKI}\r\nCookie: {}\r\n\r\n", ann.cookies());
-    stream.write_all(request.as_bytes()).await.unwrap();
+    write(&mut stream, request).await.unwrap();
     assert_eq!(status(&head(&mut stream).await), 200);
     let mut text = String::new();
     cut(&node, &ann, async { text = read_to_end(&mut stream).await }).await;
@@ -380,13 +380,13 @@ async fn a_revocation_cuts_an_upload_and_a_request_that_waits() {
         "POST /upload HTTP/1.1\r\nHost: {WIKI}\r\nCookie: {}\r\nContent-Length: 1000\r\n\r\nabc",
         ann.cookies()
     );
-    upload.write_all(request.as_bytes()).await.unwrap();
+    write(&mut upload, request).await.unwrap();
     let mut waiting = node.connect(WIKI, &[]).await;
     let request = format!(
         "GET /slow/30000 HTTP/1.1\r\nHost: {WIKI}\r\nConnection: close\r\nCookie: {}\r\n\r\n",
         ann.cookies()
     );
-    waiting.write_all(request.as_bytes()).await.unwrap();
+    write(&mut waiting, request).await.unwrap();
     node.wait_for_requests(2).await;
     node.revoke(&ann).await;
     let started = Instant::now();

@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-use crate::node::{Ann, Node, SOON, WIKI, read_to_end, status};
+use crate::node::{Ann, Node, SOON, WIKI, read_to_end, status, write};
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
@@ -75,11 +75,11 @@ async fn a_body_is_asked_for_only_when_the_request_is_allowed() {
         )
     };
     let mut stream = node.connect(WIKI, &[]).await;
-    stream.write_all(head(&format!("Cookie: {}\r\n", ann.cookies())).as_bytes()).await.unwrap();
+    write(&mut stream, head(&format!("Cookie: {}\r\n", ann.cookies()))).await.unwrap();
     let mut interim = [0; 25];
     timeout(SOON, stream.read_exact(&mut interim)).await.unwrap().unwrap();
     assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
-    stream.write_all(b"abc").await.unwrap();
+    write(&mut stream, "abc").await.unwrap();
     assert_eq!(status(&read_to_end(&mut stream).await), 200);
     let requests = node.origin.requests();
     assert_eq!(requests[0].body, b"abc");
@@ -236,7 +236,7 @@ async fn head_alone(node: &Node, head: &[(&str, &str)]) -> Option<u32> {
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice();
     // HEADERS, the end of the head and of the stream.
     let bytes = [preface, &frame(4, 0, 0, &[]), &frame(1, 4 | 1, 1, &block)].concat();
-    stream.write_all(&bytes).await.unwrap();
+    write(&mut stream, bytes).await.unwrap();
     loop {
         let mut head = [0; 9];
         timeout(SOON, stream.read_exact(&mut head)).await.unwrap().unwrap();

@@ -29,7 +29,6 @@ pub async fn are_ended() {
             "{}: others wait {meanwhile} (calm {calm})",
             flood.name
         );
-        assert!(calm.lost == 0 && meanwhile.lost <= MAY_BE_LOST, "{}: {meanwhile}", flood.name);
         let broken = node.events().await;
         let broken = broken[events..].iter().filter(|event| event["reason"] == "bad_request").count();
         assert!(broken >= 1, "{}: no event", flood.name);
@@ -54,33 +53,23 @@ async fn repeat(node: &Node, flood: &Flood, others: &CancellationToken) -> usize
 struct Waits {
     median: Duration,
     p99: Duration,
-    /// Requests that had no answer within [`LOST`].
-    lost: usize,
 }
-
-/// Nobody who waits for a page waits longer.
-const LOST: Duration = Duration::from_secs(5);
-
-/// Of 100. It happens that a request beside a flood is not answered, and why is not known.
-const MAY_BE_LOST: usize = 1;
 
 impl std::fmt::Display for Waits {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "median {:?}, p99 {:?}, {} lost", self.median, self.p99, self.lost)
+        write!(f, "median {:?}, p99 {:?}", self.median, self.p99)
     }
 }
 
-/// Each time a new connection and a request. Only the median decides: whatever else this machine does makes some slow.
+/// Each time a new connection and a request, all of which are answered. Of how long it takes only the median decides:
+/// whatever else this machine does makes some slow.
 async fn waits(node: &Node) -> Waits {
-    let (mut waits, mut lost) = (Vec::new(), 0);
+    let mut waits = Vec::new();
     for _ in 0..100 {
         let started = Instant::now();
-        match timeout(LOST, node.get(WIKI, "/", "")).await {
-            Ok(answer) => assert_eq!(status(&answer), 302),
-            Err(_) => lost += 1,
-        }
+        assert_eq!(status(&node.get(WIKI, "/", "").await), 302);
         waits.push(started.elapsed());
     }
     waits.sort();
-    Waits { median: waits[50], p99: waits[98], lost }
+    Waits { median: waits[50], p99: waits[98] }
 }

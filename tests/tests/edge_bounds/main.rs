@@ -21,7 +21,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
-use crate::node::{Ann, Node, SOON, WIKI, read_to_end};
+use crate::node::{Ann, Node, SOON, WIKI, read_to_end, write};
 
 /// A large body.
 const LARGE: usize = 1 << 30;
@@ -56,7 +56,7 @@ async fn large_bodies_pass_with_flat_memory() {
         "GET /download/{LARGE} HTTP/1.1\r\nHost: {WIKI}\r\nConnection: close\r\nCookie: {}\r\n\r\n",
         ann.cookies()
     );
-    stream.write_all(head.as_bytes()).await.unwrap();
+    write(&mut stream, head).await.unwrap();
     let mut block = vec![0; 64 * 1024];
     let mut received = 0;
     while let Ok(count @ 1..) = timeout(SOON, stream.read(&mut block)).await.unwrap() {
@@ -70,12 +70,11 @@ async fn large_bodies_pass_with_flat_memory() {
         "POST /upload HTTP/1.1\r\nHost: {WIKI}\r\nConnection: close\r\nContent-Length: {LARGE}\r\nCookie: {}\r\n\r\n",
         ann.cookies()
     );
-    stream.write_all(head.as_bytes()).await.unwrap();
+    write(&mut stream, head).await.unwrap();
     for _ in 0..LARGE / block.len() {
         timeout(SOON, stream.write_all(&block)).await.unwrap().unwrap();
         peak = peak.max(resident());
     }
-    // The last records may still be in the TLS library, where reading does not move them on.
     timeout(SOON, stream.flush()).await.unwrap().unwrap();
     let response = read_to_end(&mut stream).await;
     assert!(response.contains(&format!("{{\"bytes\": {LARGE}}}")), "{response}");
