@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
 
 use crate::flow::{Session, SessionId, UnixTime};
 use crate::metrics::Metrics;
+use crate::saml::NameId;
 use crate::store::{SessionFilter, Store, StoreError};
 
 /// A session that is live now.
@@ -23,6 +24,8 @@ pub struct LiveSession {
     pub ended: CancellationToken,
     /// Set before [`ended`](Self::ended) fires.
     by_administrator: Arc<AtomicBool>,
+    /// What the store is known to hold of sign-ins at applications that speak SAML, by application.
+    saml_logins: Arc<Mutex<BTreeMap<String, NameId>>>,
 }
 
 /// Every live session of the node. Clones share it.
@@ -73,6 +76,23 @@ impl Sessions {
     /// Remembers that a session was granted an application.
     pub async fn granted(&self, id: SessionId, application: &str) -> Result<(), StoreError> {
         self.store.grant_application(id, application).await
+    }
+
+    /// Remembers that an application that speaks SAML knows the person of a session as `name_id`, which costs nothing where it is
+    /// known already.
+    pub async fn signed_in(
+        &self,
+        live: &LiveSession,
+        application: &str,
+        name_id: &NameId,
+    ) -> Result<(), StoreError> {
+        // Held over the write: of two names the one that is kept here has to be the one that the store has.
+        let mut known = live.saml_logins.lock().await;
+        if known.get(application) != Some(name_id) {
+            self.store.insert_saml_login(live.session.id, application, name_id).await?;
+            known.insert(application.to_owned(), name_id.clone());
+        }
+        Ok(())
     }
 
     pub async fn matching(&self, filter: &SessionFilter, now: UnixTime) -> Result<Vec<Session>, StoreError> {
@@ -159,7 +179,12 @@ impl Sessions {
 
 impl LiveSession {
     fn new(session: Session) -> Self {
-        Self { session: Arc::new(session), ended: CancellationToken::new(), by_administrator: Arc::default() }
+        Self {
+            session: Arc::new(session),
+            ended: CancellationToken::new(),
+            by_administrator: Arc::default(),
+            saml_logins: Arc::default(),
+        }
     }
 
     /// Of a session that has [ended](Self::ended): not by itself.
@@ -232,6 +257,31 @@ mod tests {
         );
         assert!(sessions.create(session(4, "dan@example.com", 100)).await.is_err());
         assert!(sessions.get(SessionId::from_bytes([4; 16]), UnixTime(4)).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_sign_in_is_stored_whenever_its_name_is_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let sessions = Sessions::load(store.clone(), metrics, UnixTime(0)).await.unwrap();
+        let ann = sessions.create(session(1, "ann@example.com", 100)).await.unwrap();
+        let stored = async || {
+            let name_id = store.saml_login(ann.session.id, "crm").await.unwrap();
+            name_id.map(|name_id| name_id.value)
+        };
+        for name in ["one", "two", "two", "one"] {
+            let again = sessions.get(ann.session.id, UnixTime(1)).unwrap();
+            sessions.signed_in(&again, "crm", &NameId::new("f", name)).await.unwrap();
+            assert_eq!(stored().await.as_deref(), Some(name));
+        }
+        let by_application = SessionFilter::Application("crm".into());
+        assert_eq!(sessions.matching(&by_application, UnixTime(1)).await.unwrap().len(), 1);
+        store.break_sessions().await;
+        let signed_in = async |name| sessions.signed_in(&ann, "crm", &NameId::new("f", name)).await;
+        assert!(signed_in("one").await.is_ok(), "it is known, and costs nothing");
+        assert!(signed_in("two").await.is_err());
+        assert!(signed_in("two").await.is_err(), "what could not be written is not known");
     }
 
     #[tokio::test]

@@ -27,4 +27,4 @@ pub use profile::{AccessToken, NodeAddress, Profile, ProfileError, logged_in, ro
 pub use ssh::{SshCertError, SshIdentity};
 pub use ssh_config::{SshConfig, SshConfigError};
 pub use tokens::AccessError;
-pub use wire::{AppRow, ApplicationToken, WhoAmI};
+pub use wire::{AppRow, ApplicationToken, GlobalToken, WhoAmI};

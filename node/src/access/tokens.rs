@@ -10,7 +10,7 @@ use crate::flow::UnixTime;
 
 use super::api::{Api, ApiError, Refusal};
 use super::profile::{AccessToken, Profile, ProfileError};
-use super::wire::{self, AppRow, ApplicationToken, TokenResponse, WhoAmI};
+use super::wire::{self, AppRow, ApplicationToken, GlobalToken, TokenResponse, WhoAmI};
 
 /// A token that ends sooner than this is refreshed before it is used.
 const AHEAD: Duration = Duration::from_secs(120);
@@ -72,6 +72,16 @@ impl Profile {
         let token = self.access_token().await?;
         let api = Api::new(self).map_err(AccessError::Api)?;
         self.refused(api.post(wire::APP_TOKEN, Some(&token.token), &[("app", url)]).await)
+    }
+
+    /// A token that programs turn into one for an application by themselves, until the login ends.
+    ///
+    /// # Errors
+    /// As [`Profile::access_token`].
+    pub async fn global_token(&self) -> Result<GlobalToken, AccessError> {
+        let token = self.access_token().await?;
+        let api = Api::new(self).map_err(AccessError::Api)?;
+        self.refused(api.post(wire::GLOBAL_TOKEN, Some(&token.token), &[]).await)
     }
 
     /// Ends this client's login at the node and forgets it here. The node may be out of reach: what it could not be

@@ -21,6 +21,7 @@ pub(crate) const REVOKE: &str = "cli/revoke";
 pub(crate) const WHOAMI: &str = "cli/whoami";
 pub(crate) const APPS: &str = "cli/apps";
 pub(crate) const APP_TOKEN: &str = "cli/app_token";
+pub(crate) const GLOBAL_TOKEN: &str = "cli/global_token";
 
 /// The certificate authority (RFC 4252 keys, OpenSSH's certificates), in the words that `cloudflared` uses too.
 pub(crate) const CERT_SIGN: &str = "cert_sign";
@@ -132,6 +133,28 @@ impl fmt::Debug for ApplicationToken {
 }
 
 impl Drop for ApplicationToken {
+    fn drop(&mut self) {
+        self.token.zeroize();
+    }
+}
+
+/// A token that is worth tokens for every application that policy opens, for older versions of `cloudflared`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GlobalToken {
+    /// The auth domain.
+    pub host: String,
+    /// Seconds.
+    pub expires_in: u64,
+    pub token: String,
+}
+
+impl fmt::Debug for GlobalToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GlobalToken").field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+impl Drop for GlobalToken {
     fn drop(&mut self) {
         self.token.zeroize();
     }

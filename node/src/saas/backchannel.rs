@@ -17,7 +17,7 @@ use crate::context::Context;
 use crate::event::{Action, Event};
 use crate::fetch::HttpClient;
 use crate::flow::{Application, BackchannelLogout, Kind, OidcClient, Reason, SaasProtocol, SamlService};
-use crate::saml::{NameId, has_ended};
+use crate::saml::{NameId, Peer, has_ended};
 use crate::store::{EndedLogin, StoreError};
 
 use super::oidc::{claims, issuer};
@@ -68,9 +68,12 @@ async fn tell(context: &Context, login: &EndedLogin) -> Result<(), StoreError> {
     let done = || store.saas_login_told(session.id, &login.application, clock::now());
     let Some(application) = active.policies.application(&login.application) else { return done().await };
     let Kind::Saas(saas) = &application.kind else { return done().await };
-    let event = |told| {
-        let event = Event::new(Action::Logout, told).session(session).application(application);
-        context.events.emit(event.detail("back-channel logout"));
+    let event = |told| Event::new(Action::Logout, told).session(session).application(application);
+    let remains = |what: &str, error: &str| {
+        let event = event(false).reason(Reason::OriginDown);
+        context
+            .events
+            .emit(event.detail(format!("its session remains: back-channel logout {what}: {error}")));
     };
     let result = match &saas.protocol {
         SaasProtocol::Oidc(client) => match &client.backchannel_logout {
@@ -93,7 +96,7 @@ async fn tell(context: &Context, login: &EndedLogin) -> Result<(), StoreError> {
     };
     match result {
         Ok(()) => {
-            event(true);
+            context.events.emit(event(true).detail("back-channel logout"));
             done().await
         }
         Err(error) => {
@@ -101,13 +104,14 @@ async fn tell(context: &Context, login: &EndedLogin) -> Result<(), StoreError> {
             tracing::warn!(application = application.name, %error, "a back-channel logout failed");
             match PAUSES.get(tries) {
                 Some(pause) => {
+                    if tries == 0 {
+                        remains("is tried again", &error);
+                    }
                     let next = clock::now().after(*pause);
                     store.saas_login_later(session.id, &login.application, next).await
                 }
                 None => {
-                    let event = Event::new(Action::Logout, false).session(session).application(application);
-                    let event = event.reason(Reason::OriginDown);
-                    context.events.emit(event.detail(format!("back-channel logout given up: {error}")));
+                    remains("is given up", &error);
                     done().await
                 }
             }
@@ -153,7 +157,12 @@ async fn tell_service(
         .header(header::CONTENT_TYPE, "text/xml")
         .header("SOAPAction", "http://www.oasis-open.org/committees/security");
     let answer = send(post, request, service.logout.ca.as_deref(), service.logout.local).await?;
-    has_ended(&answer, &id)
+    let peer = Peer {
+        entity_id: &service.entity_id,
+        keys: &service.certificates,
+        is_certain: to.starts_with("https://"),
+    };
+    has_ended(&answer, &id, peer)
 }
 
 async fn send(

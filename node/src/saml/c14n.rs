@@ -93,7 +93,12 @@ fn write<'a>(
 }
 
 fn escape(text: &str, attribute: bool, out: &mut String) {
-    for c in text.chars() {
+    // Most texts have nothing to escape, and keys and signatures are long. 0xEF begins what XML cannot say, among others.
+    let special = |byte: &u8| *byte < b' ' || b"&<>\"\xef".contains(byte);
+    let at = text.as_bytes().iter().position(special).unwrap_or(text.len());
+    let (plain, rest) = text.split_at_checked(at).unwrap_or(("", text));
+    out.push_str(plain);
+    for c in rest.chars() {
         match c {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),

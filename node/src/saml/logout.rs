@@ -3,11 +3,11 @@
 
 use super::binding::soap;
 use super::c14n::canonical;
-use super::keys::Signer;
-use super::names::{self, PROTOCOL, SOAP};
+use super::keys::{Certificate, Signer};
+use super::names::{self, ASSERTION, PROTOCOL, SOAP};
 use super::request::{self, Head, RequestError};
 use super::response::{Envelope, NameId, code, identifier, instant, issuer, response};
-use super::signature::sign;
+use super::signature::{self, sign};
 use super::xml::{self, Element};
 use crate::flow::UnixTime;
 
@@ -143,17 +143,37 @@ fn is_success(response: &Element) -> bool {
     status == Some(names::SUCCESS)
 }
 
-/// Whether a SOAP answer says that the session of the request `id` has ended. It comes over the connection that the
-/// request went to, which TLS vouches for.
-pub fn has_ended(answer: &[u8], id: &str) -> Result<(), String> {
+/// Who is asked by SOAP to end a session.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer<'a> {
+    pub entity_id: &'a str,
+    pub keys: &'a [Certificate],
+    /// Whether the connection itself tells that it is them: TLS does.
+    pub is_certain: bool,
+}
+
+/// Whether a SOAP answer of `peer` says that the session of the request `id` has ended. A signature that it has must hold, and
+/// it must have one where nothing else tells who answered (SAML profiles §4.4.4.2).
+pub fn has_ended(answer: &[u8], id: &str, peer: Peer<'_>) -> Result<(), String> {
     let envelope = xml::parse(answer, xml::MESSAGE).map_err(|error| error.to_string())?;
     let response = envelope
         .one(SOAP, "Body")
         .filter(|_| envelope.is(SOAP, "Envelope"))
         .and_then(|body| body.one(PROTOCOL, "LogoutResponse"))
-        .ok_or("it answered no LogoutResponse")?;
+        .ok_or("it answered no LogoutResponse")?
+        .clone();
+    let must_be_signed = !peer.is_certain && !peer.keys.is_empty();
+    let response = if must_be_signed || signature::is_signed(&response) {
+        signature::verify(response, peer.keys).map_err(|error| format!("its answer: {error}"))?
+    } else {
+        response
+    };
+    let issuer = response.one(ASSERTION, "Issuer").and_then(Element::content);
+    if issuer.is_some_and(|issuer| issuer != peer.entity_id) {
+        return Err("somebody else answered".to_owned());
+    }
     if response.attribute("InResponseTo") != Some(id) {
         return Err("it answered another request".to_owned());
     }
-    if is_success(response) { Ok(()) } else { Err("it answered that it did not end the session".to_owned()) }
+    if is_success(&response) { Ok(()) } else { Err("it answered that it did not end the session".to_owned()) }
 }

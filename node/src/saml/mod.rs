@@ -44,7 +44,9 @@ pub use binding::{
 pub use c14n::canonical;
 pub use encryption::can_encrypt_to;
 pub use keys::{Certificate, Decrypter, KeyError, Oaep, Signer};
-pub use logout::{LogoutRequest, LogoutResponse, end_session, end_session_by_soap, has_ended, logged_out};
+pub use logout::{
+    LogoutRequest, LogoutResponse, Peer, end_session, end_session_by_soap, has_ended, logged_out,
+};
 pub use metadata::{IdentityProvider, LogoutService, MetadataError, ServiceProvider, Validity};
 pub use names::{
     AC_MFA, AC_PASSWORD, AC_PASSWORD_TRANSPORT, AC_UNSPECIFIED, ATTRNAME_BASIC, ATTRNAME_URI, BINDING_POST,

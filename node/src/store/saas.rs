@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::flow::{Session, SessionId, UnixTime};
 use crate::saml::NameId;
 
+use super::sessions::grant_application;
 use super::{Store, StoreError};
 
 /// A grant that is good.
@@ -227,11 +228,7 @@ impl Store {
         let application = application.to_owned();
         self.run(move |connection| {
             let transaction = connection.transaction()?;
-            transaction
-                .prepare_cached(
-                    "INSERT INTO session_application (session, application) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
-                )?
-                .execute(params![session.as_bytes(), application])?;
+            grant_application(&transaction, session, &application)?;
             transaction
                 .prepare_cached(
                     "INSERT INTO saas_login (session, application, tries, next_try, name_id) VALUES (?1, ?2, 0, 0, ?3)

@@ -44,10 +44,7 @@ impl Store {
     pub async fn grant_application(&self, id: SessionId, application: &str) -> Result<(), StoreError> {
         let application = application.to_owned();
         self.run(move |connection| {
-            connection.execute(
-                "INSERT INTO session_application (session, application) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
-                params![id.as_bytes(), application],
-            )?;
+            grant_application(connection, id, &application)?;
             Ok(())
         })
         .await
@@ -98,6 +95,19 @@ impl Store {
         })
         .await
     }
+}
+
+/// What is known already costs no write.
+pub(super) fn grant_application(
+    connection: &rusqlite::Connection,
+    id: SessionId,
+    application: &str,
+) -> rusqlite::Result<usize> {
+    connection
+        .prepare_cached(
+            "INSERT INTO session_application (session, application) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+        )?
+        .execute(params![id.as_bytes(), application])
 }
 
 fn matching(

@@ -133,9 +133,14 @@ impl Tokens {
     }
 
     /// The global token of a login for a client that is no browser: worth tokens for that client, and no login of a
-    /// browser.
-    pub fn mint_global_for_client(&self, session: &Session, now: UnixTime) -> Result<String, TokenError> {
-        self.ring().sign(&Claims::global(&self.issuer, session, now).of_client(None), now)
+    /// browser. It ends with the client's `login`, too.
+    pub fn mint_global_for_client(
+        &self,
+        session: &Session,
+        login: ClientId,
+        now: UnixTime,
+    ) -> Result<String, TokenError> {
+        self.ring().sign(&Claims::global(&self.issuer, session, now).of_client(Some(login)), now)
     }
 
     /// The global token of a login.

@@ -65,8 +65,8 @@ fn an_application_is_found_by_redirects_and_headers() {
 #[test]
 fn a_global_token_becomes_one_for_the_application() {
     let world = World::start();
-    let ann = world.session("ann");
-    let org = format!("Cookie: CF_Authorization={}", world.org_token(&ann));
+    let global = world.org_token("ann");
+    let org = format!("Cookie: CF_Authorization={global}");
 
     let first = ask(&world, &world.realm.url(ECHO, "/"), "HEAD", &[]);
     let second = ask(&world, &first.redirect().unwrap(), "HEAD", std::slice::from_ref(&org));
@@ -89,7 +89,7 @@ fn a_global_token_becomes_one_for_the_application() {
 
     let check = world.realm.url(ECHO, "/?cloudflared_token_check=true");
     let check = |token: &str| ask(&world, &check, "GET", &[format!("Cf-Access-Token: {token}")]).status;
-    assert_eq!((check(token), check("bad"), check(&world.org_token(&ann))), (200, 302, 302));
+    assert_eq!((check(token), check("bad"), check(&global)), (200, 302, 302));
     let (echo, told) = world.try_wire(ECHO, &serde_json::json!({ "Cf-Access-Token": token }), b"hello");
     assert_eq!(echo, b"hello", "{told}");
 
@@ -108,18 +108,12 @@ fn a_global_token_becomes_one_for_the_application() {
         ask(&world, &world.realm.url("access.example.com", "/"), "GET", std::slice::from_ref(&org));
     assert!(launcher.status == 302 || !launcher.body.contains("ann@example.com"), "{}", launcher.status);
 
-    let eve = world.session("eve");
-    let org = format!("Cookie: CF_Authorization={}", world.org_token(&eve));
-    let denied = ask(&world, &first.redirect().unwrap(), "HEAD", &[org]);
+    let of_eve = format!("Cookie: CF_Authorization={}", world.org_token("eve"));
+    let denied = ask(&world, &first.redirect().unwrap(), "HEAD", &[of_eve]);
     assert_eq!((denied.status, denied.header("cf-access-domain")), (403, vec![ECHO]));
 
     world.realm.node.admin(&["session", "revoke", "--user", "ann@example.com"]).unwrap();
     assert_eq!(check(token), 302);
-    let over = ask(
-        &world,
-        &first.redirect().unwrap(),
-        "HEAD",
-        &[format!("Cookie: CF_Authorization={}", world.org_token(&ann))],
-    );
+    let over = ask(&world, &first.redirect().unwrap(), "HEAD", &[org]);
     assert_eq!(over.status, 200, "the login page");
 }

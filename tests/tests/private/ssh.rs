@@ -210,7 +210,7 @@ fn a_certificate_says_what_was_decided_and_one_event_tells() {
         (AUTH, with("jwt", &world.app_token_of(&ann, "shell", a_day_ago)), 401, "session_ended"),
         (AUTH, with("jwt", &world.app_token(&ann, "echo")), 401, "bad_token"),
         (SHELL, with("jwt", &world.app_token(&ann, "vault")), 401, "bad_token"),
-        (AUTH, with("jwt", &world.org_token(&ann)), 401, "bad_token"),
+        (AUTH, with("jwt", &world.org_token("ann")), 401, "bad_token"),
         (AUTH, with("jwt", "x.y.z"), 401, "bad_token"),
         (AUTH, with("jwt", &format!("{token}x")), 401, "bad_token"),
         (AUTH, with("issuer", "https://elsewhere.example"), 400, "bad_request"),

@@ -45,7 +45,7 @@ fn who_is_let_in_reaches_the_target_and_nobody_else() {
         json!({}),
         token(&world.app_token(&ann, "other")),
         token(&expired),
-        token(&world.org_token(&ann)),
+        token(&world.org_token("ann")),
         token("not.a.token"),
         json!({ "Cookie": format!("CF_Authorization={of_ann}") }),
     ] {

@@ -1,5 +1,5 @@
-//! A node, a connector as a process, and an echo server behind it. Tokens of clients are minted from the node's own store,
-//! as the node would at a login from the command line.
+//! A node, a connector as a process, and an echo server behind it. Tokens for applications are minted from the node's own store,
+//! as the node would for a device that logged in from the command line; global tokens are asked for by one.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
@@ -14,6 +14,7 @@ use portcullis::flow::{Facts, Session, UnixTime};
 use portcullis::policy::{Decision, decide};
 use portcullis::store::Store;
 use portcullis::token::Tokens;
+use portcullis_tests::access::Machine;
 use portcullis_tests::portcullis::Connector;
 use portcullis_tests::process::wait_until;
 use portcullis_tests::realm::{AUTH, PASSWORD, Plan, Realm, WIKI};
@@ -93,9 +94,14 @@ impl World {
         Arc::new(found.max_by_key(|session| session.created_at.0).expect("a session"))
     }
 
-    /// The global token of a session for a client that is no browser.
-    pub fn org_token(&self, session: &Session) -> String {
-        self.tokens.mint_global_for_client(session, clock::now()).unwrap()
+    /// Logs `user` in on a machine of theirs with their browser; the global token that `cloudflared` finds there then.
+    pub fn org_token(&self, user: &str) -> String {
+        let machine = Machine::new(&self.realm, &format!("{user}-machine")).unwrap();
+        machine.log_in(&self.realm.web(user), user).unwrap();
+        let told = machine.ok(&["token", "--cloudflared"]).unwrap();
+        let path = machine.home().join(format!(".cloudflared/{AUTH}-org-token"));
+        assert!(told.starts_with(&path.display().to_string()), "{told}");
+        std::fs::read_to_string(path).unwrap()
     }
 
     /// A client's token for an application, as if it had been made at `at`: it lives for a day.

@@ -11,4 +11,5 @@ mod provider;
 mod published;
 mod service;
 mod simplesamlphp;
+mod soap;
 mod upstream;

@@ -210,7 +210,7 @@ fn signed_and_encrypted_in_and_out_from_either_side() {
     let told = site.realm.node.admin(&["session", "revoke", "--user", "ann@example.com"]).unwrap();
     assert!(told.contains("crm is told that the session of ann@example.com has ended"), "{told}");
     // It ends its session, and then fails to write the answer (1.19: the destination of a SOAP answer is an array), so the node
-    // rightly has no word that it did, writes no event of that and asks again.
+    // rightly has no word that it did, says so in an event and asks again. `soap` has an application that answers.
     wait_until("the application to hear of it", Duration::from_secs(20), || {
         Ok((!site.is_signed_in(&web)?).then_some(()))
     })

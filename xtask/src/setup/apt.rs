@@ -36,6 +36,7 @@ const TEST: &[Tool] = &[
     tool(&["chromedriver", "--version"], "chromium-driver"),
     tool(&["python3", "--version"], "python3"),
     tool(&["/usr/bin/python3", "-c", "import onelogin.saml2"], "python3-onelogin-saml2"),
+    tool(&["/usr/bin/python3", "-c", "import saml2.client"], "python3-pysaml2"),
     tool(&["test", "-d", "/usr/share/simplesamlphp/www"], "simplesamlphp"),
     tool(&["php", "--version"], "php-cli"),
     tool(&["php", "-r", "new SQLite3(':memory:');"], "php-sqlite3"),

@@ -5,7 +5,7 @@
 //! 1 authorize ── browser: login, confirmation ──▶ code to the client's loopback address     RFC 8252, RFC 7636
 //!   device_authorization ─▶ code to type; device ── browser: login, code, confirmation ──▶  RFC 8628
 //! 2 token ── code, device code or refresh token, with a proof ──▶ tokens, and where the tunnel is
-//! 3 whoami, apps, app_token ── access token, with a proof ──▶ answer
+//! 3 whoami, apps, app_token, global_token ── access token, with a proof ──▶ answer
 //! 4 revoke
 //! ```
 //!
@@ -62,7 +62,9 @@ pub(super) fn methods(endpoint: &str) -> (bool, bool) {
     let endpoint = format!("cli/{endpoint}");
     match endpoint.as_str() {
         wire::AUTHORIZE | wire::DEVICE => (true, true),
-        wire::TOKEN | wire::DEVICE_AUTHORIZATION | wire::REVOKE | wire::APP_TOKEN => (false, true),
+        wire::TOKEN | wire::DEVICE_AUTHORIZATION | wire::REVOKE | wire::APP_TOKEN | wire::GLOBAL_TOKEN => {
+            (false, true)
+        }
         _ => (true, false),
     }
 }
@@ -78,6 +80,7 @@ impl Call<'_> {
             wire::WHOAMI => self.whoami().await,
             wire::APPS => self.apps().await,
             wire::APP_TOKEN => self.app_token().await,
+            wire::GLOBAL_TOKEN => self.global_token().await,
             _ => self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication),
         }
     }
@@ -226,6 +229,7 @@ mod tests {
             (wire::DEVICE_AUTHORIZATION, (false, true)),
             (wire::REVOKE, (false, true)),
             (wire::APP_TOKEN, (false, true)),
+            (wire::GLOBAL_TOKEN, (false, true)),
             (wire::WHOAMI, (true, false)),
             (wire::APPS, (true, false)),
             ("cli/other", (true, false)),

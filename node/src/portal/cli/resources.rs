@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Response, StatusCode, header};
 
-use crate::access::wire::{self, AppRow, ApplicationToken, WhoAmI};
+use crate::access::wire::{self, AppRow, ApplicationToken, GlobalToken, WhoAmI};
 use crate::clients::LiveClient;
 use crate::event::Action;
 use crate::flow::{Application, Facts, Host, Kind, Path, Reason, UnixTime};
@@ -115,6 +115,31 @@ impl Call<'_> {
             host: host.map_or_else(String::new, |host| host.to_string()),
             aud: application.aud.as_str().to_owned(),
             expires_in: permit.token_expires_at().since(self.now).as_secs(),
+            token,
+        };
+        json(StatusCode::OK, &answer)
+    }
+
+    /// A token that is worth tokens for every application that policy opens. `cloudflared` sends it from a file, where nothing
+    /// binds it to the device's key: it ends with the device's login.
+    pub(super) async fn global_token(&self) -> Response<Bytes> {
+        let client = match self.client(wire::GLOBAL_TOKEN).await {
+            Ok(client) => client,
+            Err(refusal) => return self.refuse_client(&refusal, self.event(Action::Request, false)),
+        };
+        let session = &client.session;
+        let token = match self.context.tokens.mint_global_for_client(session, client.client.id, self.now) {
+            Ok(token) => token,
+            Err(error) => {
+                let event = self.event(Action::Request, false).session(session);
+                return self.refuse_client(&Refusal::fault(error), event);
+            }
+        };
+        let event = self.event(Action::Request, true).session(session);
+        self.context.events.emit(event.status(200).detail("a global token for its device"));
+        let answer = GlobalToken {
+            host: self.site.auth.to_string(),
+            expires_in: session.expires_at.since(self.now).as_secs(),
             token,
         };
         json(StatusCode::OK, &answer)

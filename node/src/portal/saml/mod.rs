@@ -32,7 +32,6 @@ use crate::published::Unpublished;
 use crate::saas::saml::{Asked, Endpoint, Issued, NotIssued};
 use crate::saml::{self, AuthnRequest, Refusal};
 use crate::session::LiveSession;
-use crate::store::StoreError;
 
 use super::browser::set_cookies;
 use super::form::Parameters;
@@ -242,7 +241,10 @@ impl Call<'_> {
         };
         match issued {
             Ok(Issued { answer, name_id, attributes }) => {
-                if let Err(error) = self.remember_sign_in(visit, &live, &name_id).await {
+                // First the store: who revokes by application has to find it, and whoever is signed in somewhere can be signed
+                // out there.
+                let name = &visit.application.name;
+                if let Err(error) = self.context.sessions.signed_in(&live, name, &name_id).await {
                     self.context.events.emit(event(false).reason(Reason::Internal).detail(error.to_string()));
                     return self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal);
                 }
@@ -267,17 +269,6 @@ impl Call<'_> {
                 self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal)
             }
         }
-    }
-
-    /// First the store: who revokes by application has to find it, and whoever is signed in somewhere can be signed out
-    /// there.
-    async fn remember_sign_in(
-        &self,
-        visit: SignIn<'_>,
-        live: &LiveSession,
-        name_id: &saml::NameId,
-    ) -> Result<(), StoreError> {
-        self.context.store.insert_saml_login(live.session.id, &visit.application.name, name_id).await
     }
 
     /// Keeps a request in the browser and goes on to where it is taken up again.

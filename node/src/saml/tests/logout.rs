@@ -1,6 +1,7 @@
 //! Single logout, both ways.
 
-use super::super::logout::{LogoutRequest, end_session_by_soap, has_ended, logged_out};
+use super::super::keys::Signer;
+use super::super::logout::{LogoutRequest, Peer, end_session_by_soap, has_ended, logged_out};
 use super::super::metadata::LogoutService;
 use super::super::upstream::{Place, Service};
 use super::*;
@@ -85,22 +86,50 @@ fn a_request_by_soap_is_signed_and_only_its_own_success_counts() {
         Some("ann@example.org")
     );
 
-    let answer = |id: &str| {
-        let bare = logged_out(&envelope("x", Some(id)), None, &fill).unwrap();
-        format!("<s:Envelope xmlns:s='{SOAP}'><s:Body>{bare}</s:Body></s:Envelope>")
-    };
-    let good = answer(&id);
-    assert_eq!(has_ended(good.as_bytes(), &id), Ok(()));
+    let peer = Peer { entity_id: to.issuer, keys: &[], is_certain: true };
+    let good = answer(&id, None);
+    assert_eq!(has_ended(good.as_bytes(), &id, peer), Ok(()));
     for (what, text) in [
-        ("another request's", answer("_other")),
+        ("another request's", answer("_other", None)),
+        ("somebody else's", good.replace("https://idp.example", "https://other.example")),
         ("a failure", good.replace(":status:Success", ":status:Responder")),
         ("a fault", format!("<s:Envelope xmlns:s='{SOAP}'><s:Body><s:Fault/></s:Body></s:Envelope>")),
         ("no envelope", good.replace("Envelope", "Letter")),
         ("a page", "<html><body>hello</body></html>".into()),
         ("nothing", String::new()),
     ] {
-        assert!(has_ended(text.as_bytes(), &id).is_err(), "{what}");
+        assert!(has_ended(text.as_bytes(), &id, peer).is_err(), "{what}");
     }
+}
+
+/// An answer to the request `id` in SOAP.
+fn answer(id: &str, key: Option<&dyn Signer>) -> String {
+    let answer = logged_out(&envelope("x", Some(id)), key, &fill).unwrap();
+    format!("<s:Envelope xmlns:s='{SOAP}'><s:Body>{answer}</s:Body></s:Envelope>")
+}
+
+#[test]
+fn an_answer_by_soap_is_vouched_for_by_its_signature_or_by_the_connection() {
+    let (pem, other) = (Pem::rsa(), Pem::rsa());
+    let keys = [pem.certificate()];
+    let over = |is_certain| Peer { entity_id: "https://idp.example", keys: &keys, is_certain };
+    let ended = |text: &str, peer| has_ended(text.as_bytes(), "_l1", peer);
+    let (unsigned, signed) = (answer("_l1", None), answer("_l1", Some(&pem.key())));
+    assert_eq!(ended(&unsigned, over(true)), Ok(()));
+    assert_eq!(ended(&signed, over(true)), Ok(()));
+    assert_eq!(ended(&signed, over(false)), Ok(()));
+    assert_eq!(ended(&unsigned, Peer { keys: &[], ..over(false) }), Ok(()), "nothing to tell it by");
+    for (what, text) in [
+        ("another's signature", answer("_l1", Some(&other.key()))),
+        ("what was not signed", signed.replace("InResponseTo=\"_l1\"", "InResponseTo=\"_l2\"")),
+    ] {
+        for is_certain in [true, false] {
+            let id = if text.contains("_l2") { "_l2" } else { "_l1" };
+            let read = has_ended(text.as_bytes(), id, over(is_certain));
+            assert!(read.unwrap_err().starts_with("its answer: "), "{what}");
+        }
+    }
+    assert!(ended(&unsigned, over(false)).unwrap_err().contains("no signature"));
 }
 
 #[test]

@@ -108,6 +108,7 @@ async fn endpoints_are_where_they_belong_and_nowhere_else() {
         (Method::POST, url("cli/token"), 400),
         (Method::POST, url("cli/revoke"), 400),
         (Method::POST, url("cli/app_token"), 401),
+        (Method::POST, url("cli/global_token"), 401),
         (Method::GET, url("cli/apps"), 401),
     ] {
         let page = browser.send(&world, method.clone(), &url, "").await;

@@ -190,3 +190,26 @@ async fn a_token_for_an_application_takes_the_word_of_policy() {
     let granted = SessionFilter::Application("wiki".into());
     assert_eq!(world.context.sessions.matching(&granted, clock::now()).await.unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn a_global_token_is_for_a_client_and_names_its_login() {
+    let world = World::new().await;
+    let mut ann = signed_in(&world, "ann").await;
+    let device = Device::new();
+    let held = device.log_in(&world, &mut ann).await;
+    let answer = json(&device.ask(&world, Method::POST, "cli/global_token", Some(&held.access), &[]).await);
+    assert_eq!(answer["host"], AUTH);
+    assert!(answer["expires_in"].as_u64().unwrap() > 0);
+    let verify = |kind| world.context.tokens.verify(answer["token"].as_str().unwrap(), kind, clock::now());
+    let claims = verify(Kind::GlobalOfClient).unwrap();
+    assert!(verify(Kind::Global).is_err() && verify(Kind::Client).is_err(), "no browser's token");
+    assert!(world.context.live(&claims, clock::now()).is_some());
+    let thief = Device::new().ask(&world, Method::POST, "cli/global_token", Some(&held.access), &[]).await;
+    assert_eq!(refusal(&thief), refused(401, "invalid_token"));
+    // The browser's login goes on; the device's does not, and the token with it.
+    device.post(&world, "cli/revoke", &[("token", held.refresh.as_str())]).await;
+    assert!(world.context.live(&claims, clock::now()).is_none());
+    let events = world.events().await;
+    assert!(events.contains(&"request true - ann@example.com".to_owned()), "{events:?}");
+    assert!(events.contains(&"request false bad_binding -".to_owned()), "{events:?}");
+}
