@@ -36,6 +36,8 @@ pub enum Target {
     AtMost(f64),
     Below(f64),
     Zero,
+    /// None: it is there to compare.
+    Stated,
 }
 
 impl Unit {
@@ -114,6 +116,7 @@ impl Target {
             Self::AtMost(bound) => value <= bound,
             Self::Below(bound) => value < bound,
             Self::Zero => value == 0.0,
+            Self::Stated => !value.is_nan(),
         }
     }
 }
@@ -125,6 +128,7 @@ impl fmt::Display for Target {
             Self::AtMost(bound) => write!(f, "≤ {}", (bound * 1000.0).round() / 1000.0),
             Self::Below(bound) => write!(f, "< {bound}"),
             Self::Zero => f.write_str("0"),
+            Self::Stated => f.write_str("stated"),
         }
     }
 }
@@ -135,7 +139,7 @@ mod tests {
 
     #[test]
     fn what_was_not_measured_is_missed() {
-        for target in [Target::AtLeast(0.0), Target::AtMost(f64::MAX), Target::Zero] {
+        for target in [Target::AtLeast(0.0), Target::AtMost(f64::MAX), Target::Zero, Target::Stated] {
             assert!(!Figure::unmeasured("x", None, Unit::Ratio, target, "no").is_met());
             assert!(!Figure::new("x", f64::NAN, Unit::Ratio, target).is_met());
         }

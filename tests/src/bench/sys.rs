@@ -19,6 +19,7 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_ENABLE_STATS: libc::c_long = 32;
+const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
@@ -224,6 +225,12 @@ pub fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<()> {
         old_prog_fd: 0,
     };
     bpf(BPF_LINK_UPDATE, &mut update).context("replacing the program of a link").map(drop)
+}
+
+/// Takes a link's program off its interface. The link stays, and does nothing any more.
+pub fn detach(link: BorrowedFd<'_>) -> Result<()> {
+    let mut link = link.as_raw_fd().cast_unsigned();
+    bpf(BPF_LINK_DETACH, &mut link).context("detaching a link").map(drop)
 }
 
 /// Makes the kernel time every run of a program, until this is closed.

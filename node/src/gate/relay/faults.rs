@@ -132,12 +132,12 @@ impl RelayMaps for Shared {
     }
 }
 
-/// Every destination is its own neighbour.
-struct Flat;
+/// Every destination is its own neighbour, all with this link-layer address.
+struct Flat([u8; 6]);
 
 impl Network for Flat {
     fn resolve(&mut self, _: IpAddr, to: IpAddr) -> std::io::Result<Resolved> {
-        let hop = Hop { ifindex: 1, mtu: 1500, ..Hop::default() };
+        let hop = Hop { ifindex: 1, mtu: 1500, destination: self.0, ..Hop::default() };
         Ok(Ok((HopKey { interface: 1, neighbour: to }, hop)))
     }
 }
@@ -146,7 +146,7 @@ impl Network for Flat {
 /// second part nothing can be revoked while it is true.
 pub(crate) fn in_memory(served: Vec<u16>) -> (Relay, impl Fn(bool)) {
     let maps = Shared::default();
-    let state = State::adopt(Box::new(maps.clone()), Box::new(Flat), served, 0).unwrap();
+    let state = State::adopt(Box::new(maps.clone()), Box::new(Flat([0; 6])), served, 0).unwrap();
     let break_it = move |broken: bool| {
         let writes = [Write::Session, Write::Epoch, Write::Take];
         maps.memory().failing = writes.into_iter().filter(|_| broken).collect();
@@ -180,7 +180,7 @@ fn world() -> World {
 }
 
 fn adopt(maps: &Shared, now: u64) -> State {
-    State::adopt(Box::new(maps.clone()), Box::new(Flat), vec![443], now).unwrap()
+    State::adopt(Box::new(maps.clone()), Box::new(Flat([0; 6])), vec![443], now).unwrap()
 }
 
 impl World {
@@ -244,6 +244,24 @@ fn a_person_is_cut_off_session_by_session_where_the_epoch_cannot_be_stored_and_i
     let identity = world.state.identity("local:alice").unwrap();
     assert!(world.state.revoke_identity(identity.index, 1).is_err());
     assert!(!world.passes());
+}
+
+/// Waiting for the CPUs takes tens of milliseconds, and everybody who opens a session would wait.
+#[test]
+fn only_a_next_hop_that_flows_use_is_waited_for() {
+    let mut world = world();
+    assert_eq!(world.maps.memory().log, [Write::Session, Write::Insert, Write::Insert], "nobody used them");
+
+    world.state.network = Box::new(Flat([2; 6]));
+    let identity = world.state.identity("local:bob").unwrap();
+    let session = world.state.open_session(identity, LIFETIME, 0).unwrap();
+    let mut grant = FlowGrant { session, ..world.grant };
+    grant.client.remote.set_port(6_000);
+    grant.connector.remote.set_port(6_000);
+    world.maps.memory().log.clear();
+    world.state.install(&grant, 0).unwrap();
+    let log = world.maps.memory().log.clone();
+    assert_eq!(log, [Write::Barrier, Write::Barrier, Write::Insert, Write::Insert], "both were another's");
 }
 
 #[test]

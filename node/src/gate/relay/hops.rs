@@ -182,6 +182,10 @@ impl HopTable {
         }
     }
 
+    pub(super) fn is_used(&self, number: u32) -> bool {
+        self.used.get(&number).is_some_and(|used| used.flows > 0)
+    }
+
     pub(super) fn key(&self, number: u32) -> Option<HopKey> {
         self.used.get(&number)?.key
     }
@@ -246,8 +250,10 @@ mod tests {
         let hop = Hop { ifindex: 1, ..Hop::default() };
         assert_eq!(table.place(&key(1), &hop), Ok((0, true)));
         table.written(0, key(1), hop);
+        assert!(!table.is_used(0));
         table.hold(0);
         table.hold(0);
+        assert!(table.is_used(0));
         assert_eq!(table.place(&key(1), &hop), Ok((0, false)));
         assert_eq!(table.place(&key(1), &Hop { mtu: 9, ..hop }), Ok((0, true)));
         assert_eq!(table.place(&key(2), &hop), Ok((1, true)));

@@ -132,12 +132,12 @@ impl State {
         now: u64,
     ) -> Result<(), GateError> {
         let mut moves = Vec::new();
-        let mut written = false;
+        let mut is_read = false;
         for (session, side, direction) in self.placed() {
             let Some(onward) = direction.onward else { continue };
             let Some(Ok((key, hop))) = found.get(&ends(&onward.output)) else { continue };
             if self.hops.key(onward.hop).is_some_and(|now| now == *key) {
-                written |= self.write_hop(onward.hop, *key, hop)?;
+                is_read |= self.write_hop(onward.hop, *key, hop)?;
             } else {
                 moves.push((session, side, direction.input, onward, *key, *hop));
             }
@@ -145,7 +145,7 @@ impl State {
         let (mut moving, mut failed) = (Vec::new(), Vec::new());
         for (session, side, input, onward, key, hop) in moves {
             let Ok((number, _)) = self.hops.place(&key, &hop) else { continue };
-            written |= self.write_hop(number, key, &hop)?;
+            is_read |= self.write_hop(number, key, &hop)?;
             if number == onward.hop {
                 continue;
             }
@@ -155,7 +155,7 @@ impl State {
                 Err(error) => failed.push((session, error)),
             }
         }
-        if written || !moving.is_empty() {
+        if is_read || !moving.is_empty() {
             self.maps.barrier()?;
         }
         for found in moving {

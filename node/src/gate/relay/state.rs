@@ -188,11 +188,13 @@ impl State {
         Ok(())
     }
 
-    /// Writes the next hop unless it is written like that; whether it was.
+    /// Writes the next hop unless it is written like that. True: flows use it, so that some CPU may still be at the slot
+    /// which counted until now, and has to be waited for before that is written again.
     pub(super) fn write_hop(&mut self, number: u32, key: HopKey, hop: &Hop) -> Result<bool, GateError> {
         if self.hops.place(&key, hop).is_ok_and(|(placed, changed)| placed == number && !changed) {
             return Ok(false);
         }
+        let is_read = self.hops.is_used(number);
         self.maps.set_hop(number, hop)?;
         self.hops.written(number, key, *hop);
         if let Some(keeper) = &self.keeper
@@ -200,7 +202,7 @@ impl State {
         {
             tracing::warn!(%error, neighbour = %key.neighbour, "a next hop's address is not kept up to date");
         }
-        Ok(true)
+        Ok(is_read)
     }
 
     pub(super) fn live(&self, session: SessionRef, now: u64) -> Result<&Live, RelayError> {
@@ -261,7 +263,6 @@ impl State {
         };
         let (number, _) = self.hops.place(&key, &hop)?;
         if self.write_hop(number, key, &hop)? {
-            // The slot that counted until now must be out of use before it is written again.
             self.maps.barrier()?;
         }
         Ok(number)

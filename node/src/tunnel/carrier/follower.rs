@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! chosen for all, another way ──▶ take it           and wherever that fails: again, ever later
+//!      but what still hears by UDP ──▶ stay         with the node dead, the gate relays as before
 //! the stream has ended ─────────▶ take another one
 //! asked, and nothing heard ─────▶ take TCP; if that can be had, it is chosen for all
 //! ```
@@ -13,7 +14,7 @@ use super::choice::{Carrier, Way};
 
 /// A question on UDP that gets no answer for so long, and for three probe timeouts (RFC 9002 §6.2.1), is silence; and one
 /// that waits for so long is in any case.
-const PATIENCE: Duration = Duration::from_millis(1500);
+pub(super) const PATIENCE: Duration = Duration::from_millis(1500);
 const MAX_PATIENCE: Duration = super::PATIENCE;
 
 /// What could not be had is tried again after so long, then after twice that, up to [`MAX_AGAIN`].
@@ -28,6 +29,8 @@ pub(super) struct Counts {
     /// Datagrams.
     pub(super) heard: u64,
     pub(super) pto: Duration,
+    /// Somebody was heard by it within [`PATIENCE`]. Of legs alone: a connection has what it counts.
+    pub(super) hears: bool,
 }
 
 /// Why another socket is taken.
@@ -80,7 +83,8 @@ impl Follower {
             return None;
         }
         if chosen != self.at {
-            return Some((chosen, Why::Chosen));
+            let stays = counts.hears && chosen == self.at.over(Carrier::Tcp);
+            return (!stays).then_some((chosen, Why::Chosen));
         }
         match self.at.carrier {
             Carrier::Tcp => has_ended.then_some((self.at, Why::Ended)),
@@ -130,7 +134,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     const fn counts(asked: u64, heard: u64) -> Counts {
-        Counts { asked, heard, pto: Duration::from_millis(50) }
+        Counts { asked, heard, pto: Duration::from_millis(50), hears: false }
     }
 
     fn way(carrier: Carrier) -> Way {
@@ -156,7 +160,7 @@ mod tests {
     #[test]
     fn a_slow_path_gets_more_time_and_none_gets_more_than_the_bound() {
         for (pto, silent_at) in [(900 * MS, MAX_PATIENCE), (600 * MS, 1800 * MS), (10 * MS, PATIENCE)] {
-            let slow = |asked| Counts { asked, heard: 0, pto };
+            let slow = |asked| Counts { asked, pto, ..Counts::default() };
             let mut follower = Follower::new(way(UDP), slow(0));
             assert_eq!(follower.look(Duration::ZERO, way(UDP), false, slow(1)), None);
             assert_eq!(follower.look(silent_at - MS, way(UDP), false, slow(1)), None);
@@ -186,6 +190,29 @@ mod tests {
         );
         assert_eq!(follower.look(now, way(TCP), true, counts(9, 0)), Some((way(TCP), Why::Ended)));
         assert_eq!(follower.look(now, way(UDP), true, counts(9, 0)), Some((way(UDP), Why::Chosen)));
+    }
+
+    #[test]
+    fn a_leg_that_hears_by_udp_stays_there_and_leaves_with_its_network() {
+        let leg = |hears| Counts { hears, ..Counts::default() };
+        let mut follower = Follower::new(way(UDP), leg(true));
+        for second in 0..100 {
+            assert_eq!(follower.look(Duration::from_secs(second), way(TCP), false, leg(true)), None);
+        }
+        let wanted = Some((way(TCP), Why::Chosen));
+        assert_eq!(follower.look(Duration::from_secs(100), way(TCP), false, leg(false)), wanted);
+        let mut choice = Choice::default();
+        for address in ["192.0.2.1", "198.51.100.1"] {
+            choice.at_address(MS, address.parse::<IpAddr>().unwrap());
+        }
+        for carrier in [UDP, TCP] {
+            let elsewhere = choice.way().over(carrier);
+            let wanted = Some((elsewhere, Why::Chosen));
+            assert_eq!(follower.look(Duration::from_secs(100), elsewhere, false, leg(true)), wanted);
+        }
+        follower.moved(way(TCP), leg(true));
+        let wanted = Some((way(UDP), Why::Chosen));
+        assert_eq!(follower.look(Duration::from_secs(101), way(UDP), false, leg(true)), wanted, "back");
     }
 
     #[test]

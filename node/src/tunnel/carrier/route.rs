@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::PATIENCE;
 use super::choice::{Carrier, Choice, Way};
-use super::follower::{Counts, Follower, Why};
+use super::follower::{self, Counts, Follower, Why};
 use super::http::{Pool, Web, WebError};
 use super::socket::CarriedSocket;
 use crate::clock;
@@ -138,16 +138,19 @@ impl LegWay {
         self.at.way.carrier
     }
 
-    /// Gives the leg another socket whenever it has to go another way, until this future is dropped.
+    /// Gives the leg another socket whenever it has to go another way, until this future is dropped. `heard_within` says
+    /// whether the other end was heard by the leg within that time: as long as it is, UDP is not given up.
     pub async fn keep_going(
         self,
+        heard_within: impl Fn(Duration) -> bool + Send + Sync,
         mut place: impl FnMut(Arc<dyn AsyncUdpSocket>, Carrier) + Send,
     ) -> Infallible {
         let place = |socket, carrier| {
             place(socket, carrier);
             Ok(())
         };
-        self.route.keep_going(self.at, None, place).await
+        let counts = || Counts { hears: heard_within(follower::PATIENCE), ..Counts::default() };
+        self.route.keep_going(self.at, false, counts, place).await
     }
 }
 
@@ -293,26 +296,27 @@ impl Route {
             (Arc::clone(self), ends.clone(), endpoint.clone(), connection.clone());
         tokio::spawn(async move {
             let place = |socket, _| moved.rebind_abstract(socket);
+            // Where there is no other way, nobody asks whether this one carries.
+            let asks = route.web.is_some();
+            let counts = || if asks { counts(&followed) } else { Counts::default() };
             tokio::select! {
                 () = ended.cancelled() => {}
                 _ = followed.closed() => {}
-                never = route.keep_going(at, Some(&followed), place) => match never {},
+                never = route.keep_going(at, asks, counts, place) => match never {},
             }
         });
         Connected { endpoint, connection, route: Arc::clone(self), _follows: ends.drop_guard() }
     }
 
-    /// Keeps what sends to the node on a way that carries: `place` gives it another socket. Of a connection it is known
-    /// whether it is answered.
+    /// Keeps what sends to the node on a way that carries: `place` gives it another socket. What `asks` is itself looked at
+    /// for whether UDP brings answers.
     async fn keep_going(
         &self,
         At { way, mut gone }: At,
-        connection: Option<&Connection>,
+        asks: bool,
+        counts: impl Fn() -> Counts + Send,
         mut place: impl FnMut(Arc<dyn AsyncUdpSocket>, Carrier) -> io::Result<()> + Send,
     ) -> Infallible {
-        // Where there is no other way, nobody asks whether this one carries.
-        let watched = connection.filter(|_| self.web.is_some());
-        let counts = || watched.map_or_else(Counts::default, counts);
         let mut chosen = self.way.subscribe();
         let mut follower = Follower::new(way, counts());
         let mut look = interval(LOOK_EVERY);
@@ -341,12 +345,13 @@ impl Route {
                 }
                 continue;
             }
+            let looks = follower.at().carrier == Carrier::Udp && (asks || wanted != follower.at());
             let again = follower.not_before().filter(|at| now < *at).map(|at| self.began + at);
             tokio::select! {
                 // Its other half is here, so it never ends.
                 _ = chosen.changed() => {}
                 () = ended(gone.as_ref()), if !has_ended => {}
-                _ = look.tick(), if watched.is_some() && follower.at().carrier == Carrier::Udp => {}
+                _ = look.tick(), if looks => {}
                 () = sleep_until(again.unwrap_or(self.began)), if again.is_some() => {}
             }
         }
@@ -458,6 +463,7 @@ fn counts(connection: &Connection) -> Counts {
         asked: frames.ping + frames.stream + frames.datagram + frames.crypto,
         heard: stats.udp_rx.datagrams,
         pto: probe_timeout(connection),
+        hears: false,
     }
 }
 

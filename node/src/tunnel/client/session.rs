@@ -293,7 +293,7 @@ impl Session {
             _ = end.wait_for(Option::is_some) => SessionEnd::Closed,
             _ = state.wait_for(|state| *state == LegState::GaveUp) => SessionEnd::Unbound,
             () = self.expiry(&shared) => SessionEnd::Expired,
-            never = way.keep_going(moved) => match never {},
+            never = way.keep_going(|time| self.leg.heard_within(time), moved) => match never {},
             never = self.listen(&shared) => match never {},
             why = self.connector_ends() => why,
         };

@@ -35,6 +35,8 @@ pub struct BoundLeg {
 struct Inner {
     end: End,
     pto: Duration,
+    /// When the other end was heard last.
+    heard: Option<Duration>,
     /// The socket would not take it yet: a new one takes nothing before its first look at the network.
     unsent: Option<[u8; REQUEST_LEN]>,
 }
@@ -52,7 +54,7 @@ impl BoundLeg {
             socket: RwLock::new(Arc::clone(&socket)),
             node: SocketAddr::new(node.ip().to_canonical(), node.port()),
             began: Instant::now(),
-            inner: Mutex::new(Inner { end, pto: INITIAL_PTO, unsent: None }),
+            inner: Mutex::new(Inner { end, pto: INITIAL_PTO, heard: None, unsent: None }),
             state: watch::Sender::new(LegState::Binding),
             timer_moved: Notify::new(),
         });
@@ -120,6 +122,12 @@ impl BoundLeg {
         self.inner().pto = pto;
     }
 
+    /// Whether the other end was heard within this time.
+    pub fn heard_within(&self, time: Duration) -> bool {
+        let now = self.began.elapsed();
+        self.inner().heard.is_some_and(|at| now.saturating_sub(at) < time)
+    }
+
     /// The node's relay address.
     pub const fn node(&self) -> SocketAddr {
         self.node
@@ -139,6 +147,9 @@ impl BoundLeg {
     fn handle(&self, input: EndInput<'_>) {
         let now = self.began.elapsed();
         let mut inner = self.inner();
+        if let EndInput::Heard = input {
+            inner.heard = Some(now);
+        }
         let before = inner.end.deadline();
         let outputs = inner.end.handle(input, now);
         let moved = inner.end.deadline() != before;

@@ -32,40 +32,19 @@ impl Swap {
         Self::of_what_grows(pin, || Ok(()))
     }
 
-    /// For the session of the gate at `pin` whose packets `traffic` makes, or that has had the most if it makes none.
+    /// As [`busiest_session`].
     pub fn of_what_grows(pin: &Path, traffic: impl FnOnce() -> Result<()>) -> Result<Self> {
-        let maps = pin.join(format!("maps_{VERSION}"));
-        let open = |name: &str| MapData::from_pin(maps.join(name)).with_context(|| format!("opening {name}"));
-        let flows: HashMap<_, FlowKey4, FlowEntry> = HashMap::try_from(Map::HashMap(open("FLOW4")?))?;
-        let hops: Array<_, Hop> = Array::try_from(Map::Array(open("NEXTHOP")?))?;
-        let slots: Array<_, u64> = Array::try_from(Map::Array(open("HOP_SLOT")?))?;
-        let all = || -> Result<Vec<(Flow, FlowEntry)>, MapError> {
-            flows.iter().map(|found| found.map(|(key, entry)| (key.flow(), entry))).collect()
-        };
-        let before = all()?;
-        traffic()?;
-        let after = all()?;
-        let packets = |flows: &[(Flow, FlowEntry)], wanted: &Flow| {
-            flows.iter().find(|(flow, _)| flow == wanted).map_or(0, |(_, entry)| entry.packets)
-        };
-        let grown = after
-            .iter()
-            .map(|(flow, entry)| (entry.packets - packets(&before, flow), entry.packets, entry.session));
-        let (_, _, busiest) = grown.max().context("the gate has no flows")?;
-        let sides = after.iter().filter(|(_, entry)| entry.session == busiest).map(|(flow, entry)| {
-            ensure!(!entry.is_to_host(), "the gate does not carry this session by itself");
+        let hops: Array<_, Hop> = Array::try_from(Map::Array(map(pin, "NEXTHOP")?))?;
+        let slots: Array<_, u64> = Array::try_from(Map::Array(map(pin, "HOP_SLOT")?))?;
+        let sides = busiest_session(pin, traffic)?.into_iter().map(|(flow, entry)| {
             // Each next hop has two places, one of which counts.
             let slot = u32::try_from(slots.get(&entry.hop, 0)?)?;
             let hop = hops.get(&(2 * entry.hop + slot), 0)?;
-            // What the client sends arrives where the connector's packets leave.
-            let interface = if entry.direction == 0 { "eth0" } else { "eth1" };
-            let link = sys::pinned(&pin.join("links").join(interface).join("native"))?;
+            let link = link(pin, &entry)?;
             let gate = sys::program_of(link.as_fd())?;
-            Ok(Side { link, gate, bare: bare(flow, entry, &hop)? })
+            Ok(Side { link, gate, bare: bare(&flow, &entry, &hop)? })
         });
-        let sides = sides.collect::<Result<Vec<_>>>()?;
-        ensure!(sides.len() == 2, "a session with {} flows", sides.len());
-        Ok(Self { sides })
+        Ok(Self { sides: sides.collect::<Result<Vec<_>>>()? })
     }
 
     /// From here on the bare program carries the session.
@@ -89,6 +68,48 @@ impl Drop for Swap {
         // The links go with their namespace in any case.
         let _ = self.to_gate();
     }
+}
+
+/// Both flows of the session of the gate at `pin` whose packets `traffic` makes, or that has had the most if it makes none.
+pub fn busiest_session(pin: &Path, traffic: impl FnOnce() -> Result<()>) -> Result<Vec<(Flow, FlowEntry)>> {
+    let flows: HashMap<_, FlowKey4, FlowEntry> = HashMap::try_from(Map::HashMap(map(pin, "FLOW4")?))?;
+    let all = || -> Result<Vec<(Flow, FlowEntry)>, MapError> {
+        flows.iter().map(|found| found.map(|(key, entry)| (key.flow(), entry))).collect()
+    };
+    let before = all()?;
+    traffic()?;
+    let mut after = all()?;
+    let packets = |flows: &[(Flow, FlowEntry)], wanted: &Flow| {
+        flows.iter().find(|(flow, _)| flow == wanted).map_or(0, |(_, entry)| entry.packets)
+    };
+    let grown = after
+        .iter()
+        .map(|(flow, entry)| (entry.packets - packets(&before, flow), entry.packets, entry.session));
+    let (_, _, busiest) = grown.max().context("the gate has no flows")?;
+    after.retain(|(_, entry)| entry.session == busiest);
+    ensure!(after.len() == 2, "a session with {} flows", after.len());
+    ensure!(
+        after.iter().all(|(_, entry)| !entry.is_to_host()),
+        "the gate does not carry this session by itself"
+    );
+    Ok(after)
+}
+
+/// Takes the gate at `pin` off the interface where the packets of a flow arrive, for good.
+pub fn detach(pin: &Path, entry: &FlowEntry) -> Result<()> {
+    sys::detach(link(pin, entry)?.as_fd())
+}
+
+fn map(pin: &Path, name: &str) -> Result<MapData> {
+    MapData::from_pin(pin.join(format!("maps_{VERSION}")).join(name))
+        .with_context(|| format!("opening {name}"))
+}
+
+/// Of the interface where the packets of a flow arrive.
+fn link(pin: &Path, entry: &FlowEntry) -> Result<OwnedFd> {
+    // What the client sends arrives where the connector's packets leave.
+    let interface = if entry.direction == 0 { "eth0" } else { "eth1" };
+    sys::pinned(&pin.join("links").join(interface).join("native"))
 }
 
 /// Offsets in an untagged frame with an IPv4 header of 20 bytes and a UDP header.

@@ -8,6 +8,7 @@ use super::super::figure::{Figure, Target, Unit};
 use super::super::measure::Samples;
 use super::Options;
 use super::bare::Swap;
+use super::direct::Direct;
 use super::lab::World;
 use super::peers::{self, Peer};
 
@@ -15,6 +16,7 @@ use super::peers::{self, Peer};
 pub const WARM_UP: Duration = Duration::from_millis(300);
 
 const BARE: &str = "bare XDP redirect";
+const DIRECT: &str = "direct, UDP GSO kept whole";
 
 /// One way to the origin; bits a second.
 struct Contender<'a> {
@@ -24,6 +26,7 @@ struct Contender<'a> {
 
 pub fn figures(relayed: &World, swap: &Swap, options: &Options) -> Result<Vec<Figure>> {
     let peers = peers::start()?;
+    let direct = Direct::start(options.length);
     let mut contenders = vec![
         Contender {
             name: "gate",
@@ -42,13 +45,20 @@ pub fn figures(relayed: &World, swap: &Swap, options: &Options) -> Result<Vec<Fi
             }),
         },
     ];
+    if let Ok(direct) = &direct {
+        contenders.push(Contender { name: DIRECT, measure: Box::new(|| direct.bulk(options.length)) });
+    }
     for peer in peers.iter().filter(|peer| peer.runs()) {
         contenders.push(Contender { name: peer.name, measure: Box::new(|| peer.bulk(options.length)) });
     }
     let samples = rounds(&contenders, options.runs)?;
     let gate = &samples[0];
     let of = |name: &str| samples.iter().find(|samples| samples.name == name);
-    let mut figures = vec![figure(gate, of(BARE), BARE, Target::AtLeast(0.9), "")];
+    let why_not = direct.as_ref().err().map_or_else(String::new, |error| format!("{error:#}"));
+    let mut figures = vec![
+        figure(gate, of(BARE), BARE, Target::AtLeast(0.9), ""),
+        figure(gate, of(DIRECT), DIRECT, Target::Stated, &why_not),
+    ];
     figures.extend(peers.iter().map(|peer: &Peer| {
         figure(gate, of(peer.name), peer.name, peer.target, peer.why_not().unwrap_or_default())
     }));

@@ -13,7 +13,7 @@ use super::super::measure::median;
 use super::Options;
 use crate::process::wait_until;
 
-use super::lab::{GREET, LATER, NODE, Plane, World, local};
+use super::lab::{GREET, LATER, NODE, Plane, World, later, local};
 use super::origin;
 
 const ONE_WAY: Duration = Duration::from_millis(10);
@@ -24,9 +24,12 @@ const PROBES: usize = 21;
 /// What one wait may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The node waits for a connector for some seconds, each time.
+const EACH_COMPLAINS: Duration = Duration::from_secs(60);
+
 pub fn figures(options: &Options) -> Result<Vec<Figure>> {
     let world = World::start(Plane::Xdp, Some(ONE_WAY))?;
-    let client = world.connect()?;
+    let mut client = world.connect()?;
     let user = &world.line.user;
     let round_trip = milliseconds(&repeat(PROBES, || {
         let began = Instant::now();
@@ -36,9 +39,14 @@ pub fn figures(options: &Options) -> Result<Vec<Figure>> {
         Ok(began.elapsed())
     })?);
     let stream = milliseconds(&repeat(options.runs, || origin::greeting(user, local(GREET), PATIENCE))?);
-    // Their sessions could not be opened when the client started.
-    let connector = world.connect_later()?;
     let [first, rest @ ..] = LATER;
+    // Their sessions could not be opened when the client started, one after the other: none is half open when it is wanted.
+    let last = later(rest[rest.len() - 1]);
+    client.wait_until("complain about each of them", EACH_COMPLAINS, |client| {
+        // The first time it says where it listens.
+        Ok((client.output().matches(&last).count() > 1).then_some(()))
+    })?;
+    let connector = world.connect_later()?;
     // A connector is connected a moment before the node gives it sessions.
     wait_until("the first session of another connector", PATIENCE, || {
         origin::greeting(user, local(first), PATIENCE).map(Some)
@@ -80,9 +88,15 @@ fn cold(world: &World) -> Result<Duration> {
         Ok(began.elapsed())
     };
     let elapsed = first_byte();
-    child.kill()?;
-    child.wait()?;
-    elapsed
+    // In good order: one that is killed counts for a while among the connections that its device may have.
+    drop(to);
+    let ended = wait_until("the end of a cold client", PATIENCE, || Ok(child.try_wait()?));
+    if ended.is_err() {
+        child.kill()?;
+        child.wait()?;
+    }
+    let elapsed = elapsed?;
+    ended.map(|_| elapsed)
 }
 
 fn repeat(count: usize, measure: impl FnMut() -> Result<Duration>) -> Result<Vec<Duration>> {

@@ -48,8 +48,13 @@ pub const LATER: [u16; 6] = [5_011, 5_012, 5_013, 5_014, 5_015, 5_016];
 fn forwards() -> Vec<(String, &'static str, u16, u16)> {
     let first = [("sink", SINK), ("echo", ECHO), ("greet", GREET)];
     let first = first.map(|(name, port)| (name.to_owned(), "hq", port, port));
-    let later = LATER.map(|port| (format!("later-{port}"), "branch", GREET, port));
+    let later = LATER.map(|port| (later(port), "branch", GREET, port));
     first.into_iter().chain(later).collect()
+}
+
+/// The application of one of [`LATER`].
+pub fn later(port: u16) -> String {
+    format!("later-{port}")
 }
 
 /// Three namespaces in a row; the one in the middle forwards nothing by itself.

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `bulk`, `cost`, `echo`, `first_byte`, `memory` | the figures |
 //! | `lab`, `delay`, `origin` | namespaces with node, connector and client; a slow link; what is at the end |
-//! | `bare` | a bare redirect in the gate's place |
+//! | `bare`, `direct` | a bare redirect in the gate's place; the kernel's own path without it |
 //! | `peers` | SSH, WireGuard and rathole |
 //! | `report` | the table and JSON |
 
@@ -18,6 +18,7 @@ mod bare;
 mod bulk;
 mod cost;
 mod delay;
+mod direct;
 mod echo;
 mod first_byte;
 mod lab;

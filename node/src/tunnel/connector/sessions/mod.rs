@@ -261,7 +261,7 @@ impl Sessions {
         let unbound = state.wait_for(|state| *state == LegState::GaveUp);
         tokio::select! {
             never = Arc::clone(&session.leg).run() => match never {},
-            never = way.keep_going(moved) => match never {},
+            never = way.keep_going(|time| session.leg.heard_within(time), moved) => match never {},
             () = session.ended.cancelled() => return,
             _ = unbound => info!(index = session.session.index, "a session's leg cannot be bound"),
             () = serve::expired(&session) => info!(index = session.session.index, "a session's time is over"),
