@@ -89,6 +89,8 @@ impl Sessions {
         // Held over the write: of two names the one that is kept here has to be the one that the store has.
         let mut known = live.saml_logins.lock().await;
         if known.get(application) != Some(name_id) {
+            // Who gives up waiting does not stop the write.
+            known.remove(application);
             self.store.insert_saml_login(live.session.id, application, name_id).await?;
             known.insert(application.to_owned(), name_id.clone());
         }

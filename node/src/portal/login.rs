@@ -109,11 +109,15 @@ impl Call<'_> {
         self.login_page(StatusCode::OK, target, None, &hint)
     }
 
-    /// Hands over whoever is logged in already; worth an event only where policy refuses.
+    /// Hands over whoever is logged in already; worth an event where policy refuses, or where a token that may have been
+    /// carried off is turned into one for an application.
     async fn silently(&self, target: &Target, live: &LiveSession, by: By) -> Response<Bytes> {
+        let is_client = matches!(by, By::Client(_));
         let (response, event) = self.hand_over(target, live, by).await;
-        if !event.is_allowed() {
-            self.context.events.emit(event);
+        match (event.is_allowed(), is_client) {
+            (true, true) => self.context.events.emit(event.detail("by a device's global token")),
+            (true, false) => {}
+            (false, _) => self.context.events.emit(event),
         }
         response
     }

@@ -152,8 +152,8 @@ pub struct Peer<'a> {
     pub is_certain: bool,
 }
 
-/// Whether a SOAP answer of `peer` says that the session of the request `id` has ended. A signature that it has must hold, and
-/// it must have one where nothing else tells who answered (SAML profiles §4.4.4.2).
+/// Whether a SOAP answer of `peer` says that the session of the request `id` has ended. Where its keys are known, a
+/// signature that it has must hold, and it must have one if nothing else tells who answered (SAML profiles §4.4.4.2).
 pub fn has_ended(answer: &[u8], id: &str, peer: Peer<'_>) -> Result<(), String> {
     let envelope = xml::parse(answer, xml::MESSAGE).map_err(|error| error.to_string())?;
     let response = envelope
@@ -162,8 +162,8 @@ pub fn has_ended(answer: &[u8], id: &str, peer: Peer<'_>) -> Result<(), String> 
         .and_then(|body| body.one(PROTOCOL, "LogoutResponse"))
         .ok_or("it answered no LogoutResponse")?
         .clone();
-    let must_be_signed = !peer.is_certain && !peer.keys.is_empty();
-    let response = if must_be_signed || signature::is_signed(&response) {
+    let is_verified = !peer.keys.is_empty() && (!peer.is_certain || signature::is_signed(&response));
+    let response = if is_verified {
         signature::verify(response, peer.keys).map_err(|error| format!("its answer: {error}"))?
     } else {
         response

@@ -142,6 +142,11 @@ impl Claims {
         Self { client: true, client_login: login, ..self }
     }
 
+    /// The same claims, no longer than that.
+    pub(super) fn until(self, at: UnixTime) -> Self {
+        Self { exp: self.exp.min(at.0), ..self }
+    }
+
     pub(super) fn is_for(&self, kind: Kind<'_>) -> bool {
         let (kind, aud, client) = match kind {
             Kind::Application(aud) => ("app", aud.as_str(), false),

@@ -133,14 +133,16 @@ impl Tokens {
     }
 
     /// The global token of a login for a client that is no browser: worth tokens for that client, and no login of a
-    /// browser. It ends with the client's `login`, too.
+    /// browser. It ends with the client's `login`, and at `expires_at`.
     pub fn mint_global_for_client(
         &self,
         session: &Session,
         login: ClientId,
+        expires_at: UnixTime,
         now: UnixTime,
     ) -> Result<String, TokenError> {
-        self.ring().sign(&Claims::global(&self.issuer, session, now).of_client(Some(login)), now)
+        let claims = Claims::global(&self.issuer, session, now).of_client(Some(login)).until(expires_at);
+        self.ring().sign(&claims, now)
     }
 
     /// The global token of a login.

@@ -330,6 +330,23 @@ fn next_hops_follow_neighbours_and_routes() {
     }
 }
 
+/// As an ICMP error makes it, which anybody can send: it would limit every session behind the same router.
+#[test]
+fn what_the_kernel_believes_of_a_path_limits_no_packet() {
+    let lab = RelayLab::new(Shape::OneInterface);
+    let (gate, relay) = lab.open();
+    for ends in lab.families() {
+        let pair = lab.pair(&ends);
+        let (family, bits, mtu) = if ends.connector.is_ipv4() { ("", 32, 552) } else { ("-6 ", 128, 1_280) };
+        let narrow = format!("ip {family}route replace {}/{bits} dev eth0 mtu {mtu}", ends.connector);
+        lab.node.run(&narrow).unwrap();
+        let session = relay.open_session(relay.identity("local:alice").unwrap(), HOUR).unwrap();
+        lab.connect(&relay, session, &ends, &pair);
+        assert!(pair.passes(&ends, Leg::Client, &[0xa5; 1_400], ANSWER), "{}", shown(&gate));
+        relay.revoke(session).unwrap();
+    }
+}
+
 /// Nobody has spoken to the ends yet; the kernel learns where they are, and goes on asking.
 #[test]
 fn a_neighbour_that_the_kernel_does_not_know_is_found_and_kept() {

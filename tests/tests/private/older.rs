@@ -77,6 +77,9 @@ fn a_global_token_becomes_one_for_the_application() {
         "{authorized}"
     );
     assert_eq!(second.cookies(), [""; 0], "and no browser is logged in");
+    let logins = world.realm.events("login", 3).unwrap();
+    let said = |event: &&serde_json::Value| event["detail"] == "by a device's global token";
+    assert_eq!(logins.iter().filter(said).count(), 1, "{logins:?}");
     let by_browser = ask(&world, &first.redirect().unwrap(), "GET", std::slice::from_ref(&org));
     assert_eq!(by_browser.status, 200, "a browser gets the login page");
     let mark = cookie(&first, "CF_AppSession").unwrap();

@@ -13,9 +13,9 @@ impl State {
         if self.table.get(session.index, session.generation).is_none_or(|live| live.is_ended) {
             return Ok(None);
         }
-        let ended = self.cut(session, now)?;
+        let ended = self.cut(session, now);
         self.maps.barrier()?;
-        Ok(Some(ended))
+        ended.map(Some)
     }
 
     pub(super) fn revoke_all(&mut self, sessions: &[SessionRef], now: u64) -> Result<Vec<Ended>, GateError> {
@@ -40,10 +40,10 @@ impl State {
             .filter(|(_, live)| live.identity == identity && !live.is_ended)
             .map(|(index, live)| SessionRef { index, generation: live.generation })
             .collect();
-        let ended = self.cut_all(sessions, now)?;
+        let ended = self.cut_all(sessions, now);
         self.maps.barrier()?;
         // Sessions that were granted on the old epoch meanwhile would live.
-        stored.map(|()| ended)
+        stored.and(ended)
     }
 
     pub(super) fn expire(&mut self, now: u64) -> Result<Vec<Ended>, GateError> {
@@ -57,13 +57,14 @@ impl State {
             return Ok(Vec::new());
         }
         let reported: BTreeSet<_> = self.sessions().into_iter().map(|(session, _)| session).collect();
-        let mut ended = self.cut_all(over, now)?;
-        ended.retain(|ended| reported.contains(&ended.session));
+        let ended = self.cut_all(over, now);
         self.maps.barrier()?;
+        let mut ended = ended?;
+        ended.retain(|ended| reported.contains(&ended.session));
         Ok(ended)
     }
 
-    /// Cuts every one of them, whatever becomes of the others.
+    /// Cuts every one of them, whatever becomes of the others: the CPUs are to be waited for after an error too.
     fn cut_all(&mut self, sessions: Vec<SessionRef>, now: u64) -> Result<Vec<Ended>, GateError> {
         let mut result = Ok(Vec::new());
         for session in sessions {

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use portcullis_common::layout::{HOPS, Hop};
 
 use super::Resolved;
-use super::routing::{Link, Route, Routing};
+use super::routing::{Link, Routing};
 
 /// Why a packet cannot take the fast path. The userspace relay can carry it, unless there is no way at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,7 +53,7 @@ pub(super) fn resolve(
     };
     let key = HopKey { interface: route.interface, neighbour: route.neighbour };
     let links = links(routing, key.interface)?;
-    let hop = match assemble(&route, &links, guarded) {
+    let hop = match assemble(&links, guarded) {
         Ok(hop) => hop,
         Err(detour) => return Ok(Err((detour, None))),
     };
@@ -79,7 +79,7 @@ fn links(routing: &mut Routing, interface: u32) -> io::Result<Vec<(u32, Link)>> 
 
 /// All but the neighbour's address. The gate may be on the VLAN's own interface, which takes frames without the
 /// tag, or on the one below.
-fn assemble(route: &Route, links: &[(u32, Link)], guarded: &[String]) -> Result<Hop, Detour> {
+fn assemble(links: &[(u32, Link)], guarded: &[String]) -> Result<Hop, Detour> {
     let Some((_, first)) = links.first() else { return Err(Detour::NoRoute) };
     if !first.is_ethernet || !first.is_up {
         return Err(Detour::Link);
@@ -103,10 +103,9 @@ fn assemble(route: &Route, links: &[(u32, Link)], guarded: &[String]) -> Result<
     for (place, found) in tag.iter_mut().zip(&tags) {
         *place = *found;
     }
-    let mtu = route.mtu.map_or(first.mtu, |mtu| mtu.min(first.mtu));
     Ok(Hop {
         ifindex,
-        mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+        mtu: u16::try_from(first.mtu).unwrap_or(u16::MAX),
         tags: u16::try_from(tags.len()).unwrap_or(0),
         tag,
         source: first.address.ok_or(Detour::Link)?,
@@ -210,10 +209,6 @@ mod tests {
         }
     }
 
-    fn route(mtu: Option<u32>) -> Route {
-        Route { interface: 5, neighbour: IpAddr::from([192, 0, 2, 9]), mtu, is_local: false }
-    }
-
     #[test]
     fn frames_leave_with_the_tags_of_the_vlans_between_the_route_and_the_gate() {
         let links = [
@@ -222,14 +217,14 @@ mod tests {
             (3, link("eth0", None)),
         ];
         let guarded = |name: &str| vec![name.to_owned()];
-        let hop = assemble(&route(None), &links, &guarded("eth0")).unwrap();
+        let hop = assemble(&links, &guarded("eth0")).unwrap();
         assert_eq!((hop.ifindex, hop.tags), (3, 2));
         assert_eq!(hop.tag, [[0x88, 0xa8, 0, 7], [0x81, 0, 0, 9]], "outermost first");
-        let hop = assemble(&route(None), &links, &guarded("eth0.7")).unwrap();
+        let hop = assemble(&links, &guarded("eth0.7")).unwrap();
         assert_eq!((hop.ifindex, hop.tags, hop.tag[0]), (4, 1, [0x81, 0, 0, 9]));
-        let hop = assemble(&route(Some(1400)), &links, &guarded("eth0.7.9")).unwrap();
-        assert_eq!((hop.ifindex, hop.tags, hop.mtu), (5, 0, 1400));
-        assert_eq!(assemble(&route(None), &links, &guarded("eth1")), Err(Detour::Ungated));
+        let hop = assemble(&links, &guarded("eth0.7.9")).unwrap();
+        assert_eq!((hop.ifindex, hop.tags, hop.mtu), (5, 0, 1500));
+        assert_eq!(assemble(&links, &guarded("eth1")), Err(Detour::Ungated));
     }
 
     #[test]
@@ -238,9 +233,9 @@ mod tests {
         let down = Link { is_up: false, ..link("eth0", None) };
         let tun = Link { is_ethernet: false, ..link("eth0", None) };
         for link in [down, tun] {
-            assert_eq!(assemble(&route(None), &[(5, link)], &guarded), Err(Detour::Link));
+            assert_eq!(assemble(&[(5, link)], &guarded), Err(Detour::Link));
         }
-        assert_eq!(assemble(&route(None), &[], &guarded), Err(Detour::NoRoute));
+        assert_eq!(assemble(&[], &guarded), Err(Detour::NoRoute));
     }
 
     #[test]

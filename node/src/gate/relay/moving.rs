@@ -75,8 +75,9 @@ impl State {
     ) -> Result<(), RelayError> {
         if let Err(error) = self.move_entries(session, to) {
             tracing::error!(?session, "a session that moved could not be written and is ended");
-            self.cut(session, now)?;
+            let cut = self.cut(session, now);
             self.maps.barrier()?;
+            cut?;
             return Err(error.into());
         }
         Ok(())
@@ -167,6 +168,7 @@ impl State {
         if failed.is_empty() {
             return Ok(());
         }
+        let mut cut = Ok(());
         for (session, error) in failed {
             let error = &error as &dyn std::error::Error;
             tracing::error!(
@@ -174,8 +176,9 @@ impl State {
                 ?session,
                 "a session whose next hop changed could not be written and is ended"
             );
-            self.cut(session, now)?;
+            cut = cut.and(self.cut(session, now).map(drop));
         }
-        self.maps.barrier()
+        self.maps.barrier()?;
+        cut
     }
 }

@@ -14,9 +14,7 @@ use netlink_packet_route::link::{
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia,
-};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_ROUTE};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -24,13 +22,13 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 /// Longer than the kernel ever takes.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Where the kernel would send a packet.
+/// Where the kernel would send a packet. Not how long it may be on the way: of that the kernel believes ICMP errors, which
+/// anybody can send, and next hops are shared. The ends find it out by themselves (RFC 8899).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Route {
     pub(super) interface: u32,
     /// Whose link-layer address it needs.
     pub(super) neighbour: IpAddr,
-    pub(super) mtu: Option<u32>,
     /// It ends at this host.
     pub(super) is_local: bool,
 }
@@ -80,7 +78,7 @@ impl Routing {
             RouteType::Local => true,
             _ => return Ok(None),
         };
-        let mut route = Route { interface: 0, neighbour: to, mtu: None, is_local };
+        let mut route = Route { interface: 0, neighbour: to, is_local };
         for attribute in answer.attributes {
             match attribute {
                 RouteAttribute::Oif(index) => route.interface = index,
@@ -88,12 +86,6 @@ impl Routing {
                 RouteAttribute::Gateway(RouteAddress::Inet6(via)) => route.neighbour = via.into(),
                 RouteAttribute::Via(RouteVia::Inet(via)) => route.neighbour = via.into(),
                 RouteAttribute::Via(RouteVia::Inet6(via)) => route.neighbour = via.into(),
-                RouteAttribute::Metrics(metrics) => {
-                    route.mtu = metrics.iter().find_map(|metric| match metric {
-                        RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
-                        _ => None,
-                    });
-                }
                 _ => {}
             }
         }

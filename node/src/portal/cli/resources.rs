@@ -1,6 +1,7 @@
 //! What a client that is logged in may ask: who it is, what is open to it, and a token for one application.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Response, StatusCode, header};
@@ -17,6 +18,9 @@ use super::super::form::Parameters;
 use super::{Refusal, json};
 
 const PROOF: &str = "client proof";
+
+/// How long a global token is good at the most.
+const GLOBAL_LIFE: Duration = Duration::from_secs(3600);
 
 impl Call<'_> {
     pub(super) async fn whoami(&self) -> Response<Bytes> {
@@ -121,14 +125,17 @@ impl Call<'_> {
     }
 
     /// A token that is worth tokens for every application that policy opens. `cloudflared` sends it from a file, where nothing
-    /// binds it to the device's key: it ends with the device's login.
+    /// binds it to the device's key, and older versions to wherever they are redirected: it ends within [`GLOBAL_LIFE`], and
+    /// with the device's login.
     pub(super) async fn global_token(&self) -> Response<Bytes> {
         let client = match self.client(wire::GLOBAL_TOKEN).await {
             Ok(client) => client,
             Err(refusal) => return self.refuse_client(&refusal, self.event(Action::Request, false)),
         };
         let session = &client.session;
-        let token = match self.context.tokens.mint_global_for_client(session, client.client.id, self.now) {
+        let expires_at = session.expires_at.min(self.now.after(GLOBAL_LIFE));
+        let tokens = &self.context.tokens;
+        let token = match tokens.mint_global_for_client(session, client.client.id, expires_at, self.now) {
             Ok(token) => token,
             Err(error) => {
                 let event = self.event(Action::Request, false).session(session);
@@ -139,7 +146,7 @@ impl Call<'_> {
         self.context.events.emit(event.status(200).detail("a global token for its device"));
         let answer = GlobalToken {
             host: self.site.auth.to_string(),
-            expires_in: session.expires_at.since(self.now).as_secs(),
+            expires_in: expires_at.since(self.now).as_secs(),
             token,
         };
         json(StatusCode::OK, &answer)

@@ -119,6 +119,7 @@ fn an_answer_by_soap_is_vouched_for_by_its_signature_or_by_the_connection() {
     assert_eq!(ended(&signed, over(true)), Ok(()));
     assert_eq!(ended(&signed, over(false)), Ok(()));
     assert_eq!(ended(&unsigned, Peer { keys: &[], ..over(false) }), Ok(()), "nothing to tell it by");
+    assert_eq!(ended(&signed, Peer { keys: &[], ..over(true) }), Ok(()), "the connection tells");
     for (what, text) in [
         ("another's signature", answer("_l1", Some(&other.key()))),
         ("what was not signed", signed.replace("InResponseTo=\"_l1\"", "InResponseTo=\"_l2\"")),

@@ -199,9 +199,10 @@ async fn a_global_token_is_for_a_client_and_names_its_login() {
     let held = device.log_in(&world, &mut ann).await;
     let answer = json(&device.ask(&world, Method::POST, "cli/global_token", Some(&held.access), &[]).await);
     assert_eq!(answer["host"], AUTH);
-    assert!(answer["expires_in"].as_u64().unwrap() > 0);
+    assert!((3590..=3600).contains(&answer["expires_in"].as_u64().unwrap()), "{answer}");
     let verify = |kind| world.context.tokens.verify(answer["token"].as_str().unwrap(), kind, clock::now());
     let claims = verify(Kind::GlobalOfClient).unwrap();
+    assert!(claims.exp <= clock::now().0 + 3600);
     assert!(verify(Kind::Global).is_err() && verify(Kind::Client).is_err(), "no browser's token");
     assert!(world.context.live(&claims, clock::now()).is_some());
     let thief = Device::new().ask(&world, Method::POST, "cli/global_token", Some(&held.access), &[]).await;
