@@ -180,15 +180,17 @@ fn a_translator_that_forgets_is_survived() {
     let flows = || lab.node.admin(&["gate", "flows"]).unwrap();
     assert!(!flows().contains(translated), "{}", flows());
     // Like any translator, it lets in only what answers: an answer that came first would be taken for a beginning, and
-    // what follows it would pass untranslated.
-    lab.client
-        .nft(
-            "table ip nat {\n chain out {\n type nat hook postrouting priority 100;\n \
-             ip daddr 192.0.2.1 udp dport 443 snat to 192.0.2.2:61000-61999\n }\n \
-             chain in {\n type filter hook prerouting priority -100;\n \
-             ip saddr 192.0.2.1 udp sport 443 ct state new drop\n }\n}",
-        )
-        .unwrap();
+    // what follows it would pass untranslated. So would what leaves while connections are followed and rules are not yet in
+    // force: nothing is followed until they are.
+    let unfollowed = "table ip early {\n chain out {\n type filter hook output priority -300;\n notrack\n }\n \
+                      chain in {\n type filter hook prerouting priority -300;\n notrack\n }\n}\n";
+    let translates = "table ip nat {\n chain out {\n type nat hook postrouting priority 100;\n \
+                      ip daddr 192.0.2.1 udp dport 443 snat to 192.0.2.2:61000-61999\n }\n \
+                      chain in {\n type filter hook prerouting priority -100;\n \
+                      ip saddr 192.0.2.1 udp sport 443 ct state new drop\n }\n}\n";
+    for rules in [unfollowed, &format!("{unfollowed}{translates}"), translates] {
+        lab.client.nft(rules).unwrap();
+    }
     conversation.goes_on_until(&lab, &ann, IN_KERNEL);
     assert!(flows().contains(translated), "{}", flows());
     lab.client.nft("").unwrap();
