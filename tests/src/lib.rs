@@ -8,6 +8,7 @@
 //! | [`mod@bench`] | the measurements of `cargo xtask bench` |
 //! | [`ca`] | a certificate authority made on the spot |
 //! | [`numbered`] | a flow of which not one datagram may be lost |
+//! | [`meanwhile`] | what goes on in other threads while a test's body runs |
 //! | [`masque`] | a client of connect-udp, for what the product's own would never send |
 //! | [`origin`] | an HTTP origin that records every request it sees |
 //! | [`flood`] | packets from everywhere, and who is served meanwhile |
@@ -44,6 +45,7 @@ pub mod gate;
 pub mod h2_flood;
 pub mod idp;
 pub mod masque;
+pub mod meanwhile;
 pub mod netns;
 pub mod numbered;
 pub mod origin;

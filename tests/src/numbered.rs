@@ -2,16 +2,20 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
+
+use crate::meanwhile::{Pace, StopOnDrop};
 
 /// What has become of a flow.
 #[derive(Debug)]
 pub struct Numbered {
     /// The numbers below this were sent.
     pub sent: u64,
+    /// How long it was sent.
+    pub lasted: Duration,
     /// The numbers that arrived, as they came.
     pub arrived: Vec<u64>,
     /// Datagrams that came and were none of the flow's.
@@ -35,7 +39,7 @@ impl Numbered {
     ) -> Result<(Self, T)> {
         set_socket_recv_buffer_size_force(at, ROOM)?;
         at.set_read_timeout(Some(SILENCE))?;
-        let stop = AtomicBool::new(false);
+        let (stop, began) = (AtomicBool::new(false), Instant::now());
         std::thread::scope(|scope| {
             let stops = StopOnDrop(&stop);
             let sending = scope.spawn(|| -> Result<u64> {
@@ -49,11 +53,17 @@ impl Numbered {
             });
             let receiving = scope.spawn(|| receive(at, &stop));
             let done = body();
+            let lasted = began.elapsed();
             drop(stops);
             let sent = sending.join().map_err(|_| anyhow!("the sender panicked"))??;
             let (arrived, others) = receiving.join().map_err(|_| anyhow!("the receiver panicked"))?;
-            Ok((Self { sent, arrived, others }, done))
+            Ok((Self { sent, lasted, arrived, others }, done))
         })
+    }
+
+    /// Whether it was sent all the while.
+    pub fn is_steady(&self) -> bool {
+        Pace { sent: self.sent, lasted: self.lasted }.is_steady()
     }
 
     /// Whether every number arrived, once and in order.
@@ -76,14 +86,5 @@ fn receive(at: &UdpSocket, stop: &AtomicBool) -> (Vec<u64>, u64) {
             Err(_) if over => return (numbers, others),
             Err(_) => {}
         }
-    }
-}
-
-/// Dropped, it lets the threads end that would make a failed test hang.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }

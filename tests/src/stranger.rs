@@ -2,10 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::meanwhile::{Pace, StopOnDrop};
 use crate::netns::Netns;
 
 /// From an address in one namespace to ports of another. All of those listen while he sends.
@@ -21,7 +22,7 @@ pub struct Stranger<'a> {
 /// What was sent, and what was heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sent {
-    pub datagrams: u64,
+    pub datagrams: Pace,
     pub arrived: u64,
 }
 
@@ -43,6 +44,7 @@ impl Stranger<'_> {
         let (heard, listener, opens) = self.node.enter(listen)??;
         let own = self.netns.enter(|| UdpSocket::bind((self.address, 0)))??;
         let (stop, sent, arrived) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+        let began = Instant::now();
         let goes_on = || !stop.load(Ordering::Relaxed);
         let done = std::thread::scope(|scope| {
             let _stops = StopOnDrop(&stop);
@@ -85,16 +87,7 @@ impl Stranger<'_> {
             });
             anyhow::Ok(body(&arrived))
         })?;
-        let datagrams = sent.into_inner();
+        let datagrams = Pace { sent: sent.into_inner(), lasted: began.elapsed() };
         Ok((Sent { datagrams, arrived: arrived.into_inner() }, done))
-    }
-}
-
-/// Dropped, it lets the threads end, even where the body panics.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }

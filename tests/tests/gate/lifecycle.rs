@@ -136,7 +136,7 @@ fn nothing_passes_while_the_gate_is_restarted_and_replaced() {
             .unwrap();
         }
     });
-    assert!(sent > 100, "control: {sent}");
+    assert!(sent.is_steady(), "control: {sent:?}");
     assert_eq!(planted.received.load(Ordering::Relaxed), 0);
     let gate = lab.open(&lab.config()).unwrap();
     assert_eq!(lab.stranger_reaches_udp(5353, SILENCE), [false; 2]);

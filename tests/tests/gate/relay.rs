@@ -9,11 +9,12 @@ use portcullis::gate::{
     self, Detour, FlowGrant, Gate, Leg, PeerAddress, RelayError, SessionRef, Standing, Usage,
 };
 use portcullis_common::{DropReason, Verdict};
+use portcullis_tests::meanwhile::StopOnDrop;
 use portcullis_tests::netns::run;
 use portcullis_tests::portcullis::binary;
 
 use crate::lab::{ANSWER, SILENCE};
-use crate::relay_lab::{PORT, RelayLab, Shape, StopOnDrop, install, peer, relayed, socket};
+use crate::relay_lab::{PORT, RelayLab, Shape, install, peer, relayed, socket};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const SHAPES: [Shape; 2] = [Shape::OneInterface, Shape::TwoInterfaces];

@@ -7,7 +7,6 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use portcullis::gate::{
@@ -254,13 +253,4 @@ pub fn relayed(gate: &Gate) -> u64 {
     let counters = gate.counters().unwrap();
     let of_relay = counters.packets.iter().filter(|(verdict, _)| matches!(verdict, Verdict::Relay(_)));
     of_relay.map(|(_, packets)| packets).sum()
-}
-
-/// Dropped, it lets the threads end that would make a failed test hang.
-pub struct StopOnDrop<'a>(pub &'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }

@@ -3,8 +3,9 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use portcullis_tests::meanwhile::{Pace, StopOnDrop};
 use portcullis_tests::netns::Netns;
 use portcullis_tests::process::wait_until;
 use rustix::process::Signal;
@@ -43,16 +44,9 @@ impl Planted {
     }
 }
 
-/// Runs `body` under a flood of datagrams and SYNs; how many datagrams were sent.
-fn flooded(stranger: &Netns, body: impl FnOnce()) -> u64 {
-    /// Ends the flood even where the body panics.
-    struct Stop<'a>(&'a AtomicBool);
-    impl Drop for Stop<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-    let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+/// Runs `body` under a flood of datagrams and SYNs; how many datagrams were sent meanwhile.
+fn flooded(stranger: &Netns, body: impl FnOnce()) -> Pace {
+    let (stop, sent, began) = (AtomicBool::new(false), AtomicU64::new(0), Instant::now());
     let datagrams = || {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         while !stop.load(Ordering::Relaxed) {
@@ -71,10 +65,10 @@ fn flooded(stranger: &Netns, body: impl FnOnce()) -> u64 {
     std::thread::scope(|scope| {
         scope.spawn(|| stranger.enter(datagrams).unwrap());
         scope.spawn(|| stranger.enter(openings).unwrap());
-        let _stop = Stop(&stop);
+        let _stop = StopOnDrop(&stop);
         body();
     });
-    sent.into_inner()
+    Pace { sent: sent.into_inner(), lasted: began.elapsed() }
 }
 
 #[test]
@@ -140,8 +134,8 @@ fn nothing_arrives_while_a_node_is_reloaded_and_restarted() {
             goes_on();
         }
     });
-    assert!(sent > 1_000, "control: {sent}");
-    assert_eq!(planted.arrived(), [0, 0], "of {sent}");
+    assert!(sent.is_steady(), "control: {sent:?}");
+    assert_eq!(planted.arrived(), [0, 0], "of {sent:?}");
     assert!(told("\"reload\"") >= RELOADS - refused && told("reload refused") >= refused);
 
     lab.node.process().unwrap().kill().unwrap();
