@@ -56,6 +56,18 @@ pub(crate) struct EndedLogin {
     pub(crate) tries: u32,
     /// What the application calls the person, where it speaks SAML.
     pub(crate) name_id: Option<NameId>,
+    pub(crate) answers_over_at: Option<UnixTime>,
+    /// It was told before, when an answer that it had been sent was still good.
+    pub(crate) is_told: bool,
+}
+
+/// A sign-in at an application elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SaasLogin {
+    pub(crate) session: SessionId,
+    pub(crate) application: String,
+    /// When the last answer that the application was sent is over, where it speaks SAML.
+    pub(crate) answers_over_at: Option<UnixTime>,
 }
 
 /// Grants of one session that are kept; beyond that the oldest ends.
@@ -189,40 +201,46 @@ impl Store {
         most: u32,
         now: UnixTime,
     ) -> Result<Vec<EndedLogin>, StoreError> {
-        let rows = self
-            .run(move |connection| {
-                connection
-                    .prepare_cached(
-                        "SELECT session.body, saas_login.application, saas_login.tries, saas_login.name_id
-                         FROM saas_login JOIN session ON session.id = saas_login.session
-                         WHERE saas_login.told_at IS NULL AND saas_login.next_try <= ?1
-                         AND session.revoked_at IS NOT NULL ORDER BY saas_login.next_try LIMIT ?2",
-                    )?
-                    .query_map(params![now.0, most], |row| {
-                        Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-                    })?
-                    .collect::<Result<Vec<(String, String, u32, Option<String>)>, _>>()
-                    .map_err(StoreError::from)
-            })
-            .await?;
-        rows.into_iter()
-            .map(|(body, application, tries, name_id)| {
-                let malformed = |e: serde_json::Error| StoreError::Malformed(format!("session: {e}"));
-                let session = serde_json::from_str(&body).map_err(malformed)?;
-                let name_id =
-                    name_id.map(|text| serde_json::from_str(&text)).transpose().map_err(malformed)?;
-                Ok(EndedLogin { session, application, tries, name_id })
-            })
-            .collect()
+        self.run(move |connection| {
+            let malformed = |e: serde_json::Error| StoreError::Malformed(format!("session: {e}"));
+            let mut due = connection.prepare_cached(
+                "SELECT session.body, saas_login.application, saas_login.tries, saas_login.name_id,
+                     saas_login.answers_over_at, saas_login.told_at IS NOT NULL
+                 FROM saas_login JOIN session ON session.id = saas_login.session
+                 WHERE (saas_login.told_at IS NULL OR saas_login.told_at < saas_login.answers_over_at)
+                 AND saas_login.next_try <= ?1
+                 AND session.revoked_at IS NOT NULL ORDER BY saas_login.next_try LIMIT ?2",
+            )?;
+            let mut rows = due.query(params![now.0, most])?;
+            let mut logins = Vec::new();
+            while let Some(row) = rows.next()? {
+                let name_id: Option<String> = row.get(3)?;
+                logins.push(EndedLogin {
+                    session: serde_json::from_str(&row.get::<_, String>(0)?).map_err(malformed)?,
+                    application: row.get(1)?,
+                    tries: row.get(2)?,
+                    name_id: name_id
+                        .map(|text| serde_json::from_str(&text))
+                        .transpose()
+                        .map_err(malformed)?,
+                    answers_over_at: row.get::<_, Option<i64>>(4)?.map(UnixTime),
+                    is_told: row.get(5)?,
+                });
+            }
+            Ok(logins)
+        })
+        .await
     }
 
-    /// Notes that an application that speaks SAML was told who somebody is, so that who revokes by application finds the
-    /// session, and the application can be told when that ends. What is known already costs no write.
+    /// Notes that an application that speaks SAML was told who somebody is, in answers that are over at `answers_over_at`, so
+    /// that who revokes by application finds the session, and the application can be told when that ends. What is known
+    /// already costs no write.
     pub(crate) async fn insert_saml_login(
         &self,
         session: SessionId,
         application: &str,
         name_id: &NameId,
+        answers_over_at: UnixTime,
     ) -> Result<(), StoreError> {
         let name_id = serde_json::to_string(name_id).map_err(|e| StoreError::Malformed(e.to_string()))?;
         let application = application.to_owned();
@@ -231,10 +249,13 @@ impl Store {
             grant_application(&transaction, session, &application)?;
             transaction
                 .prepare_cached(
-                    "INSERT INTO saas_login (session, application, tries, next_try, name_id) VALUES (?1, ?2, 0, 0, ?3)
-                     ON CONFLICT DO UPDATE SET name_id = excluded.name_id WHERE name_id IS NOT excluded.name_id",
+                    "INSERT INTO saas_login (session, application, tries, next_try, name_id, answers_over_at)
+                     VALUES (?1, ?2, 0, 0, ?3, ?4)
+                     ON CONFLICT DO UPDATE SET name_id = excluded.name_id,
+                     answers_over_at = max(coalesce(answers_over_at, 0), excluded.answers_over_at)
+                     WHERE name_id IS NOT excluded.name_id OR coalesce(answers_over_at, 0) < excluded.answers_over_at",
                 )?
-                .execute(params![session.as_bytes(), application, name_id])?;
+                .execute(params![session.as_bytes(), application, name_id, answers_over_at.0])?;
             transaction.commit()?;
             Ok(())
         })
@@ -264,19 +285,19 @@ impl Store {
     }
 
     /// The applications elsewhere that sessions have signed in at, by name.
-    pub(crate) async fn saas_logins(
-        &self,
-        sessions: Vec<SessionId>,
-    ) -> Result<Vec<(SessionId, String)>, StoreError> {
+    pub(crate) async fn saas_logins(&self, sessions: Vec<SessionId>) -> Result<Vec<SaasLogin>, StoreError> {
         self.run(move |connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT application FROM saas_login WHERE session = ?1 ORDER BY application",
+                "SELECT application, answers_over_at FROM saas_login WHERE session = ?1 ORDER BY application",
             )?;
             let mut logins = Vec::new();
             for session in sessions {
-                let names = statement.query_map([session.as_bytes()], |row| row.get(0))?;
-                for name in names {
-                    logins.push((session, name?));
+                let rows = statement.query_map([session.as_bytes()], |row| {
+                    let answers_over_at = row.get::<_, Option<i64>>(1)?.map(UnixTime);
+                    Ok(SaasLogin { session, application: row.get(0)?, answers_over_at })
+                })?;
+                for login in rows {
+                    logins.push(login?);
                 }
             }
             Ok(logins)
@@ -284,7 +305,8 @@ impl Store {
         .await
     }
 
-    /// Notes that an application was told of the end of a session, or that nobody will tell it again.
+    /// Notes that an application was told of the end of a session, or given up. Where an answer that it was sent is good
+    /// for longer, it is due again when that is over: until then somebody may begin another session of its own.
     pub(crate) async fn saas_login_told(
         &self,
         session: SessionId,
@@ -294,7 +316,8 @@ impl Store {
         let application = application.to_owned();
         self.run(move |connection| {
             connection.execute(
-                "UPDATE saas_login SET told_at = ?3 WHERE session = ?1 AND application = ?2",
+                "UPDATE saas_login SET told_at = ?3, tries = 0, next_try = coalesce(answers_over_at, 0)
+                 WHERE session = ?1 AND application = ?2",
                 params![session.as_bytes(), application, now.0],
             )?;
             Ok(())
@@ -358,6 +381,7 @@ mod tests {
         let session = Session {
             id: SESSION,
             person: PersonId { provider: "local".into(), subject: "ann".into() },
+            is_local: None,
             email: None,
             display_name: "x".into(),
             groups: vec![],
@@ -440,24 +464,57 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = store(directory.path()).await;
         let name = |value: &str| NameId::new("f", value);
-        store.insert_saml_login(SESSION, "crm", &name("one")).await.unwrap();
-        store.insert_saml_login(SESSION, "crm", &name("two")).await.unwrap();
+        let sign_in = async |session, who, over_at| {
+            store.insert_saml_login(session, "crm", &name(who), UnixTime(over_at)).await
+        };
+        sign_in(SESSION, "one", 580).await.unwrap();
+        sign_in(SESSION, "two", 600).await.unwrap();
         let written = || {
             store.run(|connection| {
                 Ok(connection.query_row("SELECT total_changes()", [], |row| row.get::<_, i64>(0))?)
             })
         };
         let before = written().await.unwrap();
-        store.insert_saml_login(SESSION, "crm", &name("two")).await.unwrap();
+        sign_in(SESSION, "two", 600).await.unwrap();
+        sign_in(SESSION, "two", 590).await.unwrap();
         assert_eq!(written().await.unwrap(), before, "what is known already costs no write");
         let by_application = store.sessions_matching(&SessionFilter::Application("crm".into()), NOW).await;
         assert_eq!(by_application.unwrap().len(), 1);
-        assert!(store.insert_saml_login(SessionId::from_bytes([9; 16]), "crm", &name("x")).await.is_err());
         let other = SessionId::from_bytes([9; 16]);
-        assert_eq!(store.saas_logins(vec![other, SESSION]).await.unwrap(), [(SESSION, "crm".into())]);
+        assert!(sign_in(other, "x", 600).await.is_err());
+        let login =
+            SaasLogin { session: SESSION, application: "crm".into(), answers_over_at: Some(UnixTime(600)) };
+        assert_eq!(store.saas_logins(vec![other, SESSION]).await.unwrap(), [login]);
         store.revoke_sessions(&SessionFilter::Id(SESSION), NOW).await.unwrap();
         let ended = store.ended_saas_logins(10, NOW).await.unwrap();
         assert_eq!((ended.len(), ended[0].name_id.clone()), (1, Some(name("two"))));
+    }
+
+    #[tokio::test]
+    async fn an_application_is_told_again_when_the_last_answer_is_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(directory.path()).await;
+        let name = NameId::new("f", "ann");
+        let due = async |now| {
+            let due = store.ended_saas_logins(10, UnixTime(now)).await.unwrap();
+            due.first().map(|login| (login.is_told, login.tries))
+        };
+        let told = async |now| store.saas_login_told(SESSION, "crm", UnixTime(now)).await.unwrap();
+        store.insert_saml_login(SESSION, "crm", &name, UnixTime(600)).await.unwrap();
+        store.revoke_sessions(&SessionFilter::Id(SESSION), NOW).await.unwrap();
+        store.saas_login_later(SESSION, "crm", UnixTime(105)).await.unwrap();
+        assert_eq!(due(105).await, Some((false, 1)));
+        told(106).await;
+        assert_eq!((due(599).await, due(600).await), (None, Some((true, 0))));
+        store.saas_login_later(SESSION, "crm", UnixTime(605)).await.unwrap();
+        assert_eq!((due(604).await, due(605).await), (None, Some((true, 1))));
+        told(606).await;
+        assert_eq!(due(10_000).await, None, "that was the last time");
+        // An answer that was under way when the session ended.
+        store.insert_saml_login(SESSION, "crm", &name, UnixTime(700)).await.unwrap();
+        assert!(due(700).await.is_some());
+        told(700).await;
+        assert_eq!(due(10_000).await, None);
     }
 
     #[tokio::test]

@@ -244,7 +244,8 @@ impl Call<'_> {
                 // First the store: who revokes by application has to find it, and whoever is signed in somewhere can be signed
                 // out there.
                 let name = &visit.application.name;
-                if let Err(error) = self.context.sessions.signed_in(&live, name, &name_id).await {
+                let over_at = self.now.after(saml::ANSWER_LIFE);
+                if let Err(error) = self.context.sessions.signed_in(&live, name, &name_id, over_at).await {
                     self.context.events.emit(event(false).reason(Reason::Internal).detail(error.to_string()));
                     return self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal);
                 }
