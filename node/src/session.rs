@@ -100,10 +100,7 @@ impl Sessions {
     ) -> Result<(), StoreError> {
         // Held over the write: of two names the one that is kept here has to be the one that the store has.
         let mut known = live.saml_logins.lock().await;
-        let is_known = known
-            .get(application)
-            .is_some_and(|known| known.name_id == *name_id && known.answers_over_at >= over_at);
-        if !is_known {
+        if !known.get(application).is_some_and(|known| known.covers(name_id, over_at)) {
             // Who gives up waiting does not stop the write.
             known.remove(application);
             let answers_over_at = over_at.after(ANSWERS_ROUNDED);
@@ -205,9 +202,21 @@ impl LiveSession {
         }
     }
 
+    /// Whether [`Sessions::signed_in`] would have nothing to write.
+    pub async fn is_signed_in(&self, application: &str, name_id: &NameId, over_at: UnixTime) -> bool {
+        let known = self.saml_logins.lock().await;
+        known.get(application).is_some_and(|known| known.covers(name_id, over_at))
+    }
+
     /// Of a session that has [ended](Self::ended): not by itself.
     pub fn is_revoked_by_administrator(&self) -> bool {
         self.by_administrator.load(Ordering::Acquire)
+    }
+}
+
+impl SamlLogin {
+    fn covers(&self, name_id: &NameId, over_at: UnixTime) -> bool {
+        self.name_id == *name_id && self.answers_over_at >= over_at
     }
 }
 

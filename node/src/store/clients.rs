@@ -177,7 +177,7 @@ impl Store {
 
     /// Logs a client out. Says whether it was logged in.
     pub async fn revoke_client(&self, id: ClientId, now: UnixTime) -> Result<bool, StoreError> {
-        self.run(move |connection| {
+        self.run_urgently(move |connection| {
             let transaction = connection.transaction()?;
             let live = find(&transaction, id, now)?.is_some();
             revoke(&transaction, id, now)?;

@@ -70,7 +70,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<Vec<SessionId>, StoreError> {
         let (provider, name) = (provider.to_owned(), name_id.value.clone());
-        self.run(move |connection| {
+        self.run_urgently(move |connection| {
             let transaction = connection.transaction()?;
             transaction.execute("DELETE FROM provider_logout WHERE expires_at <= ?1", [now.0])?;
             let named: Vec<Option<&str>> = match indexes.as_slice() {

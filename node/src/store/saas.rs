@@ -186,7 +186,7 @@ impl Store {
 
     /// Ends a grant and every token of it.
     pub(crate) async fn revoke_saas_grant(&self, id: [u8; 16], now: UnixTime) -> Result<(), StoreError> {
-        self.run(move |connection| {
+        self.run_urgently(move |connection| {
             let transaction = connection.transaction()?;
             revoke(&transaction, id, now)?;
             transaction.commit()?;
@@ -201,7 +201,7 @@ impl Store {
         most: u32,
         now: UnixTime,
     ) -> Result<Vec<EndedLogin>, StoreError> {
-        self.run(move |connection| {
+        self.run_own(move |connection| {
             let malformed = |e: serde_json::Error| StoreError::Malformed(format!("session: {e}"));
             let mut due = connection.prepare_cached(
                 "SELECT session.body, saas_login.application, saas_login.tries, saas_login.name_id,
@@ -286,7 +286,7 @@ impl Store {
 
     /// The applications elsewhere that sessions have signed in at, by name.
     pub(crate) async fn saas_logins(&self, sessions: Vec<SessionId>) -> Result<Vec<SaasLogin>, StoreError> {
-        self.run(move |connection| {
+        self.run_urgently(move |connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT application, answers_over_at FROM saas_login WHERE session = ?1 ORDER BY application",
             )?;
@@ -314,7 +314,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), StoreError> {
         let application = application.to_owned();
-        self.run(move |connection| {
+        self.run_own(move |connection| {
             connection.execute(
                 "UPDATE saas_login SET told_at = ?3, tries = 0, next_try = coalesce(answers_over_at, 0)
                  WHERE session = ?1 AND application = ?2",
@@ -333,7 +333,7 @@ impl Store {
         next_try: UnixTime,
     ) -> Result<(), StoreError> {
         let application = application.to_owned();
-        self.run(move |connection| {
+        self.run_own(move |connection| {
             connection.execute(
                 "UPDATE saas_login SET tries = tries + 1, next_try = ?3 WHERE session = ?1 AND application = ?2",
                 params![session.as_bytes(), application, next_try.0],

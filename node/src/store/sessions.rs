@@ -83,7 +83,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<Vec<Session>, StoreError> {
         let filter = filter.clone();
-        self.run(move |connection| {
+        self.run_urgently(move |connection| {
             let transaction = connection.transaction()?;
             let sessions = matching(&transaction, &filter, now)?;
             for session in &sessions {

@@ -245,6 +245,13 @@ impl Call<'_> {
                 // out there.
                 let name = &visit.application.name;
                 let over_at = self.now.after(saml::ANSWER_LIFE);
+                if !live.is_signed_in(name, &name_id, over_at).await
+                    && let Err(wait) = self.charge_write(&live.session)
+                {
+                    let (page, event) = self.too_fast(wait, Some(visit.application), event(false));
+                    self.context.events.emit(event);
+                    return page;
+                }
                 if let Err(error) = self.context.sessions.signed_in(&live, name, &name_id, over_at).await {
                     self.context.events.emit(event(false).reason(Reason::Internal).detail(error.to_string()));
                     return self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal);
