@@ -94,13 +94,7 @@ fn bind(ticket: &ConnectionId, flow: &Flow, lookup: &impl Lookup, now: u64) -> V
 }
 
 #[inline(always)]
-fn unproven(
-    id: &ConnectionId,
-    flow: &Flow,
-    pass: PassReason,
-    lookup: &impl Lookup,
-    now: u64,
-) -> Verdict {
+fn unproven(id: &ConnectionId, flow: &Flow, pass: PassReason, lookup: &impl Lookup, now: u64) -> Verdict {
     let classes = [RateClass::UnprovenNetwork, RateClass::UnprovenRecent, RateClass::Unproven];
     if lookup.take(RateClass::UnprovenId, id.hash(), now) && pays_for_network(flow, classes, lookup, now) {
         Verdict::Pass(pass)

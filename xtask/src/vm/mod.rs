@@ -67,10 +67,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 /// What the virtual machine runs when its file systems are there.
 fn script(kernel: &image::Kernel, shared: &Path, tests: &[String]) -> Result<String> {
-    let nextest = ["CARGO_HOME", "HOME"].iter().filter_map(std::env::var_os).map(PathBuf::from);
-    let nextest = nextest.flat_map(|home| [home.join("bin"), home.join(".cargo/bin")]);
-    let nextest = nextest.map(|bin| bin.join("cargo-nextest")).find(|program| program.exists());
-    let nextest = nextest.context("cargo-nextest is in neither $CARGO_HOME/bin nor ~/.cargo/bin")?;
+    let nextest = cargo_nextest()?;
     let words = tests.iter().map(String::as_str).map(quoted).collect::<Vec<_>>().join(" ");
     Ok(format!(
         "export PATH={path} HOME={home} PORTCULLIS_BIN={binary}\n\
@@ -87,6 +84,16 @@ fn script(kernel: &image::Kernel, shared: &Path, tests: &[String]) -> Result<Str
         nextest = show(&nextest),
         shared = show(shared),
     ))
+}
+
+/// The program behind `cargo nextest`: there is no cargo in the virtual machine that could find it.
+fn cargo_nextest() -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let folders = std::env::split_paths(&path).chain(home.map(|home| home.join("bin")));
+    let found = folders.map(|folder| folder.join("cargo-nextest")).find(|program| program.exists());
+    found.context("cargo-nextest is neither on the PATH nor where cargo installs")
 }
 
 fn machine(args: &Args, kernel: &image::Kernel, initrd: &Path, shared: &Path) -> Command {
