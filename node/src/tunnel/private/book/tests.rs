@@ -21,6 +21,7 @@ fn about(client: u8, connector: &str) -> Arc<About> {
     let login = Session {
         id: SessionId::from_bytes([client; 16]),
         person: PersonId { provider: "local".into(), subject: "ann".into() },
+        is_local: None,
         email: None,
         display_name: "ann".into(),
         groups: vec![],
