@@ -11,10 +11,10 @@ use super::{Action, Event};
 /// Events of strangers written one by one in each second, of each action; the rest of that second is counted. So a
 /// flood of requests hides no failed login.
 const WRITTEN_PER_SECOND: u32 = 50;
-/// Events of one person who is logged in, of each action: so many at once, and so many more each second. A page with a
-/// hundred parts is far below that; what fills the log with one person's events for a day is above.
-const BURST_OF_PERSON: u32 = 1000;
-const PER_SECOND_OF_PERSON: u32 = 10;
+/// Events of one person who is logged in, of each action: so many at once, and so many more each second. What somebody did is
+/// to be read one by one, programs that ask all day included; only what would fill a log of a GiB within hours is above.
+const BURST_OF_PERSON: u32 = 5000;
+const PER_SECOND_OF_PERSON: u32 = 50;
 
 /// Decides which events are written and counts the others by action, application, verdict, reason and person.
 #[derive(Debug, Default)]
@@ -195,7 +195,7 @@ mod tests {
         let mut summary = Summary::default();
         let flood = (0..100_000).filter(|_| summary.take(request("ann")).is_some()).count();
         // The test itself may take some seconds.
-        assert!((1000..2000).contains(&flood), "{flood} were written");
+        assert!((5000..10_000).contains(&flood), "{flood} were written");
         assert!(summary.take(request("bob")).is_some(), "hidden by another's flood");
         let login = request("ann").reason(Reason::Throttled);
         let other = Event::new(Action::Login, false);
@@ -227,8 +227,8 @@ mod tests {
     #[test]
     fn a_bucket_fills_again_and_is_forgotten_when_it_is_full() {
         let mut bucket = Bucket { left: BURST_OF_PERSON, at: UnixTime(100) };
-        let mut taken = |now| (0..5000).filter(|_| bucket.take(UnixTime(now))).count();
-        assert_eq!((taken(100), taken(101), taken(99), taken(103)), (1000, 10, 0, 20));
+        let mut taken = |now| (0..9000).filter(|_| bucket.take(UnixTime(now))).count();
+        assert_eq!((taken(100), taken(101), taken(99), taken(103)), (5000, 50, 0, 100));
         assert!(!bucket.is_full(UnixTime(202)) && bucket.is_full(UnixTime(203)));
         let mut summary = Summary::default();
         summary.take(request("ann"));
