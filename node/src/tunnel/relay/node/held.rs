@@ -47,7 +47,7 @@ pub struct Onward {
 }
 
 impl Binds {
-    /// A datagram with a [`first_ticket`], from the tuple's remote to its local side. If its session is in force, it goes on at
+    /// A first packet (`super::super::first`), from the tuple's remote to its local side. If its session is in force, it goes on at
     /// once; else it is held, if it is anybody's.
     pub fn on_first(&mut self, now: Duration, tuple: Tuple, datagram: Box<[u8]>) -> Option<Onward> {
         let session = *self.held.sessions.get(&first_ticket(&datagram)?)?;
