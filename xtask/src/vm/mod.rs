@@ -74,7 +74,7 @@ fn script(kernel: &image::Kernel, shared: &Path, tests: &[String]) -> Result<Str
          mkdir -p /lib/modules && ln -sfn {modules} /lib/modules/{release}\n\
          cd {root}\n\
          {nextest} nextest run --cargo-metadata {shared}/workspace.json --binaries-metadata {shared}/binaries.json \
-         --test-threads 1 --no-fail-fast {words}\n",
+         --test-threads 1 --no-fail-fast --color never --show-progress none {words}\n",
         path = quoted(&shell::path()),
         home = quoted(&std::env::var("HOME").context("there is no HOME")?),
         binary = show(&shell::target()?.join("debug/portcullis")),

@@ -8,6 +8,9 @@ use super::state::State;
 use super::{Ended, SessionRef, Usage};
 use crate::gate::GateError;
 
+/// Whoever ends a session at its end may come after the clock, and wants to know what it has carried.
+const REMEMBERED_NS: u64 = 10_000_000_000;
+
 impl State {
     pub(super) fn revoke(&mut self, session: SessionRef, now: u64) -> Result<Option<Ended>, GateError> {
         if self.table.get(session.index, session.generation).is_none_or(|live| live.is_ended) {
@@ -26,7 +29,11 @@ impl State {
         let ended = self.cut_all(live, now);
         // Also for those that were ended before, and not waited for.
         self.maps.barrier()?;
-        ended
+        let mut ended = ended?;
+        let asked: BTreeSet<_> = sessions.iter().collect();
+        let asked = |(_, ended): &mut (u64, Ended)| asked.contains(&ended.session);
+        ended.extend(self.expired.extract_if(.., asked).map(|(_, ended)| ended));
+        Ok(ended)
     }
 
     pub(super) fn revoke_identity(&mut self, identity: u32, now: u64) -> Result<Vec<Ended>, GateError> {
@@ -47,6 +54,7 @@ impl State {
     }
 
     pub(super) fn expire(&mut self, now: u64) -> Result<Vec<Ended>, GateError> {
+        self.expired.retain(|(until, _)| *until > now);
         let over: Vec<_> = self
             .table
             .iter()
@@ -61,6 +69,8 @@ impl State {
         self.maps.barrier()?;
         let mut ended = ended?;
         ended.retain(|ended| reported.contains(&ended.session));
+        let until = now.saturating_add(REMEMBERED_NS);
+        self.expired.extend(ended.iter().map(|ended| (until, *ended)));
         Ok(ended)
     }
 

@@ -272,7 +272,9 @@ impl Relay {
         self.state().revoke(session, monotonic())
     }
 
-    /// Ends sessions, as [`revoke`](Self::revoke) does one, and waits for the CPUs once. Those that were over are left out.
+    /// Ends sessions, as [`revoke`](Self::revoke) does one, and waits for the CPUs once. Those that were over are left out; but
+    /// of one that [`expire`](Self::expire) has just removed it is told once more what it has carried, since whoever ends it at
+    /// the same time would not know.
     ///
     /// # Errors
     ///

@@ -14,7 +14,7 @@ use crate::store::SessionFilter;
 use crate::tunnel::access_wire::{AccessFrame, ClientFrame, Denial};
 use crate::tunnel::wire::{ConnectorFrame, EndReason, RelayPath};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_millis(500);
 
 fn port(socket: &UdpSocket) -> u16 {
