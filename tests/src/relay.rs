@@ -68,11 +68,11 @@ impl RelayNode {
         std::thread::Builder::new().name("relay node".to_owned()).spawn(move || {
             let serve = async {
                 let socket = TokioRuntime.wrap_udp_socket(socket).expect("a bound socket can be wrapped");
-                let socket = Demux::share(socket, Arc::clone(&relay)).expect("it knows its address");
+                let socket = Demux::share(socket, Arc::clone(&relay), Box::new(|_| false)).expect("it knows its address");
                 loop {
                     tokio::select! {
                         () = receive(&socket) => {}
-                        datagram = queue.recv() => {
+                        datagram = queue.binds.recv() => {
                             let Some(datagram) = datagram else { return };
                             let now = clock::monotonic();
                             let mut binds = binds.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! What an access client and a node say to each other: every frame and limit of `portcullis-access/1`.
+//! What an access client and a node say to each other: every frame and limit of `portcullis-access/1` and `/2`.
 //!
 //! ```text
 //! control stream    the client opens it; one for the life of the connection, frames in both directions
@@ -31,6 +31,13 @@ use super::wire::{Authority, EndReason, Frame, MAX_GRANT, RelayPath};
 
 /// Application protocol (RFC 7301) of an access client's control connection.
 pub const ALPN: &[u8] = b"portcullis-access/1";
+
+/// The same with a node that holds a session's first packets until its legs are in force (`super::relay`): the client need not
+/// wait for `Ready` with them. The frames are the same, and either side still speaks to one that is older.
+pub const ALPN_HOLDING: &[u8] = b"portcullis-access/2";
+
+/// Both.
+pub const ALL: [&[u8]; 2] = [ALPN_HOLDING, ALPN];
 
 /// Bytes of the longest access token.
 pub const MAX_TOKEN: usize = 2048;
@@ -93,7 +100,7 @@ pub enum AccessFrame {
         /// For the person: names the application, and says what can be done. At most [`MAX_MESSAGE`] bytes.
         message: String,
     },
-    /// The session's bind number `counter` is in force: packets may be sent. There is no number 0: with that, only who relays is
+    /// The session's bind number `counter` is in force: packets may be sent, and not only the first. There is no number 0: with that, only who relays is
     /// another.
     Ready { session: SessionRef, counter: u64, path: RelayPath },
     /// The session is over.

@@ -26,6 +26,10 @@ pub(super) const KEY_AGE: Duration = Duration::from_secs(24 * 3600);
 /// A connection replaces its IDs after so long: within half of the time that their key verifies on.
 const ID_LIFETIME: Duration = Duration::from_secs(6 * 3600);
 
+/// The bit of the nonce, in an ID's first byte, that tells tickets from connections' IDs: so nobody has to remember which
+/// tickets there are to keep what carries one from QUIC.
+const TICKET: u64 = 8;
+
 const SECRET: &str = "tunnel connection id keys";
 
 /// Mints and verifies connection IDs. Clones share their keys.
@@ -110,15 +114,31 @@ impl Mint {
         Ok(())
     }
 
+    /// An ID for a connection of the node's own.
     pub fn mint(&self) -> ConnectionId {
+        self.minted(|nonce| nonce & !TICKET)
+    }
+
+    /// A ticket for a relay leg, which no connection of the node's own ever has for an ID.
+    pub fn ticket(&self) -> ConnectionId {
+        self.minted(|nonce| nonce | TICKET)
+    }
+
+    fn minted(&self, mark: impl FnOnce(u64) -> u64) -> ConnectionId {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         let nonce = u64::from_ne_bytes(clock::random());
-        ConnectionId::mint(keys.minting.slot, &keys.minting.sip(), nonce)
+        ConnectionId::mint(keys.minting.slot, &keys.minting.sip(), mark(nonce))
     }
 
     pub fn is_minted(&self, id: &ConnectionId) -> bool {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         keys.all().any(|key| u32::from(key.slot) == id.slot() && id.is_minted_by(&key.sip()))
+    }
+
+    /// Whether it is what [`Self::ticket`] mints.
+    pub fn is_ticket(&self, id: &ConnectionId) -> bool {
+        let [first, ..] = id.to_bytes();
+        u64::from(first) & TICKET != 0 && self.is_minted(id)
     }
 
     pub(super) fn generator(&self) -> Box<dyn ConnectionIdGenerator> {
@@ -244,6 +264,20 @@ mod tests {
         changed[3] ^= 1;
         assert!(one.generator().validate(&QuicId::new(&changed)).is_err());
         assert!(one.generator().validate(&QuicId::new(&id[..15])).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_ticket_is_no_connections_id() {
+        let (_directory, store) = store().await;
+        let mint = Mint::load(&store, None, NOW).await.unwrap();
+        for _ in 0..64 {
+            let (id, ticket) = (mint.mint(), mint.ticket());
+            assert!(mint.is_minted(&id) && !mint.is_ticket(&id));
+            assert!(mint.is_minted(&ticket) && mint.is_ticket(&ticket));
+            let mut forged = ticket.to_bytes();
+            forged[5] ^= 1;
+            assert!(!mint.is_ticket(&ConnectionId::from_bytes(forged)));
+        }
     }
 
     #[tokio::test]

@@ -7,7 +7,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::crypto::rustls::HandshakeData;
 use quinn::rustls::pki_types::CertificateDer;
 use quinn::{Connection, ConnectionError, Incoming, SendStream, VarInt};
 use tokio::sync::watch;
@@ -30,7 +29,7 @@ use super::private::{ToLink, serve_client};
 use super::registry::{Link, OriginSet, Registry};
 use super::session::{NodeAction, NodeInput, NodeSession, OPENING_TIMEOUT};
 use super::standing::Standing;
-use super::transport::CONNECTION_WINDOW;
+use super::transport::{CONNECTION_WINDOW, speaks};
 use super::wire::{
     CloseCode, ConnectorFrame, ConnectorName, DeviceSecret, EndReason, EnrolmentSecret, NodeFrame, Refusal,
 };
@@ -58,7 +57,7 @@ pub(super) async fn serve_peer(
         connection.close(CloseCode::Protocol.into(), b"no certificate");
         return refused(Reason::UnknownConnector, "no certificate");
     };
-    if speaks(&connection, access_wire::ALPN) {
+    if access_wire::ALL.iter().any(|protocol| speaks(&connection, protocol)) {
         return serve_client(&node, connection, local, key, place, &shutdown).await;
     }
     let known = match known_connector(&node.store, key).await {
@@ -127,11 +126,6 @@ fn proven_key(connection: &Connection) -> Option<KeyHash> {
 }
 
 /// Whether the peer chose this application protocol.
-fn speaks(connection: &Connection, protocol: &[u8]) -> bool {
-    let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
-    data.is_some_and(|data| data.protocol.as_deref() == Some(protocol))
-}
-
 async fn known_connector(store: &Store, key: KeyHash) -> Result<Option<ConnectorName>, StoreError> {
     let connector = store.connector_by_key(*key.as_bytes()).await?;
     Ok(connector.and_then(|connector| connector.name.parse().ok()))

@@ -13,11 +13,12 @@ use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
+use portcullis_common::ConnectionId;
+use quinn::crypto::rustls::{HandshakeData, NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use quinn::rustls::{self, crypto::CryptoProvider};
 use quinn::{
-    AsyncUdpSocket, ClientConfig, Endpoint, EndpointConfig, IdleTimeout, Runtime, ServerConfig, TokioRuntime,
-    TransportConfig, VarInt,
+    AsyncUdpSocket, ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, Runtime, ServerConfig,
+    TokioRuntime, TransportConfig, VarInt,
 };
 
 use crate::gate::DatagramGate;
@@ -94,7 +95,7 @@ pub(super) fn node_endpoint(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(AnyKey { provider }))
         .with_single_cert(key.chain(), key.private_key())?;
-    tls.alpn_protocols = vec![ALPN.to_vec(), access_wire::ALPN.to_vec()];
+    tls.alpn_protocols = [ALPN].into_iter().chain(access_wire::ALL).map(<[u8]>::to_vec).collect();
     tls.max_early_data_size = 0;
     tls.send_tls13_tickets = 0;
     tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
@@ -119,7 +120,9 @@ pub(super) fn node_endpoint(
         socket = Arc::new(LayeredSocket::new(socket, gated));
     }
     let socket = Arc::new(carried.share(socket, relay)?);
-    let socket = Arc::new(Demux::share(socket, Arc::clone(relay))?);
+    let mint = keys.mint.clone();
+    let is_ticket = move |ticket| mint.is_ticket(&ConnectionId::from_bytes(ticket));
+    let socket = Arc::new(Demux::share(socket, Arc::clone(relay), Box::new(is_ticket))?);
     Ok(Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)?)
 }
 
@@ -132,18 +135,18 @@ pub(super) fn connector_endpoint(socket: Arc<dyn AsyncUdpSocket>) -> Result<Endp
 
 /// Settings for dialling, as a connector, the node whose key has the hash `node`.
 pub(super) fn connector_config(key: &TunnelKey, node: KeyHash) -> Result<ClientConfig, TransportError> {
-    dialling(key, node, ALPN, MAX_ORIGIN_STREAMS, CONNECTION_WINDOW)
+    dialling(key, node, &[ALPN], MAX_ORIGIN_STREAMS, CONNECTION_WINDOW)
 }
 
 /// Settings for dialling, as an access client, the node whose key has the hash `node`. There is one stream.
 pub(super) fn access_config(key: &TunnelKey, node: KeyHash) -> Result<ClientConfig, TransportError> {
-    dialling(key, node, access_wire::ALPN, 0, STREAM_WINDOW)
+    dialling(key, node, &access_wire::ALL, 0, STREAM_WINDOW)
 }
 
 fn dialling(
     key: &TunnelKey,
     node: KeyHash,
-    alpn: &[u8],
+    protocols: &[&[u8]],
     streams: u32,
     window: u32,
 ) -> Result<ClientConfig, TransportError> {
@@ -153,7 +156,7 @@ fn dialling(
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(PinnedNode { node, provider }))
         .with_client_auth_cert(key.chain(), key.private_key())?;
-    tls.alpn_protocols = vec![alpn.to_vec()];
+    tls.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     tls.enable_early_data = false;
     tls.enable_sni = false;
     tls.resumption = rustls::client::Resumption::disabled();
@@ -166,6 +169,12 @@ fn dialling(
     let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
     client.transport_config(Arc::new(transport)).version(QUIC_V1);
     Ok(client)
+}
+
+/// Whether both ends have agreed on this application protocol.
+pub(super) fn speaks(connection: &Connection, protocol: &[u8]) -> bool {
+    let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+    data.is_some_and(|data| data.protocol.as_deref() == Some(protocol))
 }
 
 /// Whether the handshake failed because we did not accept the peer's certificate: the error is ours (it has no frame

@@ -165,18 +165,18 @@ async fn a_leg_on_a_stream_is_relayed_and_only_while_its_session_lives() {
     let (gate, control) = DatagramGate::in_memory(vec![443]);
     let store = Store::open(directory.path()).unwrap();
     let mint = Mint::load(&store, Some(&control), clock::now()).await.unwrap();
-    let (relay, mut binds) = Relay::new(clock::monotonic);
+    let (relay, mut queues) = Relay::new(clock::monotonic);
     let world = World::with(None, Some(gate), &relay);
     let socket = Arc::clone(&world.socket) as Arc<dyn AsyncUdpSocket>;
-    let socket = Demux::share(socket, Arc::clone(&relay)).unwrap();
+    let socket = Demux::share(socket, Arc::clone(&relay), Box::new(|_| false)).unwrap();
     let ends = [world.open(), world.open()].map(|stream| CarriedSocket::new(address(NODE), stream, ()));
     let mut tuples = Vec::new();
     for (end, leg) in ends.iter().zip(Leg::BOTH) {
         let key = BindKey::from_bytes([7; 32]);
-        let bind = seal_bind(&key, SESSION, leg, &mint.mint().to_bytes(), 1);
+        let bind = seal_bind(&key, SESSION, leg, &mint.ticket().to_bytes(), 1);
         end.try_send(&to(address(NODE), &bind, None)).unwrap();
         look(&socket).await;
-        let heard = binds.try_recv().unwrap();
+        let heard = queues.binds.try_recv().unwrap();
         assert_eq!(heard.bytes, bind);
         assert!(is_stream(heard.tuple.remote()) && heard.tuple.local().ip().is_unspecified());
         tuples.push(heard.tuple);
@@ -195,8 +195,8 @@ async fn a_leg_on_a_stream_is_relayed_and_only_while_its_session_lives() {
         assert_eq!(receive(&ends[there]).await, (address(NODE), b"end to end".to_vec()));
     }
     let sent = relay.sent(SESSION).unwrap();
-    assert_eq!(sent.by_stream, [Usage { packets: 1, bytes: 10 + 48 }; 2]);
-    assert_eq!((sent.by_udp, sent.all()), ([Usage::default(); 2], sent.by_stream));
+    assert_eq!(sent.past_gate, [Usage { packets: 1, bytes: 10 + 48 }; 2]);
+    assert_eq!((sent.by_udp, sent.all()), ([Usage::default(); 2], sent.past_gate));
 
     assert!(relay.remove(&Removed { session: SESSION, inputs: tuples }).is_some());
     ends[0].try_send(&to(address(NODE), b"late", None)).unwrap();

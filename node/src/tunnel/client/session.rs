@@ -6,21 +6,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::{Connection, ConnectionError, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, ConnectionId, RecvStream, SendStream};
 use tokio::sync::{SetOnce, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::clock;
 use crate::flow::UnixTime;
 
-use super::super::access_wire::Opened;
+use super::super::access_wire::{ALPN_HOLDING, Opened};
 use super::super::carrier::{Carrier, LegWay, Route};
 use super::super::control::{self, FrameReader};
 use super::super::end_to_end::{self, Carries, Flow, Flows, Reply, Request, SessionCode, probe_timeout};
 use super::super::identity::{KeyHash, SERVER_NAME};
-use super::super::relay::wire::BindKey;
+use super::super::relay::wire::{BindKey, Ticket};
 use super::super::relay::{BoundLeg, End, Leg, LegAddress, LegState, SessionRef};
-use super::super::transport::is_our_refusal;
+use super::super::transport::{is_our_refusal, speaks};
 use super::super::wire::{DialFailure, EndReason, RelayPath};
 use super::early::EarlyLeg;
 use super::hearing::{Heard, Hearing};
@@ -87,6 +87,8 @@ pub(crate) struct Session {
     end: watch::Sender<Option<SessionEnd>>,
     through: SetOnce<(Connection, Arc<Flows>)>,
     flow: AtomicU32,
+    /// Where the first packets go, for the node to know them: it holds them until the leg is in force.
+    ahead: Option<Ticket>,
 }
 
 struct Terms {
@@ -112,6 +114,7 @@ impl Session {
         opened: Opened,
     ) -> Result<(Arc<Self>, LegWay), OpenError> {
         let Opened { session, ticket, grant, connector, expires, .. } = opened;
+        let node_holds = speaks(control, ALPN_HOLDING);
         let key = BindKey::export(control, session, Leg::Client).map_err(|_| OpenError::Protocol)?;
         let (leg, address, way) = match start {
             Start::With(early) => early.become_of(key, ticket, session),
@@ -122,6 +125,9 @@ impl Session {
                 (leg, shared.legs.add(socket), way)
             }
         };
+        if node_holds {
+            leg.node_holds();
+        }
         if let Some(was) = shared.login.remember(&wanted.application, connector) {
             let application = wanted.application.clone();
             shared.login.notify(Notice::ConnectorChanged { application, was, is: connector });
@@ -138,6 +144,7 @@ impl Session {
             end: watch::Sender::new(None),
             through: SetOnce::new(),
             flow: AtomicU32::new(0),
+            ahead: node_holds.then_some(ticket),
         };
         Ok((Arc::new(session), way))
     }
@@ -160,11 +167,11 @@ impl Session {
         self.leg.ready(counter);
     }
 
-    /// Waits for the leg and connects to the connector through it.
+    /// Waits for the leg, or until the node holds what is sent by it, and connects to the connector.
     pub(super) async fn connect(&self, shared: &Shared) -> Result<(), OpenError> {
         let mut end = self.end.subscribe();
         let bound = tokio::select! {
-            bound = self.leg.wait_ready() => bound,
+            bound = self.leg.wait_may_send() => bound,
             Ok(end) = end.wait_for(Option::is_some) => {
                 return Err(OpenError::Ended(end.clone().unwrap_or(SessionEnd::Closed)));
             }
@@ -173,21 +180,30 @@ impl Session {
             self.finish(SessionEnd::Unbound);
             return Err(OpenError::Ended(SessionEnd::Unbound));
         }
-        let config = end_to_end::client_config(&shared.key, self.connector)
+        let mut config = end_to_end::client_config(&shared.key, self.connector)
             .map_err(|error| OpenError::Socket(error.to_string()))?;
+        if let Some(ticket) = self.ahead {
+            config.initial_dst_cid_provider(Arc::new(move || ConnectionId::new(&ticket)));
+        }
         let connecting = shared
             .endpoint
             .connect_with(config, self.address.socket_addr(), SERVER_NAME)
             .map_err(|error| OpenError::Socket(error.to_string()))?;
+        // A leg that is given up ends the session.
+        let silent = async {
+            self.leg.wait_ready().await;
+            sleep(HANDSHAKE_TIMEOUT).await;
+        };
         let connection = tokio::select! {
-            connected = timeout(HANDSHAKE_TIMEOUT, connecting) => match connected {
-                Ok(Ok(connection)) => connection,
-                Ok(Err(ConnectionError::TransportError(error))) if is_our_refusal(&error) => {
+            connected = connecting => match connected {
+                Ok(connection) => connection,
+                Err(ConnectionError::TransportError(error)) if is_our_refusal(&error) => {
                     return Err(OpenError::WrongConnector);
                 }
-                Ok(Err(ConnectionError::TimedOut)) | Err(_) => return Err(OpenError::Silent),
-                Ok(Err(error)) => return Err(OpenError::Ended(SessionEnd::ByConnector(error.to_string()))),
+                Err(ConnectionError::TimedOut) => return Err(OpenError::Silent),
+                Err(error) => return Err(OpenError::Ended(SessionEnd::ByConnector(error.to_string()))),
             },
+            () = silent => return Err(OpenError::Silent),
             Ok(end) = end.wait_for(Option::is_some) => {
                 return Err(OpenError::Ended(end.clone().unwrap_or(SessionEnd::Closed)));
             }

@@ -3,7 +3,9 @@
 //! 1. The demux hands over Binds and Answers; the machine decides; a Challenge leaves at once.
 //! 2. What the gate or the daemon's table has to be told waits in a queue of its own, since the gate may take its time to
 //!    find a neighbour. A `Ready` waits behind what it depends on.
-//! 3. The client's leg is judged by the address at which it is: policy may know networks, and the leg need not come from
+//! 3. What the client has sent ahead is held by the machine, and goes on when both ends have been told: from here, whoever
+//!    relays the rest.
+//! 4. The client's leg is judged by the address at which it is: policy may know networks, and the leg need not come from
 //!    where the control connection does. Of a leg that comes by TCP that is the TCP connection's.
 
 use std::collections::BTreeSet;
@@ -18,7 +20,9 @@ use crate::clock;
 use super::super::access_wire::AccessFrame;
 use super::super::carrier::is_stream;
 use super::super::relay::wire::BindKey;
-use super::super::relay::{Action, BindDatagram, Binds, Early, EarlyClaim, Leg, Pair, SessionRef};
+use super::super::relay::{
+    self, Action, BindDatagram, Binds, Early, EarlyClaim, FirstDatagram, Leg, Pair, SessionRef,
+};
 use super::super::session::NodeInput;
 use super::super::wire::{EndReason, RelayPath};
 use super::book::ControlId;
@@ -39,7 +43,7 @@ impl Shared {
             queues = self.queues.lock() => queues,
             () = shutdown.cancelled() => return,
         };
-        let super::Queues { binds, work } = &mut *queues;
+        let super::Queues { datagrams: relay::Queues { binds, firsts }, work } = &mut *queues;
         let placing = async {
             while let Some(work) = work.recv().await {
                 self.perform(work).await;
@@ -50,9 +54,15 @@ impl Shared {
                 self.on_bind(&datagram, &ports);
             }
         };
+        let holding = async {
+            while let Some(datagram) = firsts.recv().await {
+                self.on_first(datagram);
+            }
+        };
         tokio::select! {
             () = placing => {}
             () = binding => {}
+            () = holding => {}
             () = shutdown.cancelled() => {}
         }
     }
@@ -70,6 +80,14 @@ impl Shared {
         }
         let actions = self.lock().binds.on_datagram(now, datagram.tuple, &datagram.bytes, clock::random);
         self.act(actions);
+    }
+
+    fn on_first(&self, FirstDatagram { tuple, bytes }: FirstDatagram) {
+        let mut inner = self.lock();
+        // Under the lock with which a session is taken out: nothing is sent on once it is.
+        if let Some(onward) = inner.binds.on_first(clock::monotonic(), tuple, bytes) {
+            self.relay.send_ahead(&onward);
+        }
     }
 
     /// A client asks for a session whose leg binds already.
@@ -137,7 +155,7 @@ impl Shared {
         {
             return self.end_soon(vec![(session, reason)]);
         }
-        let inner = self.lock();
+        let mut inner = self.lock();
         let Some(path) = path_of(&inner) else { return };
         let is_told = ready.iter().any(|(leg, _)| *leg == Leg::Client);
         for (leg, counter) in ready {
@@ -146,6 +164,9 @@ impl Shared {
         if before != Some(path) && !is_told {
             // The other end has moved, and with it who relays. No bind of the client's has this number.
             inner.tell(session, Leg::Client, &Told::Ready { counter: 0, path });
+        }
+        if let Some(onward) = inner.binds.in_force(session, clock::monotonic()) {
+            self.relay.send_ahead(&onward);
         }
     }
 

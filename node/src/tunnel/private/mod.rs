@@ -55,7 +55,7 @@ use super::enrolment::{EnrolmentError, node_key};
 use super::identity::TunnelKey;
 use super::ids::Mint;
 use super::relay::wire::Ticket;
-use super::relay::{BindDatagram, Binds, Relay, SessionRef};
+use super::relay::{self, Binds, Relay, SessionRef};
 use binding::Work;
 use book::{Book, ControlId};
 use carrier::Carrier;
@@ -126,7 +126,7 @@ struct Shared {
 }
 
 struct Queues {
-    binds: mpsc::Receiver<BindDatagram>,
+    datagrams: relay::Queues,
     work: mpsc::Receiver<Work>,
 }
 
@@ -159,7 +159,7 @@ impl PrivateSessions {
     /// When the store has no key for the tunnel.
     pub async fn new(parts: PrivateParts) -> Result<Self, EnrolmentError> {
         let key = node_key(&parts.store).await?;
-        let (relay, binds) = Relay::new(clock::monotonic);
+        let (relay, datagrams) = Relay::new(clock::monotonic);
         let (work, works) = mpsc::channel(WORK_QUEUE);
         let PrivateParts { store, sessions, clients, tokens, events, metrics, active, gate, carried } = parts;
         let shared = Shared {
@@ -179,7 +179,7 @@ impl PrivateSessions {
             work,
             cuts: watch::Sender::default(),
             came: watch::Sender::default(),
-            queues: tokio::sync::Mutex::new(Queues { binds, work: works }),
+            queues: tokio::sync::Mutex::new(Queues { datagrams, work: works }),
             began: clock::monotonic(),
         };
         Ok(Self { shared: Arc::new(shared) })

@@ -227,7 +227,7 @@ impl Shared {
     /// A ticket that the gate lets through.
     pub(super) fn ticket(&self) -> Option<Ticket> {
         let mint = self.mint.read().unwrap_or_else(PoisonError::into_inner);
-        Some(mint.as_ref()?.mint().to_bytes())
+        Some(mint.as_ref()?.ticket().to_bytes())
     }
 
     /// Whether this node has minted a ticket.

@@ -3,6 +3,7 @@
 //! ```text
 //! datagram ── exactly a Bind or Answer? ──▶ the bind queue (bounded; full = lost, as on any network)
 //!          ── a tuple of the table? ──────▶ judged, sent on, never seen by QUIC
+//!          ── an Initial to a ticket? ────▶ the queue of first packets, another one: it can fill up and binds still pass
 //!          ── the fixed bit set? ─────────▶ QUIC
 //!          ── else ───────────────────────▶ dropped
 //! ```
@@ -24,13 +25,15 @@ use tokio::sync::mpsc;
 
 use super::super::carrier::{is_stream, tuple_of_stream};
 use super::super::layered::{Layer, LayeredSocket};
-use super::node::{Action, Removed};
+use super::first::{FIRST_LEN, first_ticket};
+use super::node::{Action, Onward, Removed};
 use super::tuple::{Pair, SessionRef, Tuple};
 use super::userspace::{Passage, Refused, Sent, Table};
-use super::wire::{REQUEST_LEN, is_request};
+use super::wire::{REQUEST_LEN, Ticket, is_request};
 
-/// Binds and answers that wait for the machine.
+/// Binds and answers that wait for the machine, and first packets that do.
 const BIND_QUEUE: usize = 1024;
+const FIRST_QUEUE: usize = 256;
 
 /// The fixed bit of QUIC (RFC 9000 §17.2, §17.3.1), which is never greased here.
 const FIXED_BIT: u8 = 0x40;
@@ -42,13 +45,27 @@ pub struct BindDatagram {
     pub bytes: [u8; REQUEST_LEN],
 }
 
+/// A first packet of a session, by where it goes, and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirstDatagram {
+    pub tuple: Tuple,
+    pub bytes: Box<[u8]>,
+}
+
+/// What waits for [`super::Binds`].
+pub struct Queues {
+    pub binds: mpsc::Receiver<BindDatagram>,
+    pub firsts: mpsc::Receiver<FirstDatagram>,
+}
+
 /// The userspace relay of all the node's UDP sockets.
 pub struct Relay {
     table: RwLock<Table>,
     sockets: RwLock<Vec<(SocketAddr, Arc<dyn AsyncUdpSocket>)>>,
     binds: mpsc::Sender<BindDatagram>,
+    firsts: mpsc::Sender<FirstDatagram>,
     clock: fn() -> Duration,
-    losses: [AtomicU64; 3],
+    losses: [AtomicU64; 4],
 }
 
 /// Datagrams that went nowhere.
@@ -60,25 +77,30 @@ pub struct Losses {
     pub congested: u64,
     /// Because too many binds waited.
     pub binds: u64,
+    /// Because too many first packets waited, or one is of no size that is held.
+    pub firsts: u64,
 }
 
 const REFUSED: usize = 0;
 const CONGESTED: usize = 1;
 const BINDS: usize = 2;
+const FIRSTS: usize = 3;
 
 impl Relay {
-    /// A relay whose table is empty, and the queue from which one loop feeds [`super::Binds`]. `clock` is the monotonic
+    /// A relay whose table is empty, and the queues from which one loop feeds [`super::Binds`]. `clock` is the monotonic
     /// clock by which sessions expire.
-    pub fn new(clock: fn() -> Duration) -> (Arc<Self>, mpsc::Receiver<BindDatagram>) {
-        let (binds, queue) = mpsc::channel(BIND_QUEUE);
+    pub fn new(clock: fn() -> Duration) -> (Arc<Self>, Queues) {
+        let (binds, of_binds) = mpsc::channel(BIND_QUEUE);
+        let (firsts, of_firsts) = mpsc::channel(FIRST_QUEUE);
         let relay = Self {
             table: RwLock::default(),
             sockets: RwLock::default(),
             binds,
+            firsts,
             clock,
             losses: Default::default(),
         };
-        (Arc::new(relay), queue)
+        (Arc::new(relay), Queues { binds: of_binds, firsts: of_firsts })
     }
 
     /// Sends a datagram from the tuple's local to its remote side: a challenge.
@@ -103,6 +125,24 @@ impl Relay {
                 done
             }
             Action::Ready { .. } => true,
+        }
+    }
+
+    /// Sends on what the client of a session in force has sent ahead, whoever relays what follows.
+    pub fn send_ahead(&self, Onward { pair, datagrams }: &Onward) {
+        let [from_client, _] = pair.grants();
+        let judged = {
+            let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+            table.open(pair.session, pair.terms);
+            table.judge_first((self.clock)(), from_client)
+        };
+        for datagram in datagrams {
+            match &judged {
+                Ok(passage) => self.forward(passage, datagram, datagram.len(), None),
+                Err(_) => {
+                    self.lose(REFUSED, 1);
+                }
+            }
         }
     }
 
@@ -142,8 +182,9 @@ impl Relay {
     }
 
     pub fn losses(&self) -> Losses {
-        let [refused, congested, binds] = self.losses.each_ref().map(|count| count.load(Ordering::Relaxed));
-        Losses { refused, congested, binds }
+        let [refused, congested, binds, firsts] =
+            self.losses.each_ref().map(|count| count.load(Ordering::Relaxed));
+        Losses { refused, congested, binds, firsts }
     }
 
     fn install(&self, pair: &Pair) -> bool {
@@ -160,6 +201,14 @@ impl Relay {
         let Ok(bytes) = datagram.try_into() else { return };
         if self.binds.try_send(BindDatagram { tuple, bytes }).is_err() {
             self.lose(BINDS, 1);
+        }
+    }
+
+    fn first(&self, tuple: Tuple, datagram: &[u8]) {
+        let fits = FIRST_LEN.contains(&datagram.len());
+        let queued = || self.firsts.try_send(FirstDatagram { tuple, bytes: datagram.into() }).is_ok();
+        if !(fits && queued()) {
+            self.lose(FIRSTS, 1);
         }
     }
 
@@ -225,10 +274,14 @@ fn leaving_by(
     })
 }
 
+/// Whether the node has minted this for a leg.
+type IsTicket = Box<dyn Fn(Ticket) -> bool + Send + Sync>;
+
 /// Between a socket of the node's and QUIC, which gets only what is its own.
 pub struct Demux {
     relay: Arc<Relay>,
     local: SocketAddr,
+    is_ticket: IsTicket,
 }
 
 impl Demux {
@@ -236,14 +289,18 @@ impl Demux {
     ///
     /// # Errors
     /// When the socket does not know its own address.
-    pub fn share(socket: Arc<dyn AsyncUdpSocket>, relay: Arc<Relay>) -> io::Result<LayeredSocket<Self>> {
+    pub fn share(
+        socket: Arc<dyn AsyncUdpSocket>,
+        relay: Arc<Relay>,
+        is_ticket: IsTicket,
+    ) -> io::Result<LayeredSocket<Self>> {
         let local = socket.local_addr()?;
         relay
             .sockets
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .push((SocketAddr::new(local.ip().to_canonical(), local.port()), Arc::clone(&socket)));
-        Ok(LayeredSocket::new(socket, Self { relay, local }))
+        Ok(LayeredSocket::new(socket, Self { relay, local, is_ticket }))
     }
 
     /// Takes out of a buffer what is not QUIC's, and closes the gaps.
@@ -272,6 +329,9 @@ impl Demux {
                     self.flush(&judged, buffer, onward, stride, meta.ecn);
                     onward = datagram;
                 }
+                Owner::First => {
+                    self.relay.first(tuple, buffer.get(datagram).unwrap_or_default());
+                }
                 Owner::Quic => {
                     let length = datagram.len();
                     if datagram.start != for_quic {
@@ -296,6 +356,9 @@ impl Demux {
         }
         match judged {
             Ok(_) => Owner::Flow,
+            Err(Refused::NoFlow) if first_ticket(datagram).is_some_and(|ticket| (self.is_ticket)(ticket)) => {
+                Owner::First
+            }
             Err(Refused::NoFlow) if datagram.first().is_some_and(|first| first & FIXED_BIT != 0) => {
                 Owner::Quic
             }
@@ -325,6 +388,8 @@ impl Demux {
 enum Owner {
     Binds,
     Flow,
+    /// Of the machine, until its session is in force.
+    First,
     Quic,
     /// Neither QUIC nor a request, and of no flow.
     Nobody,

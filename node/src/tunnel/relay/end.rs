@@ -2,7 +2,9 @@
 //!
 //! 1. It sends a Bind, and again with a higher counter until it hears that the leg is ready; for a while, then it gives up.
 //! 2. It answers every challenge that the node made for it, and repeats the last answer with each new Bind.
-//! 3. `Ready` comes over the control connection. No end-to-end packet leaves before that ([`End::may_send`]).
+//! 3. `Ready` comes over the control connection. No end-to-end packet leaves before that ([`End::may_send`]), but for the
+//!    first of a leg that was never ready: once it has answered, where the node holds them ([`End::node_holds`]), or
+//!    where one has come from the other end, which the node sends on to legs in force only, and `Ready` is on its way.
 //! 4. Silence while something is awaited, or a new local address, starts again at 1. During silence packets still go
 //!    out, since the old leg may be good; after a change of address they cannot.
 //!
@@ -62,6 +64,8 @@ pub enum EndOutput {
 pub enum LegState {
     /// Not in force, or in doubt.
     Binding,
+    /// Not known to be in force, but first packets may leave.
+    Answered,
     /// In force, and nothing speaks against it.
     Ready,
     /// The node was not reached in time.
@@ -77,6 +81,10 @@ pub struct End {
     /// Of the last Bind sent.
     counter: u64,
     state: State,
+    /// Was never ready.
+    is_fresh: bool,
+    /// The node holds first packets.
+    node_holds: bool,
     silence: Silence,
 }
 
@@ -147,6 +155,8 @@ impl End {
             leg,
             counter,
             state: State::Binding(round),
+            is_fresh: true,
+            node_holds: false,
             silence: Silence::default(),
         };
         let bind = end.bind();
@@ -157,13 +167,18 @@ impl End {
     pub const fn may_send(&self) -> bool {
         match &self.state {
             State::Ready => true,
-            State::Binding(round) => round.was_ready,
+            State::Binding(round) => round.was_ready || self.may_send_first(round),
             State::GivenUp => false,
         }
     }
 
+    const fn may_send_first(&self, round: &Round) -> bool {
+        self.is_fresh && round.challenge.is_some() && (self.node_holds || round.heard)
+    }
+
     pub const fn state(&self) -> LegState {
         match &self.state {
+            State::Binding(round) if self.may_send_first(round) => LegState::Answered,
             State::Binding(_) => LegState::Binding,
             State::Ready => LegState::Ready,
             State::GivenUp => LegState::GaveUp,
@@ -178,6 +193,11 @@ impl End {
     /// A new ticket, when the old one is about to end.
     pub const fn set_ticket(&mut self, ticket: Ticket) {
         self.name.ticket = ticket;
+    }
+
+    /// The node has said that it holds a client's first packets until the leg is in force. They go to the leg's ticket.
+    pub const fn node_holds(&mut self) {
+        self.node_holds = true;
     }
 
     /// The node has given the session of an end that began under an early name. What is under way goes on; where nothing came
@@ -199,6 +219,8 @@ impl End {
         let was_ready = self.may_send();
         (self.name.key, self.name.ticket, self.counter) = (key, ticket, 0);
         self.early = None;
+        // The first packets go to another ticket by now, and perhaps to another node.
+        self.node_holds = false;
         self.again(now, was_ready)
     }
 
@@ -245,6 +267,7 @@ impl End {
             State::Binding(round) if counter >= round.first_counter => {
                 self.state = State::Ready;
                 self.early = None;
+                self.is_fresh = false;
                 self.silence.sent = None;
                 vec![EndOutput::Ready]
             }

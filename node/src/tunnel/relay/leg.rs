@@ -99,8 +99,7 @@ impl BoundLeg {
         let now = self.began.elapsed();
         let mut inner = self.inner();
         let outputs = inner.end.rekey(key, ticket, now);
-        let state = inner.end.state();
-        self.state.send_if_modified(|current| std::mem::replace(current, state) != state);
+        self.tell(&inner);
         drop(inner);
         self.perform(&outputs);
         self.timer_moved.notify_one();
@@ -110,6 +109,13 @@ impl BoundLeg {
     pub fn name(&self, key: BindKey, ticket: Ticket, session: SessionRef) {
         let outputs = self.inner().end.name(key, ticket, session);
         self.perform(&outputs);
+    }
+
+    /// The node holds what is sent to the leg's ticket until the leg is in force.
+    pub fn node_holds(&self) {
+        let mut inner = self.inner();
+        inner.end.node_holds();
+        self.tell(&inner);
     }
 
     /// The control connection says that bind number `counter` is in force.
@@ -140,8 +146,15 @@ impl BoundLeg {
     /// Whether the leg came into force. False: it was given up.
     pub async fn wait_ready(&self) -> bool {
         let mut state = self.state.subscribe();
-        let settled = state.wait_for(|state| *state != LegState::Binding).await;
+        let settled = state.wait_for(|state| matches!(state, LegState::Ready | LegState::GaveUp)).await;
         settled.is_ok_and(|state| *state == LegState::Ready)
+    }
+
+    /// Whether packets may leave by it, be it that the node holds them. False: it was given up.
+    pub async fn wait_may_send(&self) -> bool {
+        let mut state = self.state.subscribe();
+        let settled = state.wait_for(|state| *state != LegState::Binding).await;
+        settled.is_ok_and(|state| *state != LegState::GaveUp)
     }
 
     fn handle(&self, input: EndInput<'_>) {
@@ -153,14 +166,19 @@ impl BoundLeg {
         let before = inner.end.deadline();
         let outputs = inner.end.handle(input, now);
         let moved = inner.end.deadline() != before;
-        let state = inner.end.state();
-        // While the machine is held, or what another input makes of it could be overwritten by older news.
-        self.state.send_if_modified(|current| std::mem::replace(current, state) != state);
+        self.tell(&inner);
         drop(inner);
         self.perform(&outputs);
         if moved {
             self.timer_moved.notify_one();
         }
+    }
+
+    /// Says how far the leg is: while the machine is held, or what another input makes of it could be overwritten by older
+    /// news.
+    fn tell(&self, inner: &Inner) {
+        let state = inner.end.state();
+        self.state.send_if_modified(|current| std::mem::replace(current, state) != state);
     }
 
     fn perform(&self, outputs: &[EndOutput]) {

@@ -8,17 +8,18 @@
 //! 4. A bound leg that binds from elsewhere goes through 2 and 3 again, and is then replaced.
 //!
 //! A client's leg may bind [early], while its session is asked for: 2 and 3 are the same, and what it has proved
-//! counts once the session is there.
+//! counts once the session is there. And it may send its first packets together with its Answer, which are [held] until 3 is done.
 //!
 //! **What a mistake costs.** A false accept sends one session's packets, which are encrypted end to end, to an address
 //! whose owner holds the leg's key, or makes the node reflect: hence no tuple that is another leg's, none that is the
 //! node's own, and a reply never longer than the request. A false reject costs the end a retry, and in the end the session.
 //!
-//! An unproven datagram changes nothing but the few that wait for a request: sessions exist because the daemon registered
+//! An unproven datagram changes nothing but the few that wait for a request or for a proof: sessions exist because the daemon registered
 //! them, and a leg's state has a fixed size. Whoever sees an end's packets and can send from elsewhere can pass a Bind and its Answer through himself, as an
 //! address translator does (RFC 9000 §21.5.6 says the same of QUIC); he gains packets that he cannot read.
 
 mod early;
+mod held;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -26,6 +27,8 @@ use std::time::Duration;
 
 pub use early::EarlyClaim;
 use early::EarlyLegs;
+use held::HeldPackets;
+pub use held::Onward;
 
 use super::tuple::{Early, Leg, MAX_SESSIONS, Pair, SessionRef, Terms, Tuple};
 use super::wire::{BindKey, CHALLENGE_LEN, Challenge, Nonce, Proven, Request, Ticket};
@@ -85,11 +88,14 @@ pub struct Binds {
     /// Every bound leg's tuple, and whose it is.
     bound: BTreeMap<Tuple, (u32, Leg)>,
     early: EarlyLegs,
+    held: HeldPackets,
 }
 
 struct Session {
     generation: u32,
     terms: Terms,
+    /// Its flows were written.
+    in_force: bool,
     client: Option<LegState>,
     connector: Option<LegState>,
 }
@@ -128,7 +134,8 @@ impl Binds {
             return Err(RegisterError::InUse(session.index));
         }
         let generation = session.generation;
-        self.sessions.insert(session.index, Session { generation, terms, client: None, connector: None });
+        let new = Session { generation, terms, in_force: false, client: None, connector: None };
+        self.sessions.insert(session.index, new);
         Ok(())
     }
 
@@ -138,6 +145,8 @@ impl Binds {
         let found =
             self.sessions.get_mut(&session.index).filter(|found| found.generation == session.generation);
         let place = found.ok_or(RegisterError::Unknown(session))?.leg_mut(leg);
+        let former = place.as_ref().map(|state| state.secret.ticket);
+        self.held.given(session, leg, secret.ticket, former);
         *place = Some(match place.take() {
             // A counter starts again only under a key for which nothing was ever accepted.
             Some(state) if state.secret.key.is(&secret.key) => LegState { secret, ..state },
@@ -154,6 +163,7 @@ impl Binds {
             return None;
         }
         let removed = self.sessions.remove(&session.index)?;
+        self.held.forget(session, removed.client.as_ref().map(|leg| leg.secret.ticket));
         let inputs: Vec<Tuple> =
             [removed.client, removed.connector].into_iter().flatten().filter_map(|leg| leg.bound).collect();
         for tuple in &inputs {

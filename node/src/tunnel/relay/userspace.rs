@@ -40,11 +40,11 @@ struct Session {
     connector: OfLeg,
 }
 
-/// What one end sends, by how it comes.
+/// What one end sends, by who sees it.
 #[derive(Debug, Default)]
 struct OfLeg {
     by_udp: Arc<Counters>,
-    by_stream: Arc<Counters>,
+    past_gate: Arc<Counters>,
 }
 
 #[derive(Debug, Default)]
@@ -76,8 +76,8 @@ impl Usage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sent {
     pub by_udp: [Usage; 2],
-    /// By streams, of which the gate sees nothing.
-    pub by_stream: [Usage; 2],
+    /// What the gate has counted nothing of: by streams, and what came before its entries.
+    pub past_gate: [Usage; 2],
 }
 
 impl Sent {
@@ -87,7 +87,7 @@ impl Sent {
 
     /// The same where somebody else has counted what came by UDP.
     pub const fn with_udp(&self, [client, connector]: [Usage; 2]) -> [Usage; 2] {
-        let [of_client, of_connector] = self.by_stream;
+        let [of_client, of_connector] = self.past_gate;
         [client.and(of_client), connector.and(of_connector)]
     }
 }
@@ -179,7 +179,7 @@ impl Table {
             self.sessions.get(&session.index).filter(|known| known.generation == session.generation)?;
         Some(Sent {
             by_udp: Leg::BOTH.map(|leg| known.leg(leg).by_udp.usage()),
-            by_stream: Leg::BOTH.map(|leg| known.leg(leg).by_stream.usage()),
+            past_gate: Leg::BOTH.map(|leg| known.leg(leg).past_gate.usage()),
         })
     }
 
@@ -195,8 +195,26 @@ impl Table {
     /// Decides about a packet that came in on `input`.
     pub fn judge(&self, now: Duration, input: Tuple) -> Result<Passage, Refused> {
         let flow = self.flows.get(&input).ok_or(Refused::NoFlow)?;
-        let session = self.sessions.get(&flow.session.index).ok_or(Refused::Generation)?;
-        if session.generation != flow.session.generation {
+        self.passage(now, flow.session, input, flow.output, &flow.counted)
+    }
+
+    /// Decides about a packet that came before there was an entry for it, here or in the gate, of a session that is open.
+    pub fn judge_first(&self, now: Duration, grant: Grant) -> Result<Passage, Refused> {
+        let Grant { session, from, input, output } = grant;
+        let known = self.sessions.get(&session.index).ok_or(Refused::Generation)?;
+        self.passage(now, session, input, output, &known.leg(from).past_gate)
+    }
+
+    fn passage(
+        &self,
+        now: Duration,
+        of: SessionRef,
+        input: Tuple,
+        output: Tuple,
+        counted: &Arc<Counters>,
+    ) -> Result<Passage, Refused> {
+        let session = self.sessions.get(&of.index).ok_or(Refused::Generation)?;
+        if session.generation != of.generation {
             return Err(Refused::Generation);
         }
         let terms = session.terms;
@@ -206,11 +224,10 @@ impl Table {
         if terms.expires <= now {
             return Err(Refused::Expired);
         }
-        if reflects(input, flow.output) {
+        if reflects(input, output) {
             return Err(Refused::Reflection);
         }
-        let header = header_len(input.remote());
-        Ok(Passage { output: flow.output, header, counted: Arc::clone(&flow.counted) })
+        Ok(Passage { output, header: header_len(input.remote()), counted: Arc::clone(counted) })
     }
 }
 
@@ -225,7 +242,7 @@ impl Session {
 
 impl OfLeg {
     fn counters(&self, input: Tuple) -> &Arc<Counters> {
-        if is_stream(input.remote()) { &self.by_stream } else { &self.by_udp }
+        if is_stream(input.remote()) { &self.past_gate } else { &self.by_udp }
     }
 }
 

@@ -11,15 +11,19 @@ use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::sync::mpsc;
 
-use super::super::demux::{BindDatagram, Demux, Losses, Relay};
-use super::super::node::{Action, Removed};
+use super::super::demux::{BindDatagram, Demux, FirstDatagram, Losses, Queues, Relay};
+use super::super::node::{Action, Onward, Removed};
 use super::super::tuple::Pair;
 use super::super::userspace::Usage;
-use super::super::wire::{REQUEST_LEN, seal_bind};
+use super::super::wire::{REQUEST_LEN, TICKET_LEN, Ticket, seal_bind};
+use super::held::initial;
 use super::*;
 use crate::tunnel::layered::LayeredSocket;
 
 const CLIENT: &str = "192.0.2.10:5000";
+
+/// The only one that the node has minted.
+const TICKET: Ticket = [0x5A; TICKET_LEN];
 
 #[derive(Debug, PartialEq, Clone)]
 struct Sent {
@@ -86,22 +90,25 @@ struct Bench {
     demux: LayeredSocket<Demux>,
     relay: Arc<Relay>,
     queue: mpsc::Receiver<BindDatagram>,
+    firsts: mpsc::Receiver<FirstDatagram>,
 }
 
 /// A node on `[::]:443` with one session, whose connector is at `connector`.
 fn bench(connector: Tuple) -> Bench {
-    let (relay, queue) = Relay::new(|| ms(1));
+    let (relay, Queues { binds: queue, firsts }) = Relay::new(|| ms(1));
     let fake = Arc::new(Fake {
         local: address("[::]:443"),
         incoming: Mutex::default(),
         sent: Mutex::default(),
         full: AtomicBool::new(false),
     });
-    let demux = Demux::share(Arc::clone(&fake) as Arc<dyn AsyncUdpSocket>, Arc::clone(&relay)).unwrap();
+    let socket = Arc::clone(&fake) as Arc<dyn AsyncUdpSocket>;
+    let is_ticket = Box::new(|ticket| ticket == TICKET);
+    let demux = Demux::share(socket, Arc::clone(&relay), is_ticket).unwrap();
     relay.set_epoch(terms().identity, terms().epoch);
     let pair = Pair { session: SESSION, terms: terms(), client: from(CLIENT), connector };
     assert!(relay.perform(&Action::Install(pair)));
-    Bench { fake, demux, relay, queue }
+    Bench { fake, demux, relay, queue, firsts }
 }
 
 fn ipv4_connector() -> Tuple {
@@ -162,6 +169,68 @@ fn quic_gets_quic_and_the_machine_gets_binds_from_one_buffer() {
     assert!(bench.receive(stranger, 20, &[&[0x80; 20], &[0x00; 20], &[0xBF; 3]]).is_empty());
     assert!(bench.queue.try_recv().is_err());
     assert_eq!(bench.relay.losses(), Losses::default());
+}
+
+/// What the node sends nobody an answer to: it is the session's, or nobody's.
+#[test]
+fn an_initial_to_a_ticket_goes_to_the_machine_and_any_other_to_quic() {
+    let mut bench = bench(ipv4_connector());
+    let stranger = "192.0.2.99:1";
+    let first = initial(&TICKET, 1200, 1);
+    let other = initial(&[0xA5; TICKET_LEN], 1200, 2);
+    let got = bench.receive(stranger, 1200, &[&first, &other, &first]);
+    assert_eq!(got, [other]);
+    for _ in 0..2 {
+        let expected = FirstDatagram { tuple: from(stranger), bytes: first.clone().into() };
+        assert_eq!(bench.firsts.try_recv().unwrap(), expected);
+    }
+    // Not even where it is too short or too long to be held.
+    for length in [30, 1199, 1501] {
+        assert!(bench.receive(stranger, length, &[&initial(&TICKET, length, 3)]).is_empty());
+    }
+    assert!(bench.firsts.try_recv().is_err() && bench.queue.try_recv().is_err() && bench.sent().is_empty());
+    assert_eq!(bench.relay.losses(), Losses { firsts: 3, ..Losses::default() });
+    // Where there is a flow, it is the flow's.
+    assert!(bench.receive(CLIENT, 1200, &[&first]).is_empty());
+    assert_eq!(bench.sent().len(), 1);
+    assert!(bench.firsts.try_recv().is_err());
+}
+
+#[test]
+fn however_many_first_packets_come_binds_still_pass() {
+    let mut bench = bench(ipv4_connector());
+    let stranger = "192.0.2.99:1";
+    for _ in 0..300 {
+        assert!(bench.receive(stranger, 1200, &[&initial(&TICKET, 1200, 1)]).is_empty());
+    }
+    bench.receive(stranger, REQUEST_LEN, &[&bind(1)]);
+    assert!(bench.queue.try_recv().is_ok());
+    assert_eq!(std::iter::from_fn(|| bench.firsts.try_recv().ok()).count(), 256);
+    assert_eq!(bench.relay.losses(), Losses { firsts: 44, ..Losses::default() });
+}
+
+#[test]
+fn what_was_sent_ahead_leaves_as_the_sessions_own_and_is_counted() {
+    let ahead = |terms| {
+        let pair =
+            Pair { session: OTHER, terms, client: from("192.0.2.11:5000"), connector: ipv4_connector() };
+        Onward { pair, datagrams: vec![[7; 1200].into(), [8; 1300].into()] }
+    };
+    let bench = bench(ipv4_connector());
+    bench.relay.send_ahead(&ahead(terms()));
+    let sent = bench.sent();
+    let to = address("[::ffff:203.0.113.20]:6000");
+    assert!(sent.iter().all(|sent| sent.to == to && sent.from == Some(node_address().ip())));
+    assert_eq!(sent.iter().map(|sent| sent.bytes.len()).collect::<Vec<_>>(), [1200, 1300]);
+    let [client, connector] = bench.relay.sent(OTHER).unwrap().past_gate;
+    assert_eq!((client, connector), (Usage { packets: 2, bytes: 2500 + 2 * 28 }, Usage::default()));
+    // Under the rules of everything else that is relayed.
+    bench.relay.set_epoch(terms().identity, terms().epoch + 1);
+    bench.relay.send_ahead(&ahead(terms()));
+    bench.relay.set_epoch(terms().identity, terms().epoch);
+    bench.relay.send_ahead(&ahead(Terms { expires: ms(1), ..terms() }));
+    assert!(bench.sent().is_empty());
+    assert_eq!(bench.relay.losses(), Losses { refused: 4, ..Losses::default() });
 }
 
 #[test]
@@ -275,7 +344,7 @@ fn a_challenge_leaves_by_the_socket_it_is_for() {
         full: AtomicBool::new(false),
     });
     let socket = Arc::clone(&beside) as Arc<dyn AsyncUdpSocket>;
-    let _second = Demux::share(socket, Arc::clone(&bench.relay)).unwrap();
+    let _second = Demux::share(socket, Arc::clone(&bench.relay), Box::new(|_| false)).unwrap();
     bench.relay.send(from(CLIENT), b"challenge").unwrap();
     assert_eq!(beside.sent.lock().unwrap()[0].to, address(CLIENT), "an exact address comes first");
     bench.relay.send(Tuple::new(address("198.51.100.2:443"), address(CLIENT)), b"challenge").unwrap();

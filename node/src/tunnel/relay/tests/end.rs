@@ -45,6 +45,54 @@ fn nothing_end_to_end_leaves_before_ready() {
 }
 
 #[test]
+fn where_the_node_holds_them_first_packets_leave_with_the_answer() {
+    let (mut end, _) = start(0);
+    end.node_holds();
+    assert!(!end.may_send() && end.state() == LegState::Binding, "the node does not know yet where it is");
+    end.handle(EndInput::Challenge(&challenge(1)), ms(20));
+    assert!(end.may_send() && end.state() == LegState::Answered);
+    // It goes on binding all the same, and from another address it has to answer again.
+    assert_eq!(end.handle(EndInput::Timer, FIRST_RETRY).len(), 2);
+    end.handle(EndInput::AddressChanged, ms(300));
+    assert!(!end.may_send());
+    end.handle(EndInput::Challenge(&challenge(2)), ms(320));
+    assert!(end.may_send());
+    let counter = end.counter();
+    assert_eq!(end.handle(EndInput::Ready { counter }, ms(340)), [EndOutput::Ready]);
+    // Once it was ready there are no first packets any more.
+    end.handle(EndInput::AddressChanged, ms(400));
+    end.handle(EndInput::Challenge(&challenge(3)), ms(420));
+    assert!(!end.may_send() && end.state() == LegState::Binding);
+}
+
+#[test]
+fn another_control_connection_may_be_to_a_node_that_holds_nothing() {
+    let (mut end, _) = start(0);
+    end.node_holds();
+    end.handle(EndInput::Challenge(&challenge(1)), ms(20));
+    let LegSecret { key, ticket } = secret(SESSION, Leg::Client);
+    end.rekey(key, ticket, ms(30));
+    end.handle(EndInput::Challenge(&challenge(2)), ms(40));
+    assert!(end.state() == LegState::Binding);
+}
+
+/// What the other end has sent ahead overtakes the control connection's word.
+#[test]
+fn who_hears_the_other_end_may_answer_it() {
+    let (mut end, _) = start(0);
+    end.handle(EndInput::Heard, ms(10));
+    assert!(!end.may_send(), "nobody knows where it is");
+    end.handle(EndInput::Challenge(&challenge(1)), ms(20));
+    assert!(end.may_send());
+    let (mut end, _) = start(0);
+    end.handle(EndInput::Challenge(&challenge(1)), ms(20));
+    assert!(!end.may_send());
+    end.handle(EndInput::Heard, ms(30));
+    assert!(end.may_send());
+    assert_eq!(end.handle(EndInput::Timer, FIRST_RETRY).len(), 2, "it is not ready for that");
+}
+
+#[test]
 fn a_forged_challenge_is_not_answered() {
     let (mut end, _) = start(0);
     for at in 0..challenge(1).len() {

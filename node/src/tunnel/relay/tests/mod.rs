@@ -3,6 +3,7 @@
 mod demux;
 mod early;
 mod end;
+mod held;
 mod legs;
 mod node;
 mod simulation;

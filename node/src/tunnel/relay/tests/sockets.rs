@@ -106,7 +106,7 @@ impl World {
     async fn start_behind(translator: Option<&Arc<Translator>>) -> Self {
         let (relay, mut queue) = Relay::new(clock::monotonic);
         let node_key = key();
-        let shared = Demux::share(socket(), Arc::clone(&relay)).unwrap();
+        let shared = Demux::share(socket(), Arc::clone(&relay), Box::new(|_| false)).unwrap();
         let node_endpoint = endpoint(Arc::new(shared), Some(server(&node_key)));
         let node = node_endpoint.local_addr().unwrap();
         let client_sees = translator.map_or(node, |translator| translator.address());
@@ -141,7 +141,7 @@ impl World {
         tokio::spawn({
             let (relay, binds, legs) = (Arc::clone(&relay), Arc::clone(&binds), Arc::clone(&legs));
             async move {
-                while let Some(datagram) = queue.recv().await {
+                while let Some(datagram) = queue.binds.recv().await {
                     let now = clock::monotonic();
                     let actions = binds.lock().unwrap().on_datagram(
                         now,

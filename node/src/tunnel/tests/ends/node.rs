@@ -74,7 +74,7 @@ impl TestNode {
         crate::tunnel::size_buffers(&socket).unwrap();
         socket.set_nonblocking(true).unwrap();
         let socket = TokioRuntime.wrap_udp_socket(socket).unwrap();
-        let shared = Arc::new(Demux::share(socket, Arc::clone(&relay)).unwrap());
+        let shared = Arc::new(Demux::share(socket, Arc::clone(&relay), Box::new(|_| false)).unwrap());
         let mut config = EndpointConfig::default();
         config.grease_quic_bit(false);
         let endpoint =
@@ -102,7 +102,7 @@ impl TestNode {
         let inner = Arc::new(Inner { key, address, relay, _endpoint: endpoint.clone(), state });
         let of_binds = Arc::clone(&inner);
         tokio::spawn(async move {
-            while let Some(datagram) = queue.recv().await {
+            while let Some(datagram) = queue.binds.recv().await {
                 let mut state = of_binds.state();
                 let (now, tuple) = (clock::monotonic(), datagram.tuple);
                 for action in state.binds.on_datagram(now, tuple, &datagram.bytes, clock::random) {

@@ -1,5 +1,6 @@
 //! Private sessions on a real node, with both ends over loopback.
 
+mod ahead;
 mod cheats;
 mod ending;
 mod ends;
