@@ -51,7 +51,7 @@ pub use object::{EGRESS, INGRESS, OBJECT};
 pub(crate) use relay::in_memory;
 pub use relay::{
     Detour, Ended, FlowGrant, FlowStatus, IdentityRef, Keeper, Leg, Placed, Relay, RelayError, RelayTotals,
-    SessionRef, SessionStatus, Standing, Usage, Way, flows, keep_neighbour,
+    Revoked, SessionRef, SessionStatus, Standing, Usage, Way, flows, keep_neighbour,
 };
 pub use status::{InterfaceStatus, Status, status};
 pub use userspace::DatagramGate;

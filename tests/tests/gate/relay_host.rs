@@ -230,7 +230,7 @@ fn flows_of_an_earlier_process_are_placed_where_their_ends_are_now() {
     let other = relay.open_session(relay.identity("local:bob").unwrap(), HOUR).unwrap();
     let gone = relay.open_session(relay.identity("local:carol").unwrap(), HOUR).unwrap();
     relay.revoke(gone).unwrap();
-    let ended = relay.revoke_all(&[session, gone, other]).unwrap();
+    let ended = relay.revoke_all(&[session, gone, other]).unwrap().ended;
     let packets: Vec<_> =
         ended.iter().map(|ended| (ended.session, ended.usage.map(|usage| usage.packets))).collect();
     assert_eq!(packets, [(session, [5; 2]), (other, [0; 2])]);

@@ -11,7 +11,7 @@ use portcullis_common::{Address, Family, Flow, SipKey};
 use super::hops::HopKey;
 use super::maps::RelayMaps;
 use super::state::State;
-use super::{FlowGrant, Leg, Network, Relay, Resolved, SessionRef};
+use super::{FlowGrant, Leg, Network, Relay, Resolved, Revoked, SessionRef};
 use crate::gate::{GateError, PeerAddress};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,6 +37,8 @@ struct Memory {
     slots: HashMap<u32, u32>,
     hops: HashMap<u32, Hop>,
     failing: BTreeSet<Write>,
+    /// How long the CPUs are waited for.
+    barrier: Duration,
     /// In the order in which they happened.
     log: Vec<Write>,
 }
@@ -128,7 +130,9 @@ impl RelayMaps for Shared {
     }
 
     fn barrier(&self) -> Result<(), GateError> {
-        self.write(Write::Barrier).map(drop)
+        let barrier = self.write(Write::Barrier)?.barrier;
+        std::thread::sleep(barrier);
+        Ok(())
     }
 }
 
@@ -142,16 +146,32 @@ impl Network for Flat {
     }
 }
 
-/// A relay that keeps its maps in memory, for tests of those who use one: what it lets through passes nowhere. With the
-/// second part nothing can be revoked while it is true.
-pub(crate) fn in_memory(served: Vec<u16>) -> (Relay, impl Fn(bool)) {
+/// A relay that keeps its maps in memory, for tests of those who use one: what it lets through passes nowhere.
+pub(crate) fn in_memory(served: Vec<u16>) -> (Relay, Planted) {
     let maps = Shared::default();
     let state = State::adopt(Box::new(maps.clone()), Box::new(Flat([0; 6])), served, 0).unwrap();
-    let break_it = move |broken: bool| {
+    (Relay { state: Arc::new(Mutex::new(state)), watch: Arc::default() }, Planted(maps))
+}
+
+/// What is wrong with a relay [in memory](in_memory).
+pub(crate) struct Planted(Shared);
+
+impl Planted {
+    /// Nothing can be revoked while it is broken.
+    pub(crate) fn break_it(&self, broken: bool) {
         let writes = [Write::Session, Write::Epoch, Write::Take];
-        maps.memory().failing = writes.into_iter().filter(|_| broken).collect();
-    };
-    (Relay { state: Arc::new(Mutex::new(state)), watch: Arc::default() }, break_it)
+        self.0.memory().failing = writes.into_iter().filter(|_| broken).collect();
+    }
+
+    /// The CPUs are waited for so long from now on, as they are on a real machine.
+    pub(crate) fn slow_down(&self, barrier: Duration) {
+        self.0.memory().barrier = barrier;
+    }
+
+    /// How often the CPUs were waited for.
+    pub(crate) fn barriers(&self) -> usize {
+        self.0.memory().log.iter().filter(|write| **write == Write::Barrier).count()
+    }
 }
 
 struct World {
@@ -235,6 +255,53 @@ fn a_revocation_without_a_barrier_is_an_error() {
     world.fail(&[Write::Barrier]);
     assert!(world.state.revoke(world.session, 1).is_err());
     assert!(!world.passes());
+}
+
+/// Whoever asks for sessions and ends them at once makes nobody wait.
+#[test]
+fn nobody_waits_for_the_cpus_where_nothing_could_pass_unless_an_earlier_wait_has_failed() {
+    let mut world = world();
+    let identity = world.state.identity("local:bob").unwrap();
+    let [bare, other] = [(); 2].map(|()| world.state.open_session(identity, LIFETIME, 0).unwrap());
+    world.state.revoke(bare, 1).unwrap().unwrap();
+    assert_eq!(
+        world.maps.memory().log.last(),
+        Some(&Write::Barrier),
+        "for what an earlier process has ended"
+    );
+    let [bare, again] = [(); 2].map(|()| world.state.open_session(identity, LIFETIME, 1).unwrap());
+    world.maps.memory().log.clear();
+    assert_eq!(world.state.revoke_all(&[bare, other, bare], 1).unwrap().ended.len(), 2);
+    assert_eq!(world.maps.memory().log, [Write::Session, Write::Session]);
+
+    world.fail(&[Write::Barrier]);
+    assert!(world.state.revoke_all(&[world.session], 1).is_err());
+    assert!(world.state.revoke_all(&[again], 1).is_err(), "the other's packets may still pass");
+    world.fail(&[]);
+    world.maps.memory().log.clear();
+    assert!(world.state.revoke_all(&[world.session], 1).unwrap().ended.is_empty());
+    assert_eq!(
+        world.maps.memory().log,
+        [Write::Barrier],
+        "it is waited for before anybody is told that it is over"
+    );
+    world.state.revoke_all(&[world.session], 1).unwrap();
+    assert_eq!(world.maps.memory().log.len(), 1);
+}
+
+#[test]
+fn one_session_that_cannot_be_ended_says_nothing_of_the_others() {
+    let mut world = world();
+    let identity = world.state.identity("local:bob").unwrap();
+    let over = world.state.open_session(identity, LIFETIME, 0).unwrap();
+    world.state.revoke(over, 1).unwrap().unwrap();
+    world.fail(&[Write::Session, Write::Epoch, Write::Take]);
+    let Revoked { ended, failed } = world.state.revoke_all(&[over, world.session], 1).unwrap();
+    assert_eq!((ended.len(), failed.len()), (0, 1));
+    assert_eq!(failed[0].0, world.session);
+    world.fail(&[]);
+    let revoked = world.state.revoke_all(&[world.session], 1).unwrap();
+    assert_eq!((revoked.ended.len(), revoked.failed.len(), world.passes()), (1, 0, false));
 }
 
 #[test]

@@ -116,6 +116,24 @@ pub struct Ended {
     pub usage: [Usage; 2],
 }
 
+/// What became of sessions that were to be ended.
+#[derive(Debug, Default)]
+pub struct Revoked {
+    pub ended: Vec<Ended>,
+    /// Packets of these may still pass.
+    pub failed: Vec<(SessionRef, GateError)>,
+}
+
+impl Revoked {
+    /// Those that are ended, if all of them are.
+    fn all(self) -> Result<Vec<Ended>, GateError> {
+        match self.failed.into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => Ok(self.ended),
+        }
+    }
+}
+
 /// All that is relayed, in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RelayTotals {
@@ -272,12 +290,13 @@ impl Relay {
         self.state().revoke(session, monotonic())
     }
 
-    /// Ends sessions, as [`revoke`](Self::revoke) does one, and waits for the CPUs once. Those that were over are left out.
+    /// Ends sessions, as [`revoke`](Self::revoke) does one, and waits for the CPUs once, or not at all where no packet of
+    /// them can be under way. Those that were over are left out; those that failed can be asked for again.
     ///
     /// # Errors
     ///
-    /// As of [`revoke`](Self::revoke), for any of them; the others are ended.
-    pub fn revoke_all(&self, sessions: &[SessionRef]) -> Result<Vec<Ended>, GateError> {
+    /// When no CPU can be waited for: then packets of any of them may pass.
+    pub fn revoke_all(&self, sessions: &[SessionRef]) -> Result<Revoked, GateError> {
         self.state().revoke_all(sessions, monotonic())
     }
 

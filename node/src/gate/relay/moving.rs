@@ -76,7 +76,7 @@ impl State {
         if let Err(error) = self.move_entries(session, to) {
             tracing::error!(?session, "a session that moved could not be written and is ended");
             let cut = self.cut(session, now);
-            self.maps.barrier()?;
+            self.wait_for_cpus()?;
             cut?;
             return Err(error.into());
         }
@@ -88,7 +88,7 @@ impl State {
         for (side, direction) in to {
             moving.extend(self.pick_up(session, *side, *direction)?);
         }
-        self.maps.barrier()?;
+        self.wait_for_cpus()?;
         moving.into_iter().try_for_each(|found| self.put_down(found))
     }
 
@@ -101,6 +101,7 @@ impl State {
     ) -> Result<Option<Moving>, GateError> {
         let Some(live) = self.table.get(session.index, session.generation) else { return Ok(None) };
         let Some(before) = live.directions.get(side).copied().flatten() else { return Ok(None) };
+        self.removes();
         let Some(old) = self.maps.take_flow(&before.input)? else { return Ok(None) };
         let from = if side == 0 { Leg::Client } else { Leg::Connector };
         let fresh = entry(&direction, session, from);
@@ -157,7 +158,7 @@ impl State {
             }
         }
         if is_read || !moving.is_empty() {
-            self.maps.barrier()?;
+            self.wait_for_cpus()?;
         }
         for found in moving {
             let session = found.session;
@@ -178,7 +179,7 @@ impl State {
             );
             cut = cut.and(self.cut(session, now).map(drop));
         }
-        self.maps.barrier()?;
+        self.wait_for_cpus()?;
         cut
     }
 }

@@ -22,6 +22,7 @@ mod book;
 mod carrier;
 mod client;
 mod ending;
+mod gate_thread;
 mod links;
 mod listing;
 mod open;
@@ -30,6 +31,7 @@ mod resume;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -59,7 +61,7 @@ use super::relay::{BindDatagram, Binds, Relay, SessionRef};
 use binding::Work;
 use book::{Book, ControlId};
 use carrier::Carrier;
-use ending::Cutting;
+use ending::{Cutting, Over};
 
 pub use ending::EndError;
 pub use listing::PrivateSession;
@@ -100,6 +102,15 @@ pub struct PrivateSessions {
     shared: Arc<Shared>,
 }
 
+/// Why there can be no private sessions.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Key(#[from] EnrolmentError),
+    #[error("there can be no thread for the gate: {0}")]
+    Thread(#[from] io::Error),
+}
+
 struct Shared {
     store: Store,
     sessions: Sessions,
@@ -137,8 +148,11 @@ struct Inner {
     binds: Binds,
     clients: BTreeMap<ControlId, ClientSeat>,
     links: BTreeMap<ControlId, LinkSeat>,
-    /// What the gate is being told to end.
+    /// What the gate is being told to end, or is to be.
     cutting: BTreeMap<SessionRef, Cutting>,
+    /// Those of it that it has yet to be told of, and whether somebody does.
+    over: Vec<Over>,
+    is_ending: bool,
     /// Clients whose login's end somebody waits for.
     watched: BTreeSet<ClientId>,
     next_control: u64,
@@ -156,8 +170,8 @@ impl PrivateSessions {
     /// Those of a node that begins. Sessions that an earlier process has left in the gate can be resumed for a while.
     ///
     /// # Errors
-    /// When the store has no key for the tunnel.
-    pub async fn new(parts: PrivateParts) -> Result<Self, EnrolmentError> {
+    /// When the store has no key for the tunnel, or there can be no thread for the gate.
+    pub async fn new(parts: PrivateParts) -> Result<Self, StartError> {
         let key = node_key(&parts.store).await?;
         let (relay, binds) = Relay::new(clock::monotonic);
         let (work, works) = mpsc::channel(WORK_QUEUE);
@@ -171,7 +185,7 @@ impl PrivateSessions {
             metrics,
             active,
             key,
-            carrier: Carrier::new(gate),
+            carrier: Carrier::new(gate)?,
             carried,
             relay,
             mint: RwLock::default(),

@@ -110,7 +110,7 @@ async fn the_gates_session_outlives_the_daemon_and_is_taken_up_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gate_that_does_not_take_a_revocation_is_no_secret_and_is_told_again() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let (relay, break_it) = gate::in_memory(vec![port(&socket)]);
+    let (relay, planted) = gate::in_memory(vec![port(&socket)]);
     let lab = Lab::start_with(socket, Outfit { relay: Some(relay.clone()), judge: None }).await;
     let _connector = TestConnector::start(&lab).await;
     let ann = Login::new(&lab, "ann").await;
@@ -118,13 +118,50 @@ async fn a_gate_that_does_not_take_a_revocation_is_no_secret_and_is_told_again()
     let opened = client.open("db", None).await.unwrap();
     let leg = client.bind(&opened);
     client.ready(&leg).await;
-    break_it(true);
+    planted.break_it(true);
     lab.desk.sessions.revoke(&SessionFilter::Id(ann.id()), clock::now()).await.unwrap();
     assert_eq!(client.ended().await, (opened.session, EndReason::LoginEnded), "both ends know all the same");
     let error = lab.node.private.end_logins(&[ann.id()], EndReason::Revoked).await.unwrap_err();
     assert!(error.to_string().contains("gate"), "whoever did it, whoever asks: {error}");
     assert_eq!(relay.sessions().len(), 1);
-    break_it(false);
+    planted.break_it(false);
     until("the gate is told again", || relay.sessions().is_empty()).await;
     lab.node.private.end_logins(&[ann.id()], EndReason::Revoked).await.unwrap();
+}
+
+/// Each end of a session costs the gate a wait for all CPUs, and whoever closes many must not make others wait for each.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_closes_keeps_no_revocation_waiting() {
+    const CLOSED: usize = 40;
+    const WAIT: Duration = Duration::from_millis(100);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (relay, planted) = gate::in_memory(vec![port(&socket)]);
+    let lab = Lab::start_with(socket, Outfit { relay: Some(relay.clone()), judge: None }).await;
+    let _connector = TestConnector::start(&lab).await;
+    let (ann, eve) = (Login::new(&lab, "ann").await, Login::new(&lab, "eve").await);
+    let (mut client, mut cheat) = (Client::welcome(&lab, &ann).await, Client::welcome(&lab, &eve).await);
+    let opened = client.open("db", None).await.unwrap();
+    let leg = client.bind(&opened);
+    client.ready(&leg).await;
+    let mut closed = Vec::new();
+    for _ in 0..CLOSED {
+        let opened = cheat.open("db", None).await.unwrap();
+        let leg = cheat.bind(&opened);
+        cheat.ready(&leg).await;
+        closed.push((opened.session, leg));
+    }
+    planted.slow_down(WAIT);
+    let before = planted.barriers();
+    for (session, _) in &closed {
+        cheat.say(&ClientFrame::Close { session: *session }).await;
+    }
+    until("the first is ended", || relay.sessions().len() <= CLOSED).await;
+    let began = std::time::Instant::now();
+    lab.node.private.end_logins(&[ann.id()], EndReason::Revoked).await.unwrap();
+    let took = began.elapsed();
+    assert!(!relay.sessions().iter().any(|(session, _)| session.index == opened.session.index));
+    assert!(took < 10 * WAIT, "{took:?} behind {CLOSED} closes of another person");
+    until("all are closed", || relay.sessions().is_empty()).await;
+    let barriers = planted.barriers() - before;
+    assert!(barriers < CLOSED / 2, "the CPUs were waited for {barriers} times");
 }
