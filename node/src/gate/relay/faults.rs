@@ -11,7 +11,7 @@ use portcullis_common::{Address, Family, Flow, SipKey};
 use super::hops::HopKey;
 use super::maps::RelayMaps;
 use super::state::State;
-use super::{FlowGrant, Leg, Network, Relay, Resolved, Revoked, SessionRef};
+use super::{FlowGrant, Leg, Network, Placement, Relay, RelayError, Resolved, Revoked, SessionRef, Way};
 use crate::gate::{GateError, PeerAddress};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -372,7 +372,8 @@ fn what_went_to_the_nodes_socket_returns_to_the_gate_with_its_counts() {
         entry.packets = 3;
     }
     world.maps.memory().log.clear();
-    world.state.take_from_host(&grant, 1).unwrap();
+    let back = Placement { grant, to_host: false };
+    assert!(matches!(world.state.place_all(&[back], 1)[..], [Ok(Way::Gate)]));
     let log = world.maps.memory().log.clone();
     // Behind what it takes to find the next hops.
     assert!(
@@ -381,6 +382,78 @@ fn what_went_to_the_nodes_socket_returns_to_the_gate_with_its_counts() {
     );
     assert_eq!((entry(&world).is_to_host(), entry(&world).packets), (false, 3));
     assert!(world.passes());
+}
+
+/// Somebody's moves must not cost others a wait each, and one may go to where another was.
+#[test]
+fn many_are_placed_behind_one_barrier_and_what_is_wrong_with_one_is_its_own() {
+    let mut world = world();
+    let identity = world.state.identity("local:bob").unwrap();
+    let mut granted = |port: u16| {
+        let session = world.state.open_session(identity, LIFETIME, 0).unwrap();
+        let mut grant = FlowGrant { session, ..world.grant };
+        grant.client.remote.set_port(port);
+        grant.connector.remote.set_port(port);
+        grant
+    };
+    let (mut swaps, mut fresh, mut rejected) = (granted(6_000), granted(7_000), granted(8_000));
+    let at = |grant| Placement { grant, to_host: false };
+    assert!(world.state.place_all(&[at(swaps), at(rejected)], 1).iter().all(Result::is_ok));
+    world.maps.memory().log.clear();
+    // Two change places, a third is new where one of them was, and a fourth may not be where somebody stays.
+    let mut mine = world.grant;
+    std::mem::swap(&mut mine.client, &mut swaps.client);
+    fresh.connector = swaps.connector;
+    swaps.connector.remote.set_port(6_001);
+    let before = rejected;
+    rejected.client = FlowGrant { session: rejected.session, ..world.grant }.connector;
+    let results = world.state.place_all(&[at(rejected), at(fresh), at(mine), at(swaps)], 1);
+    assert!(matches!(results[0], Err(RelayError::TupleInUse)), "{results:?}");
+    assert!(results[1..].iter().all(|way| matches!(way, Ok(Way::Gate))), "{results:?}");
+    let log = world.maps.memory().log.clone();
+    assert_eq!(log.iter().filter(|write| **write == Write::Barrier).count(), 1, "{log:?}");
+    let first_insert = log.iter().position(|write| *write == Write::Insert).unwrap();
+    assert_eq!(log[first_insert - 1], Write::Barrier);
+    for grant in [before, fresh, mine, swaps] {
+        let placed = world.state.placed_at(grant.session).unwrap();
+        assert_eq!((placed.client, placed.connector), (grant.client, grant.connector));
+        for flow in [grant.client.flow(), grant.connector.flow()] {
+            assert_eq!(world.maps.memory().flows[&key(&flow)].1.session, grant.session.index);
+            assert!(world.maps.passes(&flow, 1));
+        }
+    }
+    // Again, and nothing is touched.
+    world.maps.memory().log.clear();
+    assert!(world.state.place_all(&[at(mine), at(fresh)], 1).iter().all(Result::is_ok));
+    assert_eq!(world.maps.memory().log, []);
+    for grant in [before, fresh, mine, swaps] {
+        world.state.revoke(grant.session, 1).unwrap().unwrap();
+    }
+    assert_eq!((world.state.hops.len(), world.maps.memory().flows.len()), (0, 0), "no next hop is held");
+}
+
+#[test]
+fn of_many_that_move_those_that_cannot_be_written_end() {
+    for failing in [Write::Insert, Write::Take, Write::Barrier] {
+        let mut world = world();
+        let identity = world.state.identity("local:bob").unwrap();
+        let session = world.state.open_session(identity, LIFETIME, 0).unwrap();
+        let mut fresh = FlowGrant { session, ..world.grant };
+        fresh.client.remote.set_port(7_000);
+        fresh.connector.remote.set_port(7_000);
+        let mut moved = world.grant;
+        moved.client.remote.set_port(6_000);
+        world.fail(&[failing]);
+        let at = |grant| Placement { grant, to_host: false };
+        let results = world.state.place_all(&[at(moved), at(fresh)], 1);
+        assert!(results[0].is_err() && !world.passes(), "{failing:?}");
+        assert!(!world.maps.passes(&moved.client.flow(), 1));
+        assert_eq!(results[1].is_ok(), failing == Write::Take);
+        world.fail(&[]);
+        assert!(world.state.revoke_all(&[world.session, session], 1).unwrap().failed.is_empty());
+        world.state.expire(1).unwrap();
+        assert!(world.maps.memory().flows.is_empty() && world.state.hops.len() == 0, "{failing:?}");
+    }
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! 2. [`Relay::open_session`]: an index, a generation that no session has had there, an expiry.
 //! 3. [`Relay::install`]: once both ends have proved where they are, one flow entry for each direction;
 //!    [`Relay::replace_leg`] when one of them has moved. What the gate cannot carry by itself,
-//!    [`Relay::install_to_host`] lets through to the node's own socket. [`Relay::place`] does whichever it takes.
+//!    [`Relay::install_to_host`] lets through to the node's own socket. [`Relay::place_all`] does whichever it takes, for many
+//!    sessions at once.
 //! 4. [`Relay::revoke`], [`Relay::revoke_identity`], or [`Relay::expire`] some time after the kernel has.
 //!
 //! A [`FlowGrant`] is the only way in. What a false accept costs: somebody's encrypted packets are sent to an address that
@@ -21,6 +22,7 @@ mod hops;
 mod host;
 mod maps;
 mod moving;
+mod placing;
 mod reading;
 mod routing;
 mod sessions;
@@ -69,6 +71,14 @@ pub struct FlowGrant {
     pub session: SessionRef,
     pub client: PeerAddress,
     pub connector: PeerAddress,
+}
+
+/// Where a session is to pass, and who is to send its packets on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    pub grant: FlowGrant,
+    /// The node's own socket, even where the gate could.
+    pub to_host: bool,
 }
 
 /// One of a session's two ends.
@@ -251,33 +261,16 @@ impl Relay {
         self.resolving(|state| state.replace_leg(leg, &old.flow(), grant, monotonic()))
     }
 
-    /// Makes the session's flows be what the grant says, whatever they were, an earlier process's included: in the gate
-    /// where they can be, and to the node's own socket otherwise.
+    /// Makes the flows of sessions be what the grants say, whatever they were, an earlier process's included: in the gate
+    /// where they can be, and to the node's own socket otherwise. No session twice. The CPUs are waited for once, if at
+    /// all; each has its own result, in the order of `wanted`.
     ///
     /// # Errors
     ///
-    /// Any of [`RelayError`] but [`RelayError::Detour`]. The session is where it was, or, where the maps failed half
-    /// way, over.
-    pub fn place(&self, grant: &FlowGrant) -> Result<Way, RelayError> {
-        let placed = match self.placed(grant.session) {
-            None => self.install(grant),
-            Some(placed) if placed.to_host => {
-                self.resolving(|state| state.take_from_host(grant, monotonic()))
-            }
-            Some(placed) => {
-                let halfway = FlowGrant { connector: placed.connector, ..*grant };
-                self.replace_leg(Leg::Client, placed.client, &halfway)
-                    .and_then(|()| self.replace_leg(Leg::Connector, placed.connector, grant))
-            }
-        };
-        match placed {
-            Ok(()) => Ok(Way::Gate),
-            Err(RelayError::Detour(detour)) => {
-                tracing::debug!(%detour, session = ?grant.session, "a session takes the way through the node");
-                self.install_to_host(grant).map(|()| Way::Host)
-            }
-            Err(error) => Err(error),
-        }
+    /// Any of [`RelayError`]. [`Detour::Unresolved`] alone of the detours: a neighbour is being looked for, and it is worth
+    /// another try within milliseconds. The session is where it was, or, where the maps failed half way, over.
+    pub fn place_all(&self, wanted: &[Placement]) -> Vec<Result<Way, RelayError>> {
+        self.state().place_all(wanted, monotonic())
     }
 
     /// Ends a session. When this returns without an error, no CPU lets a packet of it through any more. `None`: it was

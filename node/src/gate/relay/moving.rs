@@ -15,7 +15,7 @@ use super::{FlowGrant, Leg, RelayError, Resolved, SessionRef, entry};
 use crate::gate::GateError;
 
 /// Removed from the maps, to be inserted again elsewhere.
-struct Moving {
+pub(super) struct Moving {
     session: SessionRef,
     side: usize,
     direction: Direction,
@@ -93,7 +93,7 @@ impl State {
     }
 
     /// Removes one entry, to be put down as `direction`.
-    fn pick_up(
+    pub(super) fn pick_up(
         &mut self,
         session: SessionRef,
         side: usize,
@@ -109,7 +109,7 @@ impl State {
         Ok(Some(Moving { session, side, direction, entry }))
     }
 
-    fn put_down(&mut self, moving: Moving) -> Result<(), GateError> {
+    pub(super) fn put_down(&mut self, moving: Moving) -> Result<(), GateError> {
         let Moving { session, side, direction, entry } = moving;
         self.maps.insert_flow(&direction.input, &entry)?;
         if let Some(live) = self.table.get_mut(session.index, session.generation)

@@ -17,7 +17,7 @@ use std::time::Duration;
 use tracing::error;
 
 use crate::clock;
-use crate::gate::{self, FlowGrant, PeerAddress, RelayError, Way};
+use crate::gate::{self, Detour, FlowGrant, PeerAddress, Placement, RelayError, Way};
 
 use super::super::carrier::is_stream;
 use super::super::relay::{MAX_SESSIONS, Pair, SessionRef, Terms, Tuple, Usage};
@@ -45,6 +45,22 @@ pub(super) enum CarrierError {
     Gate(#[from] gate::GateError),
     #[error("the node is shutting down")]
     Stopped,
+}
+
+impl CarrierError {
+    /// It may be otherwise in a moment: a neighbour is looked for, or who was there before is about to leave.
+    pub(super) const fn passes(&self) -> bool {
+        matches!(self, Self::Relay(RelayError::TupleInUse | RelayError::Detour(Detour::Unresolved)))
+    }
+}
+
+impl From<Way> for RelayPath {
+    fn from(way: Way) -> Self {
+        match way {
+            Way::Gate => Self::Kernel,
+            Way::Host => Self::Userspace,
+        }
+    }
 }
 
 impl From<RelayError> for CarrierError {
@@ -140,21 +156,24 @@ impl Carrier {
         }
     }
 
-    /// Lets the session pass between its legs. On [`RelayPath::Userspace`] the daemon's table has to carry it.
-    pub(super) async fn place(&self, pair: Pair) -> Result<RelayPath, CarrierError> {
+    /// Lets sessions pass between their legs, each of them once; by the node's socket where it is to. What became of each, in
+    /// this order; on [`RelayPath::Userspace`] the daemon's table has to carry it.
+    pub(super) async fn place(&self, wanted: &[(Pair, bool)]) -> Vec<Result<RelayPath, CarrierError>> {
         match self {
-            Self::Daemon(_) => Ok(RelayPath::Userspace),
+            Self::Daemon(_) => wanted.iter().map(|_| Ok(RelayPath::Userspace)).collect(),
             Self::Gate { gate, thread } => {
                 let gate = gate.clone();
-                let by_stream = [pair.client, pair.connector].iter().any(|leg| is_stream(leg.remote()));
-                let place = move || match by_stream {
-                    true => gate.install_to_host(&grant(&pair)).map(|()| Way::Host),
-                    false => gate.place(&grant(&pair)),
+                let by_stream =
+                    |pair: &Pair| [pair.client, pair.connector].iter().any(|leg| is_stream(leg.remote()));
+                let placement = |(pair, to_host): &(Pair, bool)| Placement {
+                    grant: grant(pair),
+                    to_host: *to_host || by_stream(pair),
                 };
-                Ok(match thread.ask(place).await?? {
-                    Way::Gate => RelayPath::Kernel,
-                    Way::Host => RelayPath::Userspace,
-                })
+                let placements: Vec<_> = wanted.iter().map(placement).collect();
+                match thread.ask(move || gate.place_all(&placements)).await {
+                    Ok(placed) => placed.into_iter().map(|way| Ok(way?.into())).collect(),
+                    Err(_) => wanted.iter().map(|_| Err(CarrierError::Stopped)).collect(),
+                }
             }
         }
     }

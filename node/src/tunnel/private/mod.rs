@@ -29,6 +29,7 @@ mod open;
 mod permit;
 mod resume;
 mod waiting;
+mod works;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -36,7 +37,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use quinn::Connection;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -58,7 +59,6 @@ use super::identity::TunnelKey;
 use super::ids::Mint;
 use super::relay::wire::Ticket;
 use super::relay::{BindDatagram, Binds, Relay, SessionRef};
-use binding::Work;
 use book::{Book, ControlId};
 use carrier::Carrier;
 use ending::{Cutting, Over};
@@ -74,9 +74,7 @@ pub(super) use links::ToLink;
 pub(super) use waiting::{LINK_WAIT, MAX_WAITING};
 
 use links::LinkSeat;
-
-/// Placements that wait for the gate.
-const WORK_QUEUE: usize = 4096;
+use works::Works;
 
 /// How often time is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -127,18 +125,14 @@ struct Shared {
     /// Mints tickets; absent until the tunnel is served.
     mint: RwLock<Option<Mint>>,
     inner: Mutex<Inner>,
-    work: mpsc::Sender<Work>,
+    /// There is something to be told of legs.
+    work_came: Notify,
     /// Counts answers of the gate about ends.
     cuts: watch::Sender<u64>,
     /// Counts connections that have begun to take sessions.
     came: watch::Sender<u64>,
-    queues: tokio::sync::Mutex<Queues>,
+    bind_queue: tokio::sync::Mutex<mpsc::Receiver<BindDatagram>>,
     began: Duration,
-}
-
-struct Queues {
-    binds: mpsc::Receiver<BindDatagram>,
-    work: mpsc::Receiver<Work>,
 }
 
 /// What one lock guards.
@@ -146,6 +140,8 @@ struct Queues {
 struct Inner {
     book: Book,
     binds: Binds,
+    /// What the machine has decided, and nobody knows yet.
+    works: Works,
     clients: BTreeMap<ControlId, ClientSeat>,
     links: BTreeMap<ControlId, LinkSeat>,
     /// What the gate is being told to end, or is to be.
@@ -174,7 +170,6 @@ impl PrivateSessions {
     pub async fn new(parts: PrivateParts) -> Result<Self, StartError> {
         let key = node_key(&parts.store).await?;
         let (relay, binds) = Relay::new(clock::monotonic);
-        let (work, works) = mpsc::channel(WORK_QUEUE);
         let PrivateParts { store, sessions, clients, tokens, events, metrics, active, gate, carried } = parts;
         let shared = Shared {
             store,
@@ -190,10 +185,10 @@ impl PrivateSessions {
             relay,
             mint: RwLock::default(),
             inner: Mutex::default(),
-            work,
+            work_came: Notify::new(),
             cuts: watch::Sender::default(),
             came: watch::Sender::default(),
-            queues: tokio::sync::Mutex::new(Queues { binds, work: works }),
+            bind_queue: tokio::sync::Mutex::new(binds),
             began: clock::monotonic(),
         };
         Ok(Self { shared: Arc::new(shared) })
