@@ -4,6 +4,8 @@
 //! 2. One key mints. The next takes over after [`KEY_AGE`]; the old one verifies for as long again, and a connection
 //!    changes its IDs well within that ([`ID_LIFETIME`]).
 //! 3. The gate is told of every key before an ID under it goes out.
+//! 4. Tickets of private sessions are minted alike, since the gate checks both alike; but the node tells them apart, since
+//!    a stranger gets connection IDs for the asking.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -20,11 +22,16 @@ use crate::flow::UnixTime;
 use crate::gate::{Control, GateError};
 use crate::store::{Store, StoreError};
 
+use super::relay::wire::Ticket;
+
 /// A key mints for so long, and verifies for twice as long.
 pub(super) const KEY_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// A connection replaces its IDs after so long: within half of the time that their key verifies on.
 const ID_LIFETIME: Duration = Duration::from_secs(6 * 3600);
+
+/// In the first byte of an ID: a ticket.
+const TICKET: u8 = 0x08;
 
 const SECRET: &str = "tunnel connection id keys";
 
@@ -110,10 +117,25 @@ impl Mint {
         Ok(())
     }
 
+    /// A connection ID.
     pub fn mint(&self) -> ConnectionId {
+        self.mint_with(u64::from_ne_bytes(clock::random()) & !u64::from(TICKET))
+    }
+
+    /// A ticket for a leg of a private session.
+    pub fn ticket(&self) -> Ticket {
+        self.mint_with(u64::from_ne_bytes(clock::random()) | u64::from(TICKET)).to_bytes()
+    }
+
+    fn mint_with(&self, nonce: u64) -> ConnectionId {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        let nonce = u64::from_ne_bytes(clock::random());
         ConnectionId::mint(keys.minting.slot, &keys.minting.sip(), nonce)
+    }
+
+    /// Whether this node has minted the ticket, and as one.
+    pub fn is_ticket(&self, ticket: Ticket) -> bool {
+        let [first, ..] = ticket;
+        first & TICKET != 0 && self.is_minted(&ConnectionId::from_bytes(ticket))
     }
 
     pub fn is_minted(&self, id: &ConnectionId) -> bool {
@@ -228,6 +250,21 @@ mod tests {
             assert!(mint.is_minted(&id));
             mint.rotate(&store, None, later(2)).await.unwrap();
             assert!(!mint.is_minted(&id));
+        }
+    }
+
+    /// Who has shaken hands has connection IDs, which the gate lets through.
+    #[tokio::test]
+    async fn a_connection_id_is_no_ticket() {
+        let (_directory, store) = store().await;
+        let mint = Mint::load(&store, None, NOW).await.unwrap();
+        for _ in 0..100 {
+            let (ticket, id) = (mint.ticket(), mint.mint());
+            assert!(mint.is_ticket(ticket) && mint.is_minted(&ConnectionId::from_bytes(ticket)));
+            assert!(mint.is_minted(&id) && !mint.is_ticket(id.to_bytes()));
+            let mut changed = id.to_bytes();
+            changed[0] |= TICKET;
+            assert!(!mint.is_ticket(changed));
         }
     }
 

@@ -22,7 +22,7 @@ impl State {
         let live = |session: &&SessionRef| {
             self.table.get(session.index, session.generation).is_some_and(|live| !live.is_ended)
         };
-        let live: Vec<_> = sessions.iter().filter(live).copied().collect();
+        let live: BTreeSet<_> = sessions.iter().filter(live).copied().collect();
         let revoked = self.cut_all(live, now);
         // Also for those that were ended before, and not waited for.
         self.wait_for_cpus()?;
@@ -65,7 +65,7 @@ impl State {
     }
 
     /// Cuts every one of them, whatever becomes of the others: the CPUs are to be waited for after an error too.
-    fn cut_all(&mut self, sessions: Vec<SessionRef>, now: u64) -> Revoked {
+    fn cut_all(&mut self, sessions: impl IntoIterator<Item = SessionRef>, now: u64) -> Revoked {
         let mut revoked = Revoked::default();
         for session in sessions {
             match self.cut(session, now) {

@@ -406,7 +406,7 @@ fn many_are_placed_behind_one_barrier_and_what_is_wrong_with_one_is_its_own() {
     fresh.connector = swaps.connector;
     swaps.connector.remote.set_port(6_001);
     let before = rejected;
-    rejected.client = FlowGrant { session: rejected.session, ..world.grant }.connector;
+    rejected.client = world.grant.connector;
     let results = world.state.place_all(&[at(rejected), at(fresh), at(mine), at(swaps)], 1);
     assert!(matches!(results[0], Err(RelayError::TupleInUse)), "{results:?}");
     assert!(results[1..].iter().all(|way| matches!(way, Ok(Way::Gate))), "{results:?}");

@@ -249,10 +249,11 @@ impl Shared {
 
     /// Tries again what the gate has not taken.
     async fn cut_again(&self) {
+        // Whoever asks meanwhile is told what comes of this.
         let failed: Vec<SessionRef> = {
-            let inner = self.lock();
-            let failed = inner.cutting.iter().filter(|(_, cutting)| cutting.failed.is_some());
-            failed.map(|(session, _)| *session).collect()
+            let mut inner = self.lock();
+            let cutting = inner.cutting.iter_mut();
+            cutting.filter_map(|(session, cutting)| cutting.failed.take().map(|_| *session)).collect()
         };
         if !failed.is_empty() {
             self.settle(&failed, &self.cut(&failed).await);

@@ -5,9 +5,9 @@
 //!             Open ─────────▶ decide ─▶ Permit             permit: policy, and where it leads; waiting: for a connector
 //!                             number, ticket, grant        open, carrier: the gate's numbers or the daemon's
 //!             ◀── Opened      Offer ──▶ connector          links: a connection that takes sessions
-//!             Bind ─────────▶ Binds ◀── Bind               binding: the two legs, then the gate or the daemon's relay
+//!             Bind ─────────▶ Binds ◀── Bind               binding, works: the legs, then the gate or the daemon's relay
 //!             ◀── Ready       Ready ──▶
-//!             ◀── EndSession  EndSession ──▶               ending: store first, then the gate, then everybody is told
+//!             ◀── EndSession  EndSession ──▶               ending: the gate, then everybody is told
 //! ```
 //!
 //! 1. `book` is the machine: which sessions there are, whose, and when time has ended them. It does nothing itself.
