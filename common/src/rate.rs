@@ -23,12 +23,16 @@ pub enum RateClass {
     OpenerRecent,
     /// Knocks.
     Knock,
-    /// Packets with an identifier of the node's from an address that has not been authenticated.
+    /// Packets with an identifier of the node's from an address that has not been authenticated, from anyone.
     Unproven,
+    /// The same from networks with a recent login, reserved for them.
+    UnprovenRecent,
     /// Openings of TCP connections, by network.
     SynNetwork,
     /// Openings of tunnel connections, by network.
     OpenerNetwork,
+    /// Packets with an identifier of the node's from an address that has not been authenticated, by network.
+    UnprovenNetwork,
     /// Packets of one opening, by knock: it is sent again a few times, and no more.
     KnockOnce,
     /// Packets with an identifier of the node's, by identifier.
@@ -38,7 +42,7 @@ pub enum RateClass {
 const SECOND: u64 = 1_000_000_000;
 
 impl RateClass {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Arp,
         Self::Neighbour,
         Self::Dhcp,
@@ -50,8 +54,10 @@ impl RateClass {
         Self::OpenerRecent,
         Self::Knock,
         Self::Unproven,
+        Self::UnprovenRecent,
         Self::SynNetwork,
         Self::OpenerNetwork,
+        Self::UnprovenNetwork,
         Self::KnockOnce,
         Self::UnprovenId,
     ];
@@ -59,7 +65,7 @@ impl RateClass {
     pub const SPREAD: u32 = 16_384;
     const FIRST_SPREAD: u32 = Self::SynNetwork as u32;
     /// Buckets in all.
-    pub const SLOTS: u32 = Self::FIRST_SPREAD + 4 * Self::SPREAD;
+    pub const SLOTS: u32 = Self::FIRST_SPREAD + 5 * Self::SPREAD;
 
     /// Index of the bucket that pays for a packet of this hash.
     #[inline(always)]
@@ -90,8 +96,10 @@ impl RateClass {
             Self::OpenerRecent => "opener_recent",
             Self::Knock => "knock",
             Self::Unproven => "unproven",
+            Self::UnprovenRecent => "unproven_recent",
             Self::SynNetwork => "syn_network",
             Self::OpenerNetwork => "opener_network",
+            Self::UnprovenNetwork => "unproven_network",
             Self::KnockOnce => "knock_once",
             Self::UnprovenId => "unproven_id",
         }
@@ -114,9 +122,11 @@ impl RateClass {
             // What a handshake costs the daemon sets this: about a quarter of a millisecond.
             Self::Opener | Self::OpenerRecent => 1_000,
             Self::Knock => 2_000,
-            Self::Unproven => 20_000,
+            Self::Unproven | Self::UnprovenRecent => 20_000,
             Self::SynNetwork => 200,
             Self::OpenerNetwork => 50,
+            // A handshake takes about ten: forty times what its openings may be, for those who move or bind.
+            Self::UnprovenNetwork => 2_000,
             Self::KnockOnce => 1,
             Self::UnprovenId => 100,
         }
@@ -126,7 +136,7 @@ impl RateClass {
     pub const fn burst(self) -> u64 {
         match self {
             Self::KnockOnce => 16,
-            Self::UnprovenId | Self::OpenerNetwork => 2 * self.per_second(),
+            Self::UnprovenId | Self::OpenerNetwork | Self::UnprovenNetwork => 2 * self.per_second(),
             Self::SynNetwork => 4 * self.per_second(),
             Self::Dhcp => 2 * self.per_second(),
             Self::Arp
@@ -138,7 +148,8 @@ impl RateClass {
             | Self::Opener
             | Self::OpenerRecent
             | Self::Knock
-            | Self::Unproven => self.per_second(),
+            | Self::Unproven
+            | Self::UnprovenRecent => self.per_second(),
         }
     }
 }

@@ -37,7 +37,7 @@ pub(crate) fn admit<F: Frame + ?Sized, L: Lookup>(
             None => open(flow, lookup, now),
         },
         Ok(Datagram::Initial(InitialId::Minted(_) | InitialId::Chosen)) => open(flow, lookup, now),
-        Ok(Datagram::Bind(ticket)) => bind(&ticket, lookup, now),
+        Ok(Datagram::Bind(ticket)) => bind(&ticket, flow, lookup, now),
         Err(reason) => Verdict::Drop(reason),
     };
     Admission::Settled(verdict)
@@ -82,20 +82,21 @@ fn proven(id: &ConnectionId, flow: &Flow, lookup: &impl Lookup, now: u64) -> Ver
     if is_peer(flow, lookup, now) {
         return Verdict::Pass(PassReason::Tunnel);
     }
-    unproven(id, PassReason::TunnelUnproven, lookup, now)
+    unproven(id, flow, PassReason::TunnelUnproven, lookup, now)
 }
 
 #[inline(always)]
-fn bind(ticket: &ConnectionId, lookup: &impl Lookup, now: u64) -> Verdict {
+fn bind(ticket: &ConnectionId, flow: &Flow, lookup: &impl Lookup, now: u64) -> Verdict {
     if !is_minted(ticket, lookup, now) {
         return Verdict::Drop(DropReason::TunnelId);
     }
-    unproven(ticket, PassReason::RelayBind, lookup, now)
+    unproven(ticket, flow, PassReason::RelayBind, lookup, now)
 }
 
 #[inline(always)]
-fn unproven(id: &ConnectionId, pass: PassReason, lookup: &impl Lookup, now: u64) -> Verdict {
-    if lookup.take(RateClass::UnprovenId, id.hash(), now) && lookup.take(RateClass::Unproven, 0, now) {
+fn unproven(id: &ConnectionId, flow: &Flow, pass: PassReason, lookup: &impl Lookup, now: u64) -> Verdict {
+    let classes = [RateClass::UnprovenNetwork, RateClass::UnprovenRecent, RateClass::Unproven];
+    if lookup.take(RateClass::UnprovenId, id.hash(), now) && pays_for_network(flow, classes, lookup, now) {
         Verdict::Pass(pass)
     } else {
         Verdict::Drop(DropReason::TunnelRate)

@@ -58,7 +58,7 @@ impl Idp {
         let mut command = script(None, "idp.mjs")?;
         command.arg(options.to_string());
         let mut process = Process::spawn("idp", command)?;
-        process.wait_for_output("ready", Duration::from_secs(30))?;
+        process.wait_for_output("ready", Duration::from_secs(60))?;
         Ok(Self { issuer, ca: ca.write(dir)?, process })
     }
 
@@ -86,7 +86,7 @@ impl Idp {
 
     fn curl(&self, args: &[&str], path: &str) -> Result<String> {
         let output = Command::new("curl")
-            .args(["--silent", "--show-error", "--fail", "--max-time", "10", "--cacert"])
+            .args(["--silent", "--show-error", "--fail", "--max-time", "60", "--cacert"])
             .arg(&self.ca)
             .args(args)
             .arg(format!("{}{path}", self.issuer))

@@ -35,7 +35,7 @@ impl Client {
         host: &str,
         alpn: &[&[u8]],
     ) -> Result<(Self, bool)> {
-        let connect = || TcpStream::connect_timeout(&node, Duration::from_secs(10));
+        let connect = || TcpStream::connect_timeout(&node, Duration::from_secs(30));
         let stream = match netns {
             Some(netns) => netns.enter(connect)??,
             None => connect()?,
@@ -54,17 +54,24 @@ impl Client {
         ensure!(stream.get_ref().1.alpn_protocol() == Some(b"h2"), "no HTTP/2");
         let (mut sender, connection) =
             http2::Builder::new(TokioExecutor::new()).handshake(TokioIo::new(stream)).await?;
+        let (answered, has_answer) = tokio::sync::oneshot::channel();
         let (offers, offered) = tokio::sync::oneshot::channel();
         tokio::spawn(async move {
             let mut connection = connection;
-            // The settings come first, so whoever has an answer has them.
-            let answered = tokio::time::timeout(Duration::from_millis(300), &mut connection).await;
+            let ended = tokio::select! {
+                _ = &mut connection => true,
+                _ = has_answer => false,
+            };
             let _ = offers.send(connection.is_extended_connect_protocol_enabled());
-            if answered.is_err() {
+            if !ended {
                 let _ = connection.await;
             }
         });
         sender.ready().await?;
+        // The settings come first, so whoever has an answer has them.
+        let request = Request::builder().uri(format!("https://{host}/")).body(Empty::new())?;
+        sender.send_request(request).await?;
+        let _ = answered.send(());
         let offered = offered.await.context("the connection ended")?;
         Ok((Self { sender }, offered))
     }

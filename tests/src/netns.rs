@@ -102,14 +102,15 @@ impl Netns {
         self.enter(|| fs::write(&path, value))?.with_context(|| format!("setting {key} = {value}"))
     }
 
-    /// Adds an address (`192.0.2.1/24`, `2001:db8::1/64`) to an interface.
+    /// Adds an address (`192.0.2.1/24`, `2001:db8::1/64`) to an interface that is up.
     pub fn address(&self, interface: &str, address: &str) -> Result<()> {
         let nodad = if address.contains(':') { " nodad" } else { "" };
         self.run(&format!("ip address add {address} dev {interface}{nodad}"))?;
-        if interface == "lo" && address.contains(':') { self.await_route(address) } else { Ok(()) }
+        if address.contains(':') { self.await_route(address) } else { Ok(()) }
     }
 
-    /// The kernel gives an IPv6 address its local route a little later, by a worker of its own (net/ipv6/addrconf.c).
+    /// The kernel gives an IPv6 address its local route a little later, by a worker of its own (net/ipv6/addrconf.c). Until
+    /// then what comes for it is lost.
     fn await_route(&self, address: &str) -> Result<()> {
         let bare = address.split('/').next().unwrap_or(address);
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -310,7 +311,7 @@ mod tests {
             let address: SocketAddr = address.parse().unwrap();
             let listener = a.enter(|| TcpListener::bind(address)).unwrap().unwrap();
             let mut client =
-                b.enter(|| TcpStream::connect_timeout(&address, Duration::from_secs(5))).unwrap().unwrap();
+                b.enter(|| TcpStream::connect_timeout(&address, Duration::from_secs(20))).unwrap().unwrap();
             client.write_all(b"x").unwrap();
             let mut byte = [0];
             listener.accept().unwrap().0.read_exact(&mut byte).unwrap();
@@ -325,11 +326,10 @@ mod tests {
         let address: SocketAddr = "192.0.2.1:80".parse().unwrap();
         let _listener = a.enter(|| TcpListener::bind(address)).unwrap().unwrap();
         a.nft("table inet f { chain input { type filter hook input priority 0; policy drop; }; }").unwrap();
-        let connect =
-            || b.enter(|| TcpStream::connect_timeout(&address, Duration::from_millis(300))).unwrap();
-        assert!(connect().is_err());
+        let connect = |patience| b.enter(|| TcpStream::connect_timeout(&address, patience)).unwrap();
+        assert!(connect(Duration::from_millis(300)).is_err());
         a.nft("").unwrap();
-        assert!(connect().is_ok());
+        assert!(connect(Duration::from_secs(20)).is_ok());
     }
 
     #[test]
@@ -337,7 +337,7 @@ mod tests {
         let netns = Netns::new("gone").unwrap();
         let scratch = netns.scratch().unwrap();
         let (path, mut child) = (netns.path(), netns.command("sleep").arg("600").spawn().unwrap());
-        crate::process::wait_until("sleep to be inside", Duration::from_secs(5), || {
+        crate::process::wait_until("sleep to be inside", Duration::from_secs(30), || {
             Ok((!netns.pids()?.is_empty()).then_some(()))
         })
         .unwrap();

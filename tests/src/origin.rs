@@ -354,7 +354,7 @@ mod tests {
         let script = format!("curl -sSN --max-time 10 http://{}/events | head -5", origin.address());
         let events = run(Command::new("sh").args(["-c", &script])).unwrap();
         assert_eq!(events, "data: 0\n\ndata: 1\n\ndata: 2\n");
-        wait_until("all connections to close", Duration::from_secs(5), || {
+        wait_until("all connections to close", Duration::from_secs(30), || {
             Ok((origin.open_connections() == 0).then_some(()))
         })
         .unwrap();

@@ -214,12 +214,12 @@ impl Connector {
 /// One plain HTTP/1.0 GET from inside a namespace: status and body. For the metrics listener; pages of the edge are
 /// fetched by a real client.
 pub fn http_get(netns: Option<&Netns>, address: SocketAddr, path: &str) -> Result<(u16, String)> {
-    let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(2));
+    let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(10));
     let mut stream = match netns {
         Some(netns) => netns.enter(connect)??,
         None => connect()?,
     };
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(START))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;

@@ -88,9 +88,11 @@ impl Process {
     ) -> Result<T> {
         let name = self.name.clone();
         let waited = wait_until(&format!("{name} to {what}"), timeout, || {
+            // Asked before: what a child has done by its end is there to be seen after it.
+            let ended = self.child.try_wait();
             let value = ready(self);
             if !matches!(value, Ok(Some(_)))
-                && let Ok(Some(status)) = self.child.try_wait()
+                && let Ok(Some(status)) = ended
             {
                 return Ok(Some(Err(status)));
             }
@@ -187,7 +189,7 @@ mod tests {
     #[test]
     fn output_is_waited_for_and_a_child_is_killed_on_drop() {
         let mut child = Process::spawn("child", sh("echo out; echo err >&2; exec sleep 600")).unwrap();
-        child.wait_for_output("err", Duration::from_secs(5)).unwrap();
+        child.wait_for_output("err", Duration::from_secs(30)).unwrap();
         assert!(child.output().contains("out"));
         let proc = PathBuf::from(format!("/proc/{}", child.pid()));
         drop(child);
@@ -197,8 +199,16 @@ mod tests {
     #[test]
     fn an_early_end_is_an_error_with_the_output() {
         let mut child = Process::spawn("child", sh("echo because; exit 3")).unwrap();
-        let error = child.wait_for_output("never", Duration::from_secs(5)).unwrap_err().to_string();
+        let error = child.wait_for_output("never", Duration::from_secs(30)).unwrap_err().to_string();
         assert!(error.contains("because") && error.contains("exit status: 3"), "{error}");
+    }
+
+    #[test]
+    fn what_a_child_says_last_is_heard() {
+        for _ in 0..50 {
+            let mut child = Process::spawn("child", sh("echo said")).unwrap();
+            child.wait_for_output("said", Duration::from_secs(30)).unwrap();
+        }
     }
 
     #[test]
@@ -211,7 +221,7 @@ mod tests {
     fn a_child_that_ignores_sigterm_is_killed() {
         let mut child =
             Process::spawn("child", sh("trap '' TERM; echo on; while :; do sleep 1; done")).unwrap();
-        child.wait_for_output("on", Duration::from_secs(5)).unwrap();
+        child.wait_for_output("on", Duration::from_secs(30)).unwrap();
         let proc = PathBuf::from(format!("/proc/{}", child.pid()));
         drop(child);
         assert!(!proc.exists());
@@ -220,7 +230,7 @@ mod tests {
     #[test]
     fn standard_input_reaches_the_child() {
         let mut child = Process::spawn_with_stdin("child", sh("cat"), b"secret").unwrap();
-        assert!(child.wait(Duration::from_secs(5)).unwrap().success());
+        assert!(child.wait(Duration::from_secs(30)).unwrap().success());
         assert_eq!(child.output(), "secret");
     }
 

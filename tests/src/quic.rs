@@ -43,7 +43,7 @@ impl Client {
         let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?;
         let connecting = endpoint.connect_with(self.with(Some(id)), capture.local_addr()?, SERVER_NAME)?;
         let mut datagram = vec![0; 65_536];
-        let length = tokio::time::timeout(Duration::from_secs(5), capture.recv(&mut datagram)).await??;
+        let length = tokio::time::timeout(Duration::from_secs(30), capture.recv(&mut datagram)).await??;
         drop(connecting);
         datagram.truncate(length);
         Ok(datagram)

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::ca::Ca;
 use crate::idp::{CLIENT_ID, CLIENT_SECRET, Idp};
 use crate::origin::Origin;
-use crate::portcullis::Node;
+use crate::portcullis::{Node, START};
 use crate::ports;
 use crate::web::{Reply, Web};
 
@@ -174,21 +174,22 @@ impl Realm {
     /// returned too.
     pub fn events(&self, action: &str, count: usize) -> Result<Vec<Value>> {
         let path = self.dir.path().join("access.jsonl");
-        crate::process::wait_until(
-            &format!("{count} events of {action}"),
-            std::time::Duration::from_secs(10),
-            || {
-                let text = std::fs::read_to_string(&path)?;
-                let events: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-                let events: Vec<Value> =
-                    events.into_iter().filter(|event| event["action"] == action).collect();
-                Ok((events.len() >= count).then_some(events))
-            },
-        )
+        crate::process::wait_until(&format!("{count} events of {action}"), START, || {
+            let mut events = events_in(&path)?;
+            events.retain(|event| event["action"] == action);
+            Ok((events.len() >= count).then_some(events))
+        })
     }
 
     /// The text of the access log.
     pub fn log(&self) -> Result<String> {
         Ok(std::fs::read_to_string(self.dir.path().join("access.jsonl"))?)
     }
+}
+
+/// Every event of an access log. A line that is just being written is not yet one.
+pub fn events_in(log: &Path) -> Result<Vec<Value>> {
+    let text = std::fs::read_to_string(log)?;
+    let lines = text.rsplit_once('\n').map_or("", |(lines, _)| lines).lines();
+    Ok(lines.map(serde_json::from_str).collect::<Result<_, _>>()?)
 }

@@ -22,6 +22,8 @@ use quinn::udp::RecvMeta;
 use quinn::{AsyncUdpSocket, Runtime as _, TokioRuntime};
 use tokio::sync::oneshot;
 
+use crate::portcullis::START;
+
 /// Writes [`Action::Install`] and [`Action::ReplaceLeg`] wherever packets are relayed; false when that failed.
 pub type Install = Box<dyn FnMut(&Action) -> bool + Send>;
 
@@ -211,9 +213,9 @@ impl RelayEnd {
         let LegSecrets { session, key, ticket, .. } = secrets;
         self.tell(&format!("{} {} {} {}", session.index, session.generation, hex(key), hex(ticket)))?;
         if self.leg == Leg::Connector {
-            self.certificate = Some(self.wait_for("certificate ", Duration::from_secs(10))?);
+            self.certificate = Some(self.wait_for("certificate ", START)?);
         }
-        self.wait_for("up ", Duration::from_secs(10)).map(drop)
+        self.wait_for("up ", START).map(drop)
     }
 
     /// Waits until its leg comes into force.
@@ -225,7 +227,7 @@ impl RelayEnd {
     pub fn move_to(&mut self, local: SocketAddr) -> Result<()> {
         self.ready = false;
         self.tell(&format!("move {local}"))?;
-        self.wait_for("moved ", Duration::from_secs(10)).map(drop)
+        self.wait_for("moved ", START).map(drop)
     }
 
     /// Client: believe this connector's certificate.

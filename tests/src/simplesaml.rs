@@ -97,7 +97,7 @@ impl SimpleSaml {
         ca.write(&dir)?;
         let provider = Self { dir: this_dir, origin, server };
         let plain = Web::bare(&dir.join("plain.jar"), &dir.join("ca.pem"), port, &[]);
-        let metadata = wait_until("SimpleSAMLphp", Duration::from_secs(20), || {
+        let metadata = wait_until("SimpleSAMLphp", Duration::from_secs(60), || {
             Ok(plain.get(&provider.metadata()).ok().filter(|reply| reply.status == 200))
         })?;
         ensure!(metadata.body.contains("IDPSSODescriptor"), "{}", metadata.body);

@@ -5,6 +5,7 @@
 //! | `setup` | installs what this machine lacks (Debian 12, as root or with sudo) |
 //! | `demo` | set-up, build, and the lab that shows every promise with its control |
 //! | `test` | set-up and every test, real kernel included |
+//! | `vm` | tests on another kernel, by default Debian's own, in a virtual machine |
 //! | `bench` | measures beside bare programs and peers; a command, never a timed test |
 //! | `fuzz gate` | generated packets through the kernel and the host, as many as asked for |
 //! | `fuzz saml` | changed SAML documents through everything that reads them, for as long as asked |
@@ -25,6 +26,7 @@ mod mutants;
 mod setup;
 mod shell;
 mod test;
+mod vm;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Development commands of Portcullis")]
@@ -48,6 +50,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Run tests on another kernel in a virtual machine: `vm binary(gate)`
+    Vm(vm::Args),
     /// Measure something beside its peers: `bench gate`, `bench flood`, `bench sessions`, `bench saas`
     Bench {
         what: bench::Subject,
@@ -115,6 +119,10 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Test { args } => {
             setup::run(setup::Scope::Test)?;
             test::run(&args)?;
+        }
+        Command::Vm(args) => {
+            setup::run(setup::Scope::Vm)?;
+            return vm::run(&args);
         }
         Command::Bench { what, args } => {
             setup::run(setup::Scope::Bench)?;

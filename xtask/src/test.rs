@@ -6,14 +6,17 @@ use anyhow::Result;
 
 use crate::shell::{self, cargo};
 
+/// All that has tests.
+pub const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "portcullis-ebpf"];
+
 /// Builds the binary under test, then runs every test of the workspace. Tests make network namespaces and load eBPF
 /// programs, so without root the test programs (not the build) run through sudo.
 pub fn run(args: &[String]) -> Result<()> {
-    shell::run(cargo().args(["build", "--package", "portcullis", "--bin", "portcullis"]))?;
+    build()?;
     let mut nextest = cargo();
     nextest.args(["nextest", "run"]);
     if !args.iter().any(|arg| arg == "-p" || arg == "--package") {
-        nextest.args(["--workspace", "--exclude", "portcullis-ebpf"]);
+        nextest.args(WORKSPACE);
     }
     if !args.iter().any(|arg| arg.starts_with("--test-threads") || arg.starts_with("-j")) {
         nextest.args(["--test-threads", &test_threads().to_string()]);
@@ -25,6 +28,11 @@ pub fn run(args: &[String]) -> Result<()> {
     }
     as_root(&mut nextest);
     shell::run(&mut nextest)
+}
+
+/// The binary under test.
+pub fn build() -> Result<()> {
+    shell::run(cargo().args(["build", "--package", "portcullis", "--bin", "portcullis"]))
 }
 
 /// Twice the processors: half of the suite's time passes in tests that wait, for a timeout, an expiry or a retry.

@@ -37,7 +37,7 @@ use crate::{Address, Flow};
 
 /// Changes whenever a key, a value or the meaning of an index does. A daemon keeps the pinned maps of its
 /// own version and makes new ones otherwise.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Names of the pinned maps, as in the object.
 pub const MAPS: [&str; 18] = [

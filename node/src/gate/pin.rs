@@ -1,7 +1,7 @@
 //! The pin directory: where the kernel keeps the gate while no daemon runs.
 //!
 //! ```text
-//! <pin>/maps_4/COUNTERS …        maps of layout version 4
+//! <pin>/maps_5/COUNTERS …        maps of layout version 5
 //! <pin>/links/eth0/native        the XDP link (or `generic`)
 //! <pin>/links/eth0/egress        the tcx link (on kernels without tcx there is none)
 //! ```

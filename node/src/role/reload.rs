@@ -2,6 +2,7 @@
 //! valid and in force, or the old one stays.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -33,9 +34,9 @@ pub(super) struct Reloader {
 /// Reloads whenever it is asked to, until `shutdown`.
 pub(super) fn watch(reloader: Reloader, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup()).context("SIGHUP")?;
+    let mut files = Files::new(reloader.stamps());
     tokio::spawn(async move {
         let mut look = tokio::time::interval(LOOK_EVERY);
-        let mut seen = reloader.stamps();
         loop {
             let asked = tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -43,27 +44,70 @@ pub(super) fn watch(reloader: Reloader, shutdown: CancellationToken) -> anyhow::
                 _ = look.tick() => false,
             };
             let stamps = reloader.stamps();
-            if asked || stamps != seen {
+            if asked || files.are_due(&stamps) {
                 reloader.reload();
-                seen = reloader.stamps();
+                files.were_read(stamps, reloader.stamps());
             }
         }
     });
     Ok(())
 }
 
-type Stamp = Option<(SystemTime, u64)>;
+/// Of each file, how it can be told from the one before.
+type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    modified: SystemTime,
+    length: u64,
+    /// A file that is renamed into place may be as long and, by a coarse clock, as old.
+    inode: u64,
+}
+
+/// Which state of the files is in force, and which one was there at the last look.
+struct Files {
+    read: Stamps,
+    seen: Stamps,
+}
+
+impl Files {
+    fn new(stamps: Stamps) -> Self {
+        Self { read: stamps.clone(), seen: stamps }
+    }
+
+    /// Whether there is a change to be read. One that goes on between two looks is not: the first half of a file may be a
+    /// configuration, too, and a more open one.
+    fn are_due(&mut self, stamps: &Stamps) -> bool {
+        let settled = *stamps == self.seen;
+        self.seen.clone_from(stamps);
+        settled && *stamps != self.read
+    }
+
+    /// They were read: in the state `before`, as far as anybody knows, so that a change meanwhile is one to come. `after`
+    /// names the files of the new configuration, some of which were not looked at before.
+    fn were_read(&mut self, before: Stamps, after: Stamps) {
+        self.read = after;
+        for (path, stamp) in &mut self.read {
+            if let Some(earlier) = before.get(path) {
+                *stamp = *earlier;
+            }
+        }
+        self.seen = before;
+    }
+}
 
 impl Reloader {
     /// When each file was changed, as far as it can be told.
-    fn stamps(&self) -> BTreeMap<PathBuf, Stamp> {
+    fn stamps(&self) -> Stamps {
         let active = self.context.active();
         let certificates =
             active.config.node.certificates.iter().flat_map(|files| [files.cert.clone(), files.key.clone()]);
         std::iter::once(self.path.clone())
             .chain(certificates)
             .map(|path| {
-                let stamp = std::fs::metadata(&path).ok().and_then(|m| Some((m.modified().ok()?, m.len())));
+                let stamp = std::fs::metadata(&path).ok().and_then(|file| {
+                    Some(Stamp { modified: file.modified().ok()?, length: file.len(), inode: file.ino() })
+                });
                 (path, stamp)
             })
             .collect()
@@ -125,4 +169,42 @@ fn more_interfaces(old: &GateSettings, new: &GateSettings) -> GateSettings {
     let followed = old.dataplane == Dataplane::Xdp && !old.interfaces.is_empty() && more;
     let interfaces = if followed { &new.interfaces } else { &old.interfaces };
     GateSettings { interfaces: interfaces.clone(), ..old.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamps(files: &[(&str, u64)]) -> Stamps {
+        let stamp = |inode| Stamp { modified: SystemTime::UNIX_EPOCH, length: 0, inode };
+        files.iter().map(|(path, inode)| (PathBuf::from(path), Some(stamp(*inode)))).collect()
+    }
+
+    #[test]
+    fn a_change_is_read_once_and_not_before_it_is_over() {
+        let of = |inode| stamps(&[("node.toml", inode)]);
+        let mut files = Files::new(of(1));
+        assert!(!files.are_due(&of(1)));
+        for inode in [2, 3] {
+            assert!(!files.are_due(&of(inode)), "it goes on");
+        }
+        assert!(files.are_due(&of(3)));
+        files.were_read(of(3), of(3));
+        assert!(!files.are_due(&of(3)) && !files.are_due(&of(3)));
+        assert!(!files.are_due(&of(1)) && files.are_due(&of(1)), "what was there before is a change, too");
+    }
+
+    /// As somebody writes it who asks for the reload first, or an editor that takes its time.
+    #[test]
+    fn a_change_while_the_files_are_read_is_seen_afterwards() {
+        let mut files = Files::new(stamps(&[("node.toml", 1), ("old.pem", 1)]));
+        files.were_read(
+            stamps(&[("node.toml", 2), ("old.pem", 1)]),
+            stamps(&[("new.pem", 9), ("node.toml", 3)]),
+        );
+        let now = stamps(&[("new.pem", 9), ("node.toml", 3)]);
+        assert!(!files.are_due(&now) && files.are_due(&now));
+        files.were_read(now.clone(), now.clone());
+        assert!(!files.are_due(&now) && !files.are_due(&now));
+    }
 }

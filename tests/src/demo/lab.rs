@@ -183,9 +183,9 @@ impl Lab {
 
     pub(super) fn stop_connector(&mut self) -> Result<()> {
         if let Some(mut connector) = self.connector.take() {
-            connector.process.terminate(Duration::from_secs(15))?;
+            connector.process.terminate(Duration::from_secs(60))?;
         }
-        wait_until("the node to see the connector go", Duration::from_secs(15), || {
+        wait_until("the node to see the connector go", Duration::from_secs(60), || {
             Ok((self.tunnels()? == 0).then_some(()))
         })
     }

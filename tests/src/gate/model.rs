@@ -12,6 +12,10 @@ use portcullis_common::{
     RateClass, SipKey, TcpSocket, Verdict, parse, process,
 };
 
+/// The classes that are spread by network.
+pub const BY_NETWORK: [RateClass; 3] =
+    [RateClass::SynNetwork, RateClass::OpenerNetwork, RateClass::UnprovenNetwork];
+
 #[derive(Clone, Debug, Default)]
 pub struct Model {
     pub ports: HashSet<(u32, u16)>,
@@ -137,13 +141,13 @@ impl Model {
         ConnectionId::mint(3, &CID_KEY, nonce).to_bytes()
     }
 
-    /// Buckets from which the networks pay that the tests' packets come from.
+    /// Buckets from which the networks pay that the tests' packets come from, for each in the order of [`BY_NETWORK`].
     pub fn payers(&self) -> Vec<u32> {
         let addresses = self.networks.iter();
         let slots = addresses.flat_map(|address| {
             let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
             let hash = self.settings.network_hash(family, Address::from(*address));
-            [RateClass::SynNetwork, RateClass::OpenerNetwork].map(|class| class.slot(hash))
+            BY_NETWORK.map(|class| class.slot(hash))
         });
         slots.collect()
     }

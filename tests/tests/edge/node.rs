@@ -30,6 +30,7 @@ use portcullis::tunnel::enrolment::key_of_node;
 use portcullis::tunnel::{Devices, Registry};
 use portcullis_tests::ca::Ca;
 use portcullis_tests::origin::Origin;
+use portcullis_tests::ports;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -241,14 +242,19 @@ impl Node {
 
     /// Waits until there are `count` events.
     pub async fn wait_for_events(&self, count: usize) -> Vec<serde_json::Value> {
-        for _ in 0..500 {
-            let events = self.events().await;
-            if events.len() >= count {
-                return events;
+        let written = async {
+            loop {
+                let events = self.events().await;
+                if events.len() >= count {
+                    return events;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        match timeout(SOON, written).await {
+            Ok(events) => events,
+            Err(_) => panic!("{count} events, not {:#?}", self.events().await),
         }
-        panic!("{count} events, not {:#?}", self.events().await);
     }
 
     /// The authority of the node's certificates.
@@ -339,10 +345,7 @@ pub fn field<'a>(response: &'a str, name: &str) -> Option<&'a str> {
 
 fn configuration(dir: &Path, origin: SocketAddr, more: &str) -> String {
     let state = dir.display();
-    let closed = {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        listener.local_addr().unwrap()
-    };
+    let closed = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free().unwrap()));
     let application = |name: &str, url: &str, origin: &str, policy: &str| {
         format!(
             "[[application]]\nname = \"{name}\"\nurl = \"{url}\"\norigin = \"{origin}\"\npolicies = [\"{policy}\"]\n"

@@ -43,11 +43,19 @@ async fn head(stream: &mut TlsStream<TcpStream>) -> String {
 }
 
 async fn websocket(node: &Node, ann: &Ann) -> WebSocketStream<TlsStream<TcpStream>> {
+    try_websocket(node, ann).await.expect("it is opened").0
+}
+
+/// The same, and since when it is open; nothing where the session is over already.
+async fn try_websocket(node: &Node, ann: &Ann) -> Option<(WebSocketStream<TlsStream<TcpStream>>, Instant)> {
     let mut stream = node.connect(WIKI, &["http/1.1"]).await;
     write(&mut stream, handshake(ann, "")).await.unwrap();
     let head = head(&mut stream).await;
+    if status(&head) == 302 {
+        return None;
+    }
     assert_eq!(status(&head), 101, "{head}");
-    WebSocketStream::from_raw_socket(stream, Role::Client, None).await
+    Some((WebSocketStream::from_raw_socket(stream, Role::Client, None).await, Instant::now()))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,17 +105,30 @@ async fn a_websocket_ends_when_a_reload_withdraws_what_allowed_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_websocket_lives_as_long_as_the_session_of_its_policy() {
     let node = Node::start().await;
-    let ann = node.log_in(WIKI).await;
-    let mut config = node.context.active().config.clone();
-    for policy in &mut config.policies {
-        policy.session = Some(Duration::from_secs(2));
+    in_time(async |seconds| {
+        reload(&node, session_of_policies(None));
+        let ann = node.log_in(WIKI).await;
+        reload(&node, session_of_policies(Some(seconds)));
+        let (mut socket, opened) = try_websocket(&node, &ann).await?;
+        socket.send("in time".into()).await.ok()?;
+        timeout(SOON, socket.next()).await.unwrap()?.ok()?.into_text().ok()?;
+        let cut = timeout(SOON, async { while let Some(Ok(_)) = socket.next().await {} }).await;
+        assert!(cut.is_ok(), "the WebSocket goes on");
+        Some(opened.elapsed())
+    })
+    .await;
+}
+
+/// Asks of a session of two seconds, and where this machine is too busy to do all of it in time, of a longer one. Returns how
+/// long what was opened has lasted, and no longer than the session.
+async fn in_time(lasts: impl AsyncFn(u64) -> Option<Duration>) {
+    for seconds in [2, 8, 20] {
+        if let Some(lasted) = lasts(seconds).await {
+            assert!(lasted < Duration::from_secs(seconds) + CUT, "{lasted:?}");
+            return;
+        }
     }
-    node.publish.send_replace(Arc::new(Active::new(config)));
-    let mut socket = websocket(&node, &ann).await;
-    socket.send("in time".into()).await.unwrap();
-    assert!(timeout(SOON, socket.next()).await.unwrap().unwrap().unwrap().is_text());
-    let cut = timeout(SOON, async { while let Some(Ok(_)) = socket.next().await {} }).await;
-    assert!(cut.is_ok(), "the WebSocket goes on");
+    panic!("this machine never opens anything in time");
 }
 
 /// Puts policies into force that differ from those before.
@@ -136,11 +157,24 @@ async fn event_streams(
     node: &Node,
     ann: &Ann,
 ) -> (impl Future<Output = ()> + use<>, impl Future<Output = ()> + use<>) {
+    try_event_streams(node, ann).await.expect("both are opened")
+}
+
+/// The same; nothing where the session is over already.
+async fn try_event_streams(
+    node: &Node,
+    ann: &Ann,
+) -> Option<(impl Future<Output = ()> + use<>, impl Future<Output = ()> + use<>)> {
     let mut one = node.connect(WIKI, &[]).await;
     let request = format!("GET /events HTTP/1.1\r\nHost: {WIKI}\r\nCookie: {}\r\n\r\n", ann.cookies());
     write(&mut one, request).await.unwrap();
-    assert_eq!(status(&head(&mut one).await), 200);
+    let of_one = status(&head(&mut one).await);
     let mut two = http2(node, ann, "/events").await;
+    let of_two = two.status().as_u16();
+    if [of_one, of_two].contains(&302) {
+        return None;
+    }
+    assert_eq!((of_one, of_two), (200, 200));
     let one = async move {
         let text = read_to_end(&mut one).await;
         assert!(!text.contains("\r\n0\r\n\r\n"), "the stream must not look complete: {text}");
@@ -153,7 +187,7 @@ async fn event_streams(
         }
         panic!("the stream ended as if it were complete");
     };
-    (one, two)
+    Some((one, two))
 }
 
 /// One request on an HTTP/2 connection of its own.
@@ -192,23 +226,31 @@ async fn event_streams_end_when_a_reload_withdraws_what_allowed_them() {
 #[tokio::test(flavor = "multi_thread")]
 async fn event_streams_live_as_long_as_the_session_of_their_policy() {
     let node = Node::start().await;
-    let ann = node.log_in(WIKI).await;
-    reload(&node, session_of_policies(Some(2)));
-    let (one, two) = event_streams(&node, &ann).await;
-    let started = Instant::now();
-    timeout(SOON, async { tokio::join!(one, two) }).await.expect("cut");
-    let lasted = started.elapsed();
-    assert!(lasted > Duration::from_millis(500), "{lasted:?}");
+    in_time(async |seconds| {
+        reload(&node, session_of_policies(None));
+        let ann = node.log_in(WIKI).await;
+        reload(&node, session_of_policies(Some(seconds)));
+        let (one, two) = try_event_streams(&node, &ann).await?;
+        let started = Instant::now();
+        timeout(SOON, async { tokio::join!(one, two) }).await.expect("cut");
+        Some(started.elapsed())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn event_streams_do_not_outlive_the_token_they_were_opened_with() {
     let node = Node::start().await;
-    reload(&node, session_of_policies(Some(2)));
-    let ann = node.log_in(WIKI).await;
-    reload(&node, session_of_policies(None));
-    let (one, two) = event_streams(&node, &ann).await;
-    timeout(SOON, async { tokio::join!(one, two) }).await.expect("cut");
+    in_time(async |seconds| {
+        reload(&node, session_of_policies(Some(seconds)));
+        let ann = node.log_in(WIKI).await;
+        reload(&node, session_of_policies(None));
+        let (one, two) = try_event_streams(&node, &ann).await?;
+        let started = Instant::now();
+        timeout(SOON, async { tokio::join!(one, two) }).await.expect("cut");
+        Some(started.elapsed())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,6 +262,7 @@ async fn a_reload_stops_downloads_that_nobody_reads() {
         format!("GET /download/1000000000 HTTP/1.1\r\nHost: {WIKI}\r\nCookie: {}\r\n\r\n", ann.cookies());
     write(&mut one, request).await.unwrap();
     let two = http2(&node, &ann, "/download/1000000000").await;
+    node.wait_for_requests(2).await;
     // Windows and buffers are full by then, and stay so.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(node.origin.open_connections(), 2);
@@ -260,11 +303,19 @@ async fn a_page_of_another_origin_opens_no_websocket() {
         assert_eq!(node.origin.requests().is_empty(), !allowed, "{fields}");
         denied += usize::from(!allowed);
     }
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    let events = node.events().await;
-    let foreign =
-        events.iter().filter(|event| event["reason"] == "foreign_origin" && event["allowed"] == false);
-    assert_eq!(foreign.count(), denied);
+    let foreign = async || {
+        let events = node.events().await;
+        let of =
+            |event: &&serde_json::Value| event["reason"] == "foreign_origin" && event["allowed"] == false;
+        events.iter().filter(of).count()
+    };
+    let written = async {
+        while foreign().await < denied {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(SOON, written).await.expect("every refusal is written");
+    assert_eq!(foreign().await, denied);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! Generated packets: the loaded program and the host's copy of the verdict agree on each, in action and in
 //! counter; and nothing that arrives inserts into a map.
 
-use portcullis_common::layout::{EVENT_BYTES, Event, HostFlowKey};
+use portcullis_common::layout::{EVENT_BYTES, Event, HostFlowKey, SAMPLE_AFTER_NS};
 use portcullis_common::{Address, DropReason, PassReason, Verdict};
 use portcullis_tests::gate::fuzz::generate::Generator;
 use portcullis_tests::gate::fuzz::world::{self, LOCAL, REMOTE, flow, model};
@@ -117,11 +117,14 @@ fn sampled_events_say_what_was_dropped_and_every_lost_one_is_counted() {
             pin_to_one_cpu();
             // One more than the ring takes, and then some.
             let events = EVENT_BYTES as usize / (8 + Event::SIZE) + 100;
+            let mut late = 0;
             for _ in 0..events {
                 kernel.sample_next(dropped).unwrap();
+                let sampled = monotonic_ns();
                 assert_eq!(kernel.verdict(&frame).unwrap(), dropped);
                 // A packet of the same second makes no event of its own.
                 assert_eq!(kernel.verdict(&frame).unwrap(), dropped);
+                late += usize::from(monotonic_ns() - sampled >= SAMPLE_AFTER_NS);
             }
             let lost = usize::try_from(kernel.events_lost().unwrap()).unwrap();
             let mut ring = kernel.events().unwrap();
@@ -137,7 +140,10 @@ fn sampled_events_say_what_was_dropped_and_every_lost_one_is_counted() {
                 received += 1;
             }
             assert!(lost > 0, "control: the ring was to overflow");
-            assert_eq!(received + lost, events);
+            assert!(
+                (events..=events + late).contains(&(received + lost)),
+                "{received} and {lost} of {events}"
+            );
         })
         .unwrap();
 }

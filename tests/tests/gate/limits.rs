@@ -64,25 +64,30 @@ fn network(model: &Model, address: &str) -> u64 {
 /// Neither one network nor any number of them takes what belongs to those who work.
 #[test]
 fn an_opening_is_paid_by_its_network_first_and_then_from_a_budget_of_its_kind() {
+    use RateClass::{Unproven, UnprovenNetwork, UnprovenRecent};
     let netns = Netns::new("payers").unwrap();
     let openers = [
         (RateClass::SynNetwork, RateClass::SynRecent, RateClass::Syn, P::TcpOpen, D::SynRate),
         (RateClass::OpenerNetwork, RateClass::OpenerRecent, RateClass::Opener, P::TunnelOpen, D::OpenerRate),
+        (UnprovenNetwork, UnprovenRecent, Unproven, P::TunnelUnproven, D::TunnelRate),
+        (UnprovenNetwork, UnprovenRecent, Unproven, P::RelayBind, D::TunnelRate),
     ];
     netns
         .enter(|| {
             for family in 0..2 {
                 for (by_network, recent, all, pass, refused) in openers {
+                    let model = world::model();
                     let opening = |remote: [&str; 2]| {
                         let path = Path::new(remote[family], LOCAL[family]);
                         match pass {
                             P::TcpOpen => path.frame(TCP, &packet::tcp(ELSEWHERE, 443, SYN)),
+                            P::TunnelUnproven => path.udp(ELSEWHERE, 443, &quic::short(model.id(8), 40)),
+                            P::RelayBind => path.udp(ELSEWHERE, 443, &quic::bind(model.id(8))),
                             _ => path.udp(ELSEWHERE, 443, &quic::initial(&[9; 8])),
                         }
                     };
-                    let model = world::model();
                     let stranger = network(&model, REMOTE[family]);
-                    let mut sides = Sides::new(model);
+                    let mut sides = Sides::new(model.clone());
                     // A network that has used up its own leaves the common budget alone.
                     sides.set(by_network, stranger, USED_UP);
                     assert_eq!(sides.verdict(&opening(REMOTE)), Verdict::Drop(refused));

@@ -68,14 +68,11 @@ fn expiry_needs_no_daemon() {
     // A machine that is too busy to send two packets within a short life gets a longer one.
     for seconds in [8u64, 30, 60] {
         let pair = lab.pair(&ends);
-        let began = Instant::now();
         let mut daemon = daemon(&lab, Some((&ends, &pair, seconds as f64)), &[]);
         let granted = Instant::now();
         daemon.kill().unwrap();
         daemon.wait().unwrap();
         let passes = pair.passes_both(&ends, b"x", Duration::from_secs(seconds) / 4);
-        let late = began.elapsed() >= Duration::from_secs(seconds);
-        assert!(passes == [true; 2] || late, "with the daemon dead");
         std::thread::sleep(Duration::from_millis(1_000 * seconds + 100).saturating_sub(granted.elapsed()));
         assert_eq!(pair.passes_both(&ends, b"x", SILENCE), [false; 2]);
         if passes == [true; 2] {

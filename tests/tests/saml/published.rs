@@ -41,14 +41,14 @@ fn reload(lab: &Lab, from: &str, to: &str) {
     let new = config.with_extension("new");
     std::fs::write(&new, text.replacen(from, to, 1)).unwrap();
     std::fs::rename(new, &config).unwrap();
-    wait_until("a reload", Duration::from_secs(20), || Ok((reloads()? > before).then_some(()))).unwrap();
+    wait_until("a reload", Duration::from_secs(60), || Ok((reloads()? > before).then_some(()))).unwrap();
 }
 
 #[test]
 fn what_an_application_publishes_counts_and_outlives_its_publisher() {
     let (lab, publisher) = start("");
     // The node has fetched it by itself; nothing asks for it any more.
-    wait_until("a fetch", Duration::from_secs(20), || {
+    wait_until("a fetch", Duration::from_secs(60), || {
         let counted =
             "portcullis_metadata_fetches_total{kind=\"application\",name=\"crm\",result=\"good\"} 1";
         Ok(lab.realm.node.metrics()?.contains(counted).then_some(()))
@@ -98,8 +98,12 @@ fn what_does_not_fit_the_configuration_is_nobodys() {
     );
     let why = events[0]["detail"].as_str().unwrap();
     assert!(why.contains("is of `https://sp.example.org/saml/metadata`, and not of `urn:another`"), "{why}");
-    let failed = lab.realm.events("admin", 2).unwrap();
-    assert!(failed.iter().any(|event| event["detail"].as_str().unwrap().contains("cannot be fetched: ")));
+    let is_failure =
+        |event: &serde_json::Value| event["detail"].as_str().unwrap().contains("cannot be fetched: ");
+    wait_until("the failure in the log", Duration::from_secs(60), || {
+        Ok(lab.realm.events("admin", 0)?.iter().any(is_failure).then_some(()))
+    })
+    .unwrap();
     // The application can be told of the node meanwhile.
     let own = web.get(&lab.realm.url(AUTH, "/cdn-cgi/access/sso/saml/crm/saml-metadata")).unwrap();
     assert!(own.status == 200 && own.body.contains("IDPSSODescriptor"), "{}", own.body);

@@ -102,7 +102,7 @@ impl Site {
         let server = Process::spawn_in(&dir, "php", command)?;
         let plain = Web::bare(&dir.join("plain.jar"), &dir.join("ca.pem"), port, &[]);
         plan.ca.write(&dir)?;
-        wait_until("PHP's server", Duration::from_secs(10), || {
+        wait_until("PHP's server", Duration::from_secs(60), || {
             Ok(plain.get(&format!("{origin}/bye")).ok().filter(|reply| reply.status == 200))
         })?;
         let metadata =
@@ -211,7 +211,7 @@ fn signed_and_encrypted_in_and_out_from_either_side() {
     assert!(told.contains("crm is told that the session of ann@example.com has ended"), "{told}");
     // It ends its session, and then fails to write the answer (1.19: the destination of a SOAP answer is an array), so the node
     // rightly has no word that it did, says so in an event and asks again. `soap` has an application that answers.
-    wait_until("the application to hear of it", Duration::from_secs(20), || {
+    wait_until("the application to hear of it", Duration::from_secs(60), || {
         Ok((!site.is_signed_in(&web)?).then_some(()))
     })
     .unwrap();

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::service::certificate;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// A node and an application behind pysaml2, which know each other by their metadata.
 struct Site {

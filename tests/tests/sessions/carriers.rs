@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use portcullis_tests::private_lab::{Forward, Plan, PrivateLab, carrier, echo_tcp, path};
+use portcullis_tests::private_lab::{Forward, Plan, PrivateLab, echo_tcp};
 use portcullis_tests::process::wait_until;
 
 use crate::SOON;
@@ -44,7 +44,9 @@ fn sessions_over_tcp_survive_another_address_at_either_end() {
     let worst = conversation.end();
     println!("the longest wait was {worst:?}");
     assert!(worst < Duration::from_secs(12), "an answer took {worst:?}");
-    assert_eq!((path(&ann).unwrap(), carrier(&ann).unwrap()), ("userspace".into(), "tcp".into()));
+    let conversation = Conversation::start(&lab, &forward);
+    conversation.goes_on_until(&lab, &ann, ("userspace", "tcp"));
+    conversation.end();
     assert_eq!(lab.events_of("connect", "echo", 1).unwrap().len(), 1, "it was one session all the time");
 }
 
@@ -109,8 +111,11 @@ fn goes_on_whatever_udp_does(at_client: bool, at_office: bool) {
     let forward = Forward::start(&ann, &["tcp", "echo", "--listen", "127.0.0.1:0"]).unwrap();
     echo_tcp(&lab.client, forward.address, &vec![7; 1 << 20]).unwrap();
     println!("a first megabyte came back after {:?}", began.elapsed());
-    assert_eq!((path(&ann).unwrap(), carrier(&ann).unwrap()), ("userspace".into(), over_tcp.into()));
-    assert_eq!(streams(&lab), expected);
+    // Who has UDP may have taken TCP for a while, on a machine that is too busy to answer in time.
+    let conversation = Conversation::start(&lab, &forward);
+    conversation.goes_on_until(&lab, &ann, ("userspace", over_tcp));
+    all_streams(expected);
+    conversation.end();
     let table = ann.ok(&["status"]).unwrap();
     assert_eq!(table.contains("userspace, over TCP"), at_client, "{table}");
     let datagrams = Forward::start(&ann, &["udp", "udpecho", "--listen", "127.0.0.1:0"]).unwrap();

@@ -53,7 +53,7 @@ impl Lab {
                 "--silent",
                 "--show-error",
                 "--max-time",
-                "120",
+                "280",
                 "--insecure",
                 "--write-out",
                 " %{http_code}",
@@ -156,8 +156,9 @@ fn a_connector_enrols_listens_on_nothing_and_comes_back() {
     let of = |tables: [&str; 2]| tables.map(|table| sockets(pid, table)).concat();
     wait_until("two UDP sockets and nothing else", START, || {
         let udp = of(["udp", "udp6"]);
-        assert!(udp.iter().all(|(_, _, state)| state == ESTABLISHED), "{udp:?}");
-        Ok((udp.len() == 2 && of(["tcp", "tcp6"]).is_empty()).then_some(()))
+        let hear_one_peer = udp.iter().all(|(_, _, state)| state == ESTABLISHED);
+        anyhow::ensure!(udp.len() == 2 && hear_one_peer && of(["tcp", "tcp6"]).is_empty(), "{udp:?}");
+        Ok(Some(()))
     })
     .unwrap();
 
@@ -183,7 +184,8 @@ fn a_connector_enrols_listens_on_nothing_and_comes_back() {
     let mut thief = Connector::enrol(&lab.directory.path().join("thief"), None, &token).unwrap();
     assert!(!thief.process.wait(START).unwrap().success());
     assert!(thief.process.output().contains("already used"), "{}", thief.process.output());
-    assert!(lab.events().contains("bad_enrolment"));
+    wait_until("the refusal in the log", START, || Ok(lab.events().contains("bad_enrolment").then_some(())))
+        .unwrap();
 }
 
 #[test]
@@ -238,6 +240,7 @@ fn both_ends_drain() {
     assert!(connector.process.terminate(STOP).unwrap().success());
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     assert!(answer(slow).ends_with(" 200"));
+    lab.connected(0);
     let gone = answer(lab.request("/gone"));
     assert!(gone.ends_with(" 503"), "{gone}");
 

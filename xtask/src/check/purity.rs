@@ -26,6 +26,7 @@ const PURE: [&str; 15] = [
     "node/src/tunnel/carrier/follower",
     "node/src/tunnel/private/book",
     "node/src/tunnel/private/permit",
+    "node/src/tunnel/private/works",
     "node/src/tunnel/end_to_end/fragment",
     "node/src/tunnel/end_to_end/wire",
 ];

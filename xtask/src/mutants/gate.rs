@@ -164,9 +164,23 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "identifier-bucket",
         TUNNEL,
-        "lookup.take(RateClass::UnprovenId, id.hash(), now) && lookup.take(RateClass::Unproven, 0, now)",
-        "lookup.take(RateClass::Unproven, 0, now)",
+        "lookup.take(RateClass::UnprovenId, id.hash(), now) && pays_for_network(flow, classes, lookup, now)",
+        "pays_for_network(flow, classes, lookup, now)",
         "one captured connection ID uses up the budget of all",
+    ),
+    mutant(
+        "unproven-network",
+        TUNNEL,
+        "[RateClass::UnprovenNetwork, RateClass::UnprovenRecent, RateClass::Unproven]",
+        "[RateClass::UnprovenId, RateClass::UnprovenRecent, RateClass::Unproven]",
+        "a stranger's network takes what all have for handshakes and binds",
+    ),
+    mutant(
+        "unproven-recent",
+        TUNNEL,
+        "[RateClass::UnprovenNetwork, RateClass::UnprovenRecent, RateClass::Unproven]",
+        "[RateClass::UnprovenNetwork, RateClass::Unproven, RateClass::Unproven]",
+        "nothing is kept for the handshakes and binds of networks that logged in lately",
     ),
     mutant(
         "knock-bucket",

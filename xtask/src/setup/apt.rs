@@ -66,11 +66,20 @@ const BENCH: &[Tool] = &[
     tool(&["which", "wireguard-go"], "wireguard-go"),
 ];
 
+/// What brings up another kernel.
+const VM: &[Tool] = &[
+    tool(&["qemu-system-x86_64", "--version"], "qemu-system-x86"),
+    tool(&["/bin/busybox", "true"], "busybox-static"),
+    tool(&["cpio", "--version"], "cpio"),
+    tool(&["modprobe", "--version"], "kmod"),
+];
+
 pub fn tools(scope: Scope) -> Vec<&'static Tool> {
     let parts: &[&[Tool]] = match scope {
         Scope::Check => &[BUILD],
         Scope::Demo => &[BUILD, LAB],
         Scope::Bench => &[BUILD, LAB, BENCH],
+        Scope::Vm => &[BUILD, LAB, TEST, VM],
         Scope::Test | Scope::All => &[BUILD, LAB, TEST],
     };
     parts.iter().copied().flatten().collect()

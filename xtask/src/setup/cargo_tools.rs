@@ -7,7 +7,7 @@ use crate::shell::{self, cargo, probe};
 
 pub fn setup(scope: Scope) -> Result<()> {
     // 0.9.100 and later of nextest, 0.18 and later of deny read our configuration files; what is there is kept.
-    if matches!(scope, Scope::Test | Scope::All) {
+    if matches!(scope, Scope::Test | Scope::Vm | Scope::All) {
         ensure("nextest", "cargo-nextest", "0.9.143")?;
     }
     if matches!(scope, Scope::Check | Scope::All) {

@@ -23,6 +23,8 @@ pub enum Scope {
     Demo,
     Test,
     Check,
+    /// Tests in a virtual machine; not part of [`Scope::All`].
+    Vm,
     /// Peers to measure against; not part of [`Scope::All`].
     Bench,
     All,

@@ -8,6 +8,9 @@ use super::state::State;
 use super::{Ended, Revoked, SessionRef, Usage};
 use crate::gate::GateError;
 
+/// Whoever ends a session at its end may come after the clock, and wants to know what it has carried.
+const REMEMBERED_NS: u64 = 10_000_000_000;
+
 impl State {
     pub(super) fn revoke(&mut self, session: SessionRef, now: u64) -> Result<Option<Ended>, GateError> {
         if self.table.get(session.index, session.generation).is_none_or(|live| live.is_ended) {
@@ -23,9 +26,12 @@ impl State {
             self.table.get(session.index, session.generation).is_some_and(|live| !live.is_ended)
         };
         let live: BTreeSet<_> = sessions.iter().filter(live).copied().collect();
-        let revoked = self.cut_all(live, now);
+        let mut revoked = self.cut_all(live, now);
         // Also for those that were ended before, and not waited for.
         self.wait_for_cpus()?;
+        let asked: BTreeSet<_> = sessions.iter().collect();
+        let asked = |(_, ended): &mut (u64, Ended)| asked.contains(&ended.session);
+        revoked.ended.extend(self.expired.extract_if(.., asked).map(|(_, ended)| ended));
         Ok(revoked)
     }
 
@@ -47,6 +53,7 @@ impl State {
     }
 
     pub(super) fn expire(&mut self, now: u64) -> Result<Vec<Ended>, GateError> {
+        self.expired.retain(|(until, _)| *until > now);
         let over: Vec<_> = self
             .table
             .iter()
@@ -61,6 +68,8 @@ impl State {
         self.wait_for_cpus()?;
         let mut ended = revoked.all()?;
         ended.retain(|ended| reported.contains(&ended.session));
+        let until = now.saturating_add(REMEMBERED_NS);
+        self.expired.extend(ended.iter().map(|ended| (until, *ended)));
         Ok(ended)
     }
 

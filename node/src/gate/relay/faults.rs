@@ -11,7 +11,9 @@ use portcullis_common::{Address, Family, Flow, SipKey};
 use super::hops::HopKey;
 use super::maps::RelayMaps;
 use super::state::State;
-use super::{FlowGrant, Leg, Network, Placement, Relay, RelayError, Resolved, Revoked, SessionRef, Way};
+use super::{
+    Ended, FlowGrant, Leg, Network, Placement, Relay, RelayError, Resolved, Revoked, SessionRef, Way,
+};
 use crate::gate::{GateError, PeerAddress};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -247,6 +249,33 @@ fn a_revocation_that_succeeds_is_one_whatever_fails() {
         assert!(memory.flows.is_empty(), "{failing:?}");
         assert_ne!(memory.sessions[&world.session.index].generation, world.session.generation);
     }
+}
+
+/// The clock and one of the ends, which has a clock of its own, may end a session at the same time.
+#[test]
+fn what_an_expired_session_has_carried_is_told_to_who_ends_it_too() {
+    let mut world = world();
+    let (session, client) = (world.session, key(&world.flows[0]));
+    if let Some((_, entry)) = world.maps.memory().flows.get_mut(&client) {
+        (entry.packets, entry.bytes) = (3, 300);
+    }
+    let over = u64::try_from(LIFETIME.as_nanos()).unwrap();
+    let expired = world.state.expire(over).unwrap();
+    let told =
+        |ended: &[Ended]| ended.iter().map(|ended| (ended.session, ended.usage[0].bytes)).collect::<Vec<_>>();
+    assert_eq!(told(&expired), [(session, 300)]);
+    assert_eq!(told(&world.state.revoke_all(&[session], over + 1).unwrap().ended), [(session, 300)]);
+    assert_eq!(told(&world.state.revoke_all(&[session], over + 2).unwrap().ended), [], "once");
+}
+
+#[test]
+fn what_an_expired_session_has_carried_is_forgotten_after_a_while() {
+    let mut world = world();
+    let over = u64::try_from(LIFETIME.as_nanos()).unwrap();
+    assert_eq!(world.state.expire(over).unwrap().len(), 1);
+    assert_eq!(world.state.expired.len(), 1);
+    world.state.expire(over + 11_000_000_000).unwrap();
+    assert!(world.state.expired.is_empty());
 }
 
 #[test]

@@ -284,7 +284,9 @@ impl Relay {
     }
 
     /// Ends sessions, as [`revoke`](Self::revoke) does one, and waits for the CPUs once, or not at all where no packet of
-    /// them can be under way. Those that were over are left out; those that failed can be asked for again.
+    /// them can be under way. Those that were over are left out; but of one that [`expire`](Self::expire) has just removed it
+    /// is told once more what it has carried, since whoever ends it at the same time would not know. Those that failed can
+    /// be asked for again.
     ///
     /// # Errors
     ///

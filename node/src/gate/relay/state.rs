@@ -11,7 +11,7 @@ use portcullis_common::layout::{Hop, IDENTITIES, SESSIONS, Session};
 use super::hops::{Detour, HopKey, HopTable};
 use super::maps::RelayMaps;
 use super::sessions::{Direction, Live, Onward, SessionTable};
-use super::{FlowGrant, IdentityRef, Keeper, Leg, Network, RelayError, SessionRef, Usage, entry};
+use super::{Ended, FlowGrant, IdentityRef, Keeper, Leg, Network, RelayError, SessionRef, Usage, entry};
 use crate::gate::{GateError, PeerAddress};
 
 pub(super) struct State {
@@ -22,6 +22,8 @@ pub(super) struct State {
     pub(super) hops: HopTable,
     /// What sessions that are over have carried.
     pub(super) past: [Usage; 2],
+    /// Those that have expired of late, and until when they are remembered.
+    pub(super) expired: Vec<(u64, Ended)>,
     pub(super) keeper: Option<Keeper>,
     asked: bool,
     /// Some CPU may still act on what the maps held before.
@@ -51,6 +53,7 @@ impl State {
             table: SessionTable::new(BTreeMap::new()),
             hops: HopTable::default(),
             past: [Usage::default(); 2],
+            expired: Vec::new(),
             keeper: None,
             asked: false,
             // Of what the earlier process ended last, too.

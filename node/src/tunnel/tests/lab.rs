@@ -40,7 +40,7 @@ use crate::tunnel::wire::EnrolmentSecret;
 use crate::tunnel::{Devices, PrivateParts, PrivateSessions, Registry, TunnelStream};
 
 /// Nothing in these tests takes longer, except on purpose.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits for `future`, which must not hang.
 pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
@@ -125,7 +125,7 @@ impl Lab {
     pub(super) async fn start_again(&mut self) {
         (self.node, self.desk) = node(self.directory.path(), &self.outfit).await;
         // The last node's socket closes a moment after its tasks have ended.
-        let bound = (0..500).find_map(|_| {
+        let bound = (0..3000).find_map(|_| {
             UdpSocket::bind(self.address).inspect_err(|_| std::thread::sleep(Duration::from_millis(10))).ok()
         });
         self.serve(bound.expect("the address is free again"));

@@ -83,7 +83,7 @@ fn run(lab: &mut Lab, evidence: &mut Evidence) -> Result<()> {
 
     // Events are written behind the answer.
     let mut events = Vec::new();
-    let complete = wait_until("all events", Duration::from_secs(3), || {
+    let complete = wait_until("all events", Duration::from_secs(15), || {
         events = lab.events()?.split_off(before);
         Ok(EXPECTED.iter().all(|expected| count(&events, expected) > 0).then_some(()))
     });

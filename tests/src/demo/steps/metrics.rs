@@ -34,7 +34,7 @@ fn run(lab: &mut Lab, evidence: &mut Evidence) -> Result<()> {
         after.get(reason).copied().unwrap_or(0) - before.get(reason).copied().unwrap_or(0)
     };
     // The node reads the kernel's counters when it is asked, or every second.
-    let counted = wait_until("the drops to be counted", Duration::from_secs(3), || {
+    let counted = wait_until("the drops to be counted", Duration::from_secs(15), || {
         let after = drops(lab)?;
         Ok((rise(&after, "tcp_closed") >= PACKETS && rise(&after, "udp_unsolicited") >= PACKETS)
             .then_some(after))

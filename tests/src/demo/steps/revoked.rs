@@ -10,7 +10,8 @@ use crate::demo::{Evidence, Fault, Step};
 use crate::portcullis::START;
 use crate::process::Process;
 
-const LIMIT: Duration = Duration::from_secs(1);
+/// What is claimed is a second, and a machine that does other things is late with it; nothing else closes a WebSocket so early.
+const LIMIT: Duration = Duration::from_secs(3);
 
 pub(super) const STEP: Step = Step {
     name: "revoked",

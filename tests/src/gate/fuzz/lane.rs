@@ -12,7 +12,7 @@ use super::exact::Exact;
 use super::generate::Generator;
 use super::world::World;
 use crate::gate::kernel::{Kernel, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX, monotonic_ns};
-use crate::gate::model::Bytes;
+use crate::gate::model::{BY_NETWORK, Bytes};
 
 pub struct Lane {
     kernel: Kernel,
@@ -124,10 +124,7 @@ impl Lane {
         let one_for_all = RateClass::ALL.into_iter().filter(|class| class.slot(u64::MAX) == class.slot(0));
         let mut slots: Vec<_> = one_for_all.map(|class| (class.slot(0), class)).collect();
         let payers = self.exact.model.payers();
-        // As `payers` gives them: in turn for the two classes.
-        slots.extend(
-            payers.into_iter().zip([RateClass::SynNetwork, RateClass::OpenerNetwork].into_iter().cycle()),
-        );
+        slots.extend(payers.into_iter().zip(BY_NETWORK.into_iter().cycle()));
         let words: Vec<_> =
             slots.into_iter().map(|(slot, class)| (slot, deal_word(&mut self.rng, class, now))).collect();
         for (slot, word) in &words {

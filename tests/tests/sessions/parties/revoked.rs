@@ -119,6 +119,8 @@ fn heavy_a_revocation_cuts_everybody_within_a_second_and_each_sees_an_error() {
                 connect.wait_for_output(&told, SOON).unwrap();
                 connect.output()
             } else {
+                // `ssh` does not wait for what it goes through.
+                wait_until(&told, SOON, || Ok(party.process.output().contains(&told).then_some(()))).unwrap();
                 party.process.output()
             };
             assert_eq!(said.matches(&told).count(), 1, "{application}: {said}");
@@ -142,8 +144,10 @@ fn heavy_a_file_that_is_cut_half_way_arrives_with_an_error() {
     let status = scp.wait(SOON).unwrap();
     assert!(cut.elapsed() < CUT, "after {:?}", cut.elapsed());
     assert!(!status.success());
-    let told = scp.output();
-    assert!(told.contains("the session is over: an administrator revoked it"), "{told}");
+    wait_until("the reason", SOON, || {
+        Ok(scp.output().contains("the session is over: an administrator revoked it").then_some(()))
+    })
+    .unwrap();
     assert!(fs::metadata(&copy).unwrap().len() < BIG << 20);
     fs::remove_file(&copy).unwrap();
 }

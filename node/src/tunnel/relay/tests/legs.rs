@@ -119,7 +119,7 @@ async fn a_busy_leg_does_not_starve_the_others() {
         node_of_one.send_to(b"many", address[0]).await.unwrap();
     }
     node_of_two.send_to(b"once", address[1]).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
     let mut before = 0;
     while receive(&legs).await.0 == one.socket_addr() {
         before += 1;

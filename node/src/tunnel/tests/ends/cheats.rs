@@ -1,6 +1,6 @@
 //! Peers that cheat get nothing: the origin sees no connection.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
@@ -107,7 +107,7 @@ async fn what_the_node_has_ended_passes_no_packet_and_the_connector_has_forgotte
     let [reference] = world.node.live()[..] else { panic!("one session") };
     world.node.end(reference, EndReason::LoginEnded);
     soon(session.wait_end()).await;
-    assert!(timeout(Duration::from_secs(1), session.open_tcp()).await.unwrap().is_err());
+    assert!(timeout(Duration::from_secs(10), session.open_tcp()).await.unwrap().is_err());
     until("its connections are closed", || world.node.relayed(reference) == 0).await;
     assert_eq!(origin.count(), 1);
 }
@@ -116,14 +116,24 @@ async fn what_the_node_has_ended_passes_no_packet_and_the_connector_has_forgotte
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_nobody_ends_is_over_with_its_grant_at_the_connector() {
     let origin = TestOrigin::echo().await;
-    let world = World::start(Protocol::Tcp, host(origin.address)).await;
-    world.node.state().tamper =
-        Some(
-            Arc::new(|grant| Grant { not_after: crate::flow::UnixTime(crate::clock::now().0 - 57), ..grant })
-                as Tamper,
-        );
-    let session = soon(world.client.session("app", None)).await.unwrap();
-    soon(session.open_tcp()).await.unwrap();
-    soon(session.wait_end()).await;
-    until("the node is told", || world.node.logged("connector ended") == 1).await;
+    // A machine that is too busy to use it in time gets more.
+    for left in [3, 10, 20] {
+        let world = World::start(Protocol::Tcp, host(origin.address)).await;
+        let tamper = move |grant| Grant {
+            not_after: crate::flow::UnixTime(crate::clock::now().0 - 60 + left),
+            ..grant
+        };
+        world.node.state().tamper = Some(Arc::new(tamper) as Tamper);
+        let began = Instant::now();
+        let session = soon(world.client.session("app", None)).await;
+        if began.elapsed() > Duration::from_secs(left.unsigned_abs()) / 2 {
+            continue;
+        }
+        let session = session.unwrap();
+        soon(session.open_tcp()).await.unwrap();
+        soon(session.wait_end()).await;
+        until("the node is told", || world.node.logged("connector ended") == 1).await;
+        return;
+    }
+    panic!("this machine never opens a session in time");
 }

@@ -1,6 +1,6 @@
 //! TCP through a session: bytes, ends, resets, and what the control connections' losses do to it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn::{ReadError, RecvStream, SendStream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -195,7 +195,7 @@ async fn a_revocation_cuts_a_transfer_and_says_why() {
         received += soon(recv.read_chunk(65_536, true)).await.unwrap().unwrap().bytes.len();
     }
     world.node.end(world.node.live()[0], EndReason::Revoked);
-    let cut = tokio::time::timeout(Duration::from_secs(1), async {
+    let cut = tokio::time::timeout(Duration::from_secs(4), async {
         while let Ok(Some(_)) = recv.read_chunk(65_536, true).await {}
         recv.read_chunk(1, true).await
     });
@@ -234,9 +234,19 @@ async fn a_session_outlives_both_control_connections_and_the_nodes_memory_of_its
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_ends_with_its_grant_and_the_person_hears_of_it_before() {
     let origin = TestOrigin::echo().await;
-    let world = World::start(Protocol::Tcp, host(origin.address)).await;
-    world.node.state().lifetime = Duration::from_secs(3);
-    let session = soon(world.client.session("app", None)).await.unwrap();
+    // A machine that is too busy to use it within a short life gets a longer one.
+    let mut found = None;
+    for seconds in [3, 10, 30] {
+        let world = World::start(Protocol::Tcp, host(origin.address)).await;
+        world.node.state().lifetime = Duration::from_secs(seconds);
+        let began = Instant::now();
+        let session = soon(world.client.session("app", None)).await;
+        if began.elapsed() < Duration::from_secs(seconds) / 2 {
+            found = Some((world, session.unwrap()));
+            break;
+        }
+    }
+    let (world, session) = found.expect("this machine opens a session in time");
     echoed(&session, b"in time").await;
     assert_eq!(soon(session.wait_end()).await, SessionEnd::Expired);
     until("the person is told that it is over", || world.notices().len() > 1).await;

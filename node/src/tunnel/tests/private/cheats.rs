@@ -11,7 +11,7 @@ use crate::tunnel::relay::wire::{BindKey, CHALLENGE_LEN, Challenge, Ticket, seal
 use crate::tunnel::relay::{Early, Leg, SessionRef};
 use crate::tunnel::wire::{ConnectorFrame, EndReason};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_millis(500);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -70,8 +70,15 @@ async fn a_login_has_a_bounded_number_of_connections() {
     let mut ninth = Client::hello(&lab, &ann.key, &ann.token).await;
     assert_eq!(ninth.hear().await, AccessFrame::Refused(AccessRefusal::TooManyConnections));
     held.pop().unwrap().connection.close(0u8.into(), b"");
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    Client::welcome(&lab, &ann).await;
+    let room = async {
+        loop {
+            match Client::hello(&lab, &ann.key, &ann.token).await.hear().await {
+                AccessFrame::Refused(AccessRefusal::TooManyConnections) => {}
+                frame => return frame,
+            }
+        }
+    };
+    assert!(matches!(soon(room).await, AccessFrame::Welcome { .. }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,7 +143,7 @@ async fn binds_count_once_from_where_they_come_and_for_their_own_session() {
     // A good bind from elsewhere is asked for its address; an answer from a third place is not taken.
     let (first, second) = (Wire::to(lab.address), Wire::to(lab.address));
     let bind = seal_bind(&own, of_cheat.session, Leg::Client, &of_cheat.ticket, late);
-    let challenge = first.send(&bind).hear().expect("a challenge");
+    let challenge = first.send(&bind).challenge();
     assert_eq!(challenge.len(), CHALLENGE_LEN);
     assert_eq!(second.send(&bind).hear(), None, "replayed");
     let challenge = Challenge::open(&challenge, &own, of_cheat.session, Leg::Client).unwrap();
@@ -181,7 +188,6 @@ impl Wire {
     pub(super) fn to(node: SocketAddr) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.connect(node).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         Self(socket)
     }
 
@@ -190,7 +196,17 @@ impl Wire {
         self
     }
 
+    /// What comes soon, where nothing should.
     fn hear(&self) -> Option<Vec<u8>> {
+        self.hear_within(Duration::from_millis(300))
+    }
+
+    fn challenge(&self) -> Vec<u8> {
+        self.hear_within(PATIENCE).expect("a challenge")
+    }
+
+    fn hear_within(&self, patience: Duration) -> Option<Vec<u8>> {
+        self.0.set_read_timeout(Some(patience)).unwrap();
         let mut bytes = [0; 128];
         self.0.recv(&mut bytes).ok().map(|length| bytes[..length].to_vec())
     }
@@ -202,8 +218,7 @@ impl Wire {
 
     pub(super) fn proves_for(&self, key: &BindKey, session: SessionRef, ticket: &Ticket, counter: u64) {
         self.send(&seal_bind(key, session, Leg::Client, ticket, counter));
-        let challenge =
-            Challenge::open(&self.hear().expect("a challenge"), key, session, Leg::Client).unwrap();
+        let challenge = Challenge::open(&self.challenge(), key, session, Leg::Client).unwrap();
         self.send(&seal_answer(key, session, Leg::Client, ticket, &challenge));
     }
 }
@@ -265,6 +280,8 @@ async fn an_early_name_is_nobody_elses_to_take() {
     let ticket = lab.node.private.ticket().unwrap();
     let key = BindKey::export(&client.connection, EARLY.session(), Leg::Client).unwrap();
     let of_eve = BindKey::export(&cheat.connection, EARLY.session(), Leg::Client).unwrap();
+    // Requests wait a few seconds for a connector, so this one is ready to connect.
+    let of_connector = enrol(&lab, "hq").await;
     client.say(&asks_binding(1, "db")).await;
     let (wire, other) = (Wire::to(lab.address), Wire::to(lab.address));
     tokio::time::sleep(SILENCE).await;
@@ -275,7 +292,7 @@ async fn an_early_name_is_nobody_elses_to_take() {
     assert!(matches!(cheat.hear().await, AccessFrame::Denied { denial: Denial::NoApplication, .. }));
     assert_eq!(other.send(&seal_bind(&of_eve, EARLY.session(), Leg::Client, &ticket, 9)).hear(), None);
 
-    let _connector = TestConnector::start(&lab).await;
+    let _connector = TestConnector::connect(&lab, of_connector, std::sync::Arc::default(), true).await;
     let AccessFrame::Opened(of_cheat) = cheat.hear_all().await else { panic!("it is opened") };
     let AccessFrame::Opened(opened) = client.hear_all().await else { panic!("it is opened") };
     let AccessFrame::Ready { session, .. } = client.hear_all().await else { panic!("ann's leg was proved") };

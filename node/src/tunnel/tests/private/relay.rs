@@ -17,7 +17,7 @@ use crate::tunnel::relay::Leg;
 use crate::tunnel::relay::wire::BindKey;
 use crate::tunnel::wire::{ConnectorFrame, EndReason, RelayPath};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_millis(500);
 
 fn port(socket: &UdpSocket) -> u16 {

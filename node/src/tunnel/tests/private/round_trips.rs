@@ -24,7 +24,7 @@ use crate::tunnel::identity::KeyHash;
 use crate::tunnel::relay::wire::Ticket;
 use crate::tunnel::wire::{Authority, DeviceSecret};
 
-/// Long, so that what a busy machine adds to all of them together is less than half of one.
+/// Long, so that what a busy machine adds to all of them together is less than half of one, as a rule.
 const DELAY: Duration = Duration::from_millis(250);
 
 /// Sends what it is given to `to`, so much later and in the order in which it came.
@@ -151,14 +151,29 @@ async fn counted(has_ticket: bool) -> [u128; 3] {
     [cold, warm, another]
 }
 
+/// The least of some attempts, where the first is not what it should be: a machine that does other things can only add to it.
+async fn least(has_ticket: bool, expected: [u128; 3]) -> [u128; 3] {
+    let mut least = counted(has_ticket).await;
+    for _ in 0..4 {
+        if least == expected {
+            break;
+        }
+        let again = counted(has_ticket).await;
+        least = std::array::from_fn(|at| least[at].min(again[at]));
+    }
+    least
+}
+
 /// QUIC's handshake, Open with Bind, Answer, the end-to-end handshake, the request.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bind_that_goes_out_with_the_request_saves_a_round_trip() {
-    assert_eq!(counted(true).await, [5, 4, 1]);
+    let expected = [5, 4, 1];
+    assert_eq!(least(true, expected).await, expected);
 }
 
 /// Control: the first bind waits for its session. What comes with that serves the next.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_ticket_the_first_session_takes_one_more() {
-    assert_eq!(counted(false).await, [6, 4, 1]);
+    let expected = [6, 4, 1];
+    assert_eq!(least(false, expected).await, expected);
 }
