@@ -303,6 +303,7 @@ mod tests {
         let session = Session {
             id: SessionId::from_bytes([1; 16]),
             person: PersonId { provider: "local".into(), subject: "ann".into() },
+            is_local: None,
             email: None,
             display_name: "Ann".into(),
             groups: vec![],

@@ -30,6 +30,7 @@ pub mod saas;
 pub mod saml;
 pub mod seal;
 pub mod session;
+mod sock_diag;
 pub mod ssh_ca;
 pub mod store;
 pub mod token;

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
@@ -26,8 +27,18 @@ pub struct LiveSession {
     /// Set before [`ended`](Self::ended) fires.
     by_administrator: Arc<AtomicBool>,
     /// What the store is known to hold of sign-ins at applications that speak SAML, by application.
-    saml_logins: Arc<Mutex<BTreeMap<String, NameId>>>,
+    saml_logins: Arc<Mutex<BTreeMap<String, SamlLogin>>>,
 }
+
+/// What an application was told: who somebody is, in answers that are over then.
+#[derive(Debug, PartialEq, Eq)]
+struct SamlLogin {
+    name_id: NameId,
+    answers_over_at: UnixTime,
+}
+
+/// When answers are over is written this much later than it is, so that not every one of them is a write.
+const ANSWERS_ROUNDED: Duration = Duration::from_secs(60);
 
 /// Every live session of the node. Clones share it.
 #[derive(Clone)]
@@ -79,21 +90,23 @@ impl Sessions {
         self.store.grant_application(id, application).await
     }
 
-    /// Remembers that an application that speaks SAML knows the person of a session as `name_id`, which costs nothing where it is
-    /// known already.
+    /// Remembers that an application that speaks SAML knows the person of a session as `name_id`, by an answer that is over
+    /// at `over_at`. It costs nothing where that is known already, and for a minute of further answers.
     pub async fn signed_in(
         &self,
         live: &LiveSession,
         application: &str,
         name_id: &NameId,
+        over_at: UnixTime,
     ) -> Result<(), StoreError> {
         // Held over the write: of two names the one that is kept here has to be the one that the store has.
         let mut known = live.saml_logins.lock().await;
-        if known.get(application) != Some(name_id) {
+        if !known.get(application).is_some_and(|known| known.covers(name_id, over_at)) {
             // Who gives up waiting does not stop the write.
             known.remove(application);
-            self.store.insert_saml_login(live.session.id, application, name_id).await?;
-            known.insert(application.to_owned(), name_id.clone());
+            let answers_over_at = over_at.after(ANSWERS_ROUNDED);
+            self.store.insert_saml_login(live.session.id, application, name_id, answers_over_at).await?;
+            known.insert(application.to_owned(), SamlLogin { name_id: name_id.clone(), answers_over_at });
         }
         Ok(())
     }
@@ -196,9 +209,21 @@ impl LiveSession {
         }
     }
 
+    /// Whether [`Sessions::signed_in`] would have nothing to write.
+    pub async fn is_signed_in(&self, application: &str, name_id: &NameId, over_at: UnixTime) -> bool {
+        let known = self.saml_logins.lock().await;
+        known.get(application).is_some_and(|known| known.covers(name_id, over_at))
+    }
+
     /// Of a session that has [ended](Self::ended): not by itself.
     pub fn is_revoked_by_administrator(&self) -> bool {
         self.by_administrator.load(Ordering::Acquire)
+    }
+}
+
+impl SamlLogin {
+    fn covers(&self, name_id: &NameId, over_at: UnixTime) -> bool {
+        self.name_id == *name_id && self.answers_over_at >= over_at
     }
 }
 
@@ -211,6 +236,7 @@ fn in_memory_match(session: &Session, filter: &SessionFilter) -> bool {
             session.person.to_string() == *user
                 || session.email.as_ref().is_some_and(|email| email.as_str().eq_ignore_ascii_case(user))
         }
+        SessionFilter::LocalUser(name) => session.is_of_local_user(name),
         SessionFilter::Application(_) | SessionFilter::All => true,
     }
 }
@@ -224,6 +250,7 @@ mod tests {
         Session {
             id: SessionId::from_bytes([id; 16]),
             person: PersonId { provider: "local".into(), subject: email.into() },
+            is_local: None,
             email: Some(email.parse().unwrap()),
             display_name: email.into(),
             groups: vec![],
@@ -285,8 +312,42 @@ mod tests {
         ann.ended.cancelled().await;
         sessions.endings().await;
         assert_eq!(revoking.await.unwrap().len(), 1);
-        let woken = tokio::time::timeout(std::time::Duration::from_secs(5), sessions.endings()).await;
+        let woken = tokio::time::timeout(Duration::from_secs(5), sessions.endings()).await;
         assert!(woken.is_ok() && store.sessions_matching(&filter, UnixTime(1)).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_local_user_is_found_whatever_the_provider_was_called() {
+        let begun = |id, person: (&str, &str), is_local| Session {
+            person: PersonId { provider: person.0.into(), subject: person.1.into() },
+            is_local,
+            ..session(id, "x@example.com", 100)
+        };
+        for store_works in [true, false] {
+            let directory = tempfile::tempdir().unwrap();
+            let store = Store::open(directory.path()).unwrap();
+            let metrics = Arc::new(Metrics::new().unwrap());
+            let sessions = Sessions::load(store.clone(), metrics, UnixTime(0)).await.unwrap();
+            let all = [
+                begun(1, ("local", "ann"), Some(true)),
+                begun(2, ("staff", "ann"), Some(true)),
+                begun(3, ("staff", "ann"), None),
+                begun(4, ("staff", "joann"), Some(true)),
+                begun(5, ("okta", "ann"), Some(false)),
+                begun(6, ("staff", "x:ann"), Some(true)),
+            ];
+            let mut live = Vec::new();
+            for session in all {
+                live.push(sessions.create(session).await.unwrap());
+            }
+            if !store_works {
+                store.break_sessions().await;
+            }
+            let revoked = sessions.revoke(&SessionFilter::LocalUser("ann".into()), UnixTime(1)).await;
+            assert_eq!(revoked.ok().map(|revoked| revoked.len()), store_works.then_some(3));
+            let ended: Vec<bool> = live.iter().map(|live| live.ended.is_cancelled()).collect();
+            assert_eq!(ended, [true, true, true, false, false, false]);
+        }
     }
 
     #[tokio::test]
@@ -302,13 +363,19 @@ mod tests {
         };
         for name in ["one", "two", "two", "one"] {
             let again = sessions.get(ann.session.id, UnixTime(1)).unwrap();
-            sessions.signed_in(&again, "crm", &NameId::new("f", name)).await.unwrap();
+            sessions.signed_in(&again, "crm", &NameId::new("f", name), UnixTime(300)).await.unwrap();
             assert_eq!(stored().await.as_deref(), Some(name));
+        }
+        for (over_at, stored) in [(360, 360), (361, 421), (400, 421)] {
+            sessions.signed_in(&ann, "crm", &NameId::new("f", "one"), UnixTime(over_at)).await.unwrap();
+            let logins = store.saas_logins(vec![ann.session.id]).await.unwrap();
+            assert_eq!(logins[0].answers_over_at, Some(UnixTime(stored)));
         }
         let by_application = SessionFilter::Application("crm".into());
         assert_eq!(sessions.matching(&by_application, UnixTime(1)).await.unwrap().len(), 1);
         store.break_sessions().await;
-        let signed_in = async |name| sessions.signed_in(&ann, "crm", &NameId::new("f", name)).await;
+        let signed_in =
+            async |name| sessions.signed_in(&ann, "crm", &NameId::new("f", name), UnixTime(400)).await;
         assert!(signed_in("one").await.is_ok(), "it is known, and costs nothing");
         assert!(signed_in("two").await.is_err());
         assert!(signed_in("two").await.is_err(), "what could not be written is not known");

@@ -38,7 +38,7 @@ impl GateDesk {
             "--confirm-within: from 1s to {}s",
             LONGEST_TRIAL.as_secs()
         );
-        ensure!(!store_says_confirmed(store).await?, "the gate enforces already, and it was confirmed");
+        ensure!(!store.gate_is_confirmed().await?, "the gate enforces already, and it was confirmed");
         self.control.enforce(Some(within))?;
         Ok(json!({ "seconds": within.as_secs() }))
     }
@@ -82,7 +82,7 @@ impl GateDesk {
                 GateMode::Enforce => "enforce",
                 GateMode::Audit => "audit",
             },
-            "confirmed": store_says_confirmed(store).await?,
+            "confirmed": store.gate_is_confirmed().await?,
         }))
     }
 
@@ -97,9 +97,4 @@ impl GateDesk {
         );
         Ok(())
     }
-}
-
-async fn store_says_confirmed(store: &Store) -> anyhow::Result<bool> {
-    let store = store.clone();
-    Ok(tokio::task::spawn_blocking(move || store.gate_is_confirmed()).await??)
 }

@@ -39,8 +39,6 @@ pub struct Service {
     pub events: Events,
     /// Where connectors find this node, for enrolment tokens.
     pub address: Authority,
-    /// What the configuration calls the provider of local users.
-    pub local_provider: String,
     /// Live tunnels; without a running daemon there are none.
     pub tunnels: Option<Arc<Registry>>,
     /// What connectors knock with.
@@ -64,6 +62,9 @@ pub struct SessionRow {
 pub struct ElsewhereRow {
     pub application: String,
     pub session: Session,
+    /// Until then it may take an answer that it was sent, and begin a session of its own once more.
+    #[serde(default)]
+    pub answers_over_at: Option<UnixTime>,
 }
 
 /// One connector in a listing.
@@ -88,7 +89,6 @@ impl Service {
             saml: SamlProvider::load(store.clone(), now).await?,
             events: Events::start(config.events.clone(), store.clone(), metrics)?,
             address: Authority::new(&config.node.domain, config.node.public_port),
-            local_provider: config.local_provider().to_owned(),
             tunnels: None,
             private: None,
             devices: Devices::load(store.clone(), None).await?,
@@ -108,7 +108,10 @@ impl Service {
         if let Some(change) = change {
             let event = Event::new(Action::Admin, result.is_ok()).claimed_user(&format!("uid {uid}"));
             self.events.emit(match &result {
-                Ok(_) => event.detail(change),
+                Ok(value) => match value.as_ref().and_then(ended_count) {
+                    Some(count) => event.detail(format!("{change}: {}", ended_text(count))),
+                    None => event.detail(change),
+                },
                 Err(error) => event.detail(format!("{change}: {error}")),
             });
             self.events.flush().await;
@@ -136,11 +139,11 @@ impl Service {
             Request::UserPassword { name, password } => {
                 let password_hash = hash(password).await?;
                 found(self.store.set_password(&name, password_hash).await?, "user", &name)?;
-                self.revoke(&self.sessions_of(&name), now).await
+                self.revoke(&SessionFilter::LocalUser(name), now).await
             }
             Request::UserRemove { name } => {
                 found(self.store.remove_user(&name).await?, "user", &name)?;
-                self.revoke(&self.sessions_of(&name), now).await
+                self.revoke(&SessionFilter::LocalUser(name), now).await
             }
             Request::ConnectorCreate { name, nodes } => {
                 let nodes = if nodes.is_empty() { vec![self.address.clone()] } else { nodes };
@@ -207,11 +210,6 @@ impl Service {
         }
     }
 
-    /// The sessions of a local user.
-    fn sessions_of(&self, name: &str) -> SessionFilter {
-        SessionFilter::User(format!("{}:{name}", self.local_provider))
-    }
-
     async fn status(&self) -> anyhow::Result<Value> {
         let live = self.sessions.matching(&SessionFilter::All, clock::now()).await?.len();
         Ok(json!({
@@ -273,10 +271,14 @@ impl Service {
         let ids: Vec<_> = revoked.iter().map(|session| session.id).collect();
         let logins = self.store.saas_logins(ids.clone()).await?;
         let elsewhere: Vec<_> = logins
-            .iter()
-            .filter_map(|(id, application)| {
-                let session = revoked.iter().find(|session| session.id == *id)?;
-                Some(ElsewhereRow { application: application.clone(), session: Session::clone(session) })
+            .into_iter()
+            .filter_map(|login| {
+                let session = revoked.iter().find(|session| session.id == login.session)?;
+                Some(ElsewhereRow {
+                    application: login.application,
+                    session: Session::clone(session),
+                    answers_over_at: login.answers_over_at.filter(|over_at| *over_at > now),
+                })
             })
             .collect();
         Ok(json!({ "revoked": ids, "elsewhere": elsewhere }))
@@ -304,6 +306,20 @@ impl Service {
                 () = replies.closed() => return Ok(None),
             }
         }
+    }
+}
+
+/// How many sessions a command has ended, of one that ends sessions.
+pub fn ended_count(answer: &Value) -> Option<usize> {
+    answer["revoked"].as_array().map(Vec::len)
+}
+
+/// The same in words: that it was none is worth a look.
+pub fn ended_text(count: usize) -> String {
+    match count {
+        0 => "no session was live".to_owned(),
+        1 => "1 session ended".to_owned(),
+        count => format!("{count} sessions ended"),
     }
 }
 

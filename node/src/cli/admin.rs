@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use crate::admin::client::Target;
-use crate::admin::service::{ConnectorRow, ElsewhereRow, SessionRow};
+use crate::admin::service::{ConnectorRow, ElsewhereRow, SessionRow, ended_count, ended_text};
 use crate::admin::wire::{Password, Request};
 use crate::config::{Config, Secret};
 use crate::flow::{Email, Kind, Session};
@@ -238,9 +238,11 @@ async fn user(target: &Target, command: UserCommand) -> anyhow::Result<()> {
         }
         UserCommand::Passwd { name, password_stdin } => {
             let password = read_password(password_stdin)?;
-            done(target, Request::UserPassword { name, password }).await
+            one(target, Request::UserPassword { name, password }, |value| ended(target, &value)).await
         }
-        UserCommand::Remove { name } => done(target, Request::UserRemove { name }).await,
+        UserCommand::Remove { name } => {
+            one(target, Request::UserRemove { name }, |value| ended(target, &value)).await
+        }
         UserCommand::List => {
             one(target, Request::UserList, |value| {
                 let users: Vec<User> = serde_json::from_value(value)?;
@@ -331,18 +333,26 @@ async fn session(target: &Target, command: SessionCommand) -> anyhow::Result<()>
         SessionCommand::Revoke { which } => {
             let filter = which.filter().context("say which sessions: --id, --user, --app or --all")?;
             one(target, Request::SessionRevoke { filter }, |value| {
-                let count = value["revoked"].as_array().map_or(0, Vec::len);
-                output::line(&format!("{count} revoked"))?;
-                // A node that was not restarted since an upgrade does not say.
-                let elsewhere: Option<Vec<ElsewhereRow>> =
-                    serde_json::from_value(value["elsewhere"].clone())?;
-                elsewhere_lines(target.config.as_ref(), &elsewhere.unwrap_or_default())
-                    .iter()
-                    .try_for_each(|text| output::line(text))
+                output::line(&format!("{} revoked", ended_count(&value).unwrap_or(0)))?;
+                elsewhere(target, &value)
             })
             .await
         }
     }
+}
+
+/// What a command that ends a user's sessions has done.
+fn ended(target: &Target, value: &Value) -> anyhow::Result<()> {
+    let count = ended_count(value).unwrap_or(0);
+    output::line(&format!("done: {}", ended_text(count)))?;
+    elsewhere(target, value)
+}
+
+fn elsewhere(target: &Target, value: &Value) -> anyhow::Result<()> {
+    // A node that was not restarted since an upgrade does not say.
+    let rows: Option<Vec<ElsewhereRow>> = serde_json::from_value(value["elsewhere"].clone())?;
+    let lines = elsewhere_lines(target.config.as_ref(), &rows.unwrap_or_default());
+    lines.iter().try_for_each(|text| output::line(text))
 }
 
 /// What becomes of the sessions that applications elsewhere keep by themselves.
@@ -357,10 +367,14 @@ fn elsewhere_lines(config: Option<&Config>, rows: &[ElsewhereRow]) -> Vec<String
     rows.iter()
         .map(|row| {
             let (application, user) = (&row.application, user_of(&row.session));
-            if is_told(application) {
-                format!("{application} is told that the session of {user} has ended")
-            } else {
-                format!("{application} may go on with its own session of {user}: end it there")
+            match (is_told(application), row.answers_over_at) {
+                (true, None) => format!("{application} is told that the session of {user} has ended"),
+                (true, Some(over_at)) => format!(
+                    "{application} is told that the session of {user} has ended, and again at {}: until then it may take \
+                     an answer that it was sent before",
+                    output::time(Some(over_at.0))
+                ),
+                (false, _) => format!("{application} may go on with its own session of {user}: end it there"),
             }
         })
         .collect()

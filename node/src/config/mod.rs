@@ -241,12 +241,6 @@ impl Config {
         self.policies.iter().flat_map(|policy| policy.rule.service_tokens()).collect()
     }
 
-    /// What the provider of local users is called; `local` where there is none.
-    pub fn local_provider(&self) -> &str {
-        let local = self.identity_providers.iter().find(|p| matches!(p.kind, ProviderKind::Local));
-        local.map_or("local", |provider| provider.name.as_str())
-    }
-
     /// Checks the text of a file called `path`. Relative file names in it are relative to its directory.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let raw: raw::File = error::deserialize(text, path)?;

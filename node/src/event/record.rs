@@ -123,6 +123,14 @@ pub struct Event {
     detail: Option<String>,
 }
 
+/// Who is logged in, as events say it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Person {
+    id: String,
+    email: Option<String>,
+    provider: Option<String>,
+}
+
 /// Text from outside is cut to this many characters in an event.
 const LONGEST_TEXT: usize = 2048;
 /// A name that somebody typed is cut to this many.
@@ -323,6 +331,42 @@ impl Event {
 
     pub fn provider_name(&self) -> Option<&str> {
         self.identity_provider.as_deref()
+    }
+
+    /// Whose it is, of an event that somebody who is logged in can make happen at will: everything but what an
+    /// administrator does.
+    pub(super) fn person(&self) -> Option<Person> {
+        let theirs = match self.action {
+            Action::Request
+            | Action::Login
+            | Action::Logout
+            | Action::SignIn
+            | Action::Connect
+            | Action::Disconnect
+            | Action::Certificate => self.session_id.is_some(),
+            Action::Revoke
+            | Action::Admin
+            | Action::Gate
+            | Action::Summary
+            | Action::Panic
+            | Action::Start
+            | Action::Stop => false,
+        };
+        let id = self.user_id.clone().filter(|_| theirs)?;
+        Some(Person { id, email: self.user_email.clone(), provider: self.identity_provider.clone() })
+    }
+
+    #[must_use]
+    pub(super) fn of_person(mut self, person: Person) -> Self {
+        self.user_id = Some(person.id);
+        self.user_email = person.email;
+        self.identity_provider = person.provider;
+        self
+    }
+
+    /// The application, if it is one of the configuration.
+    pub(super) fn known_application(&self) -> Option<&str> {
+        self.app_name.as_deref().filter(|_| self.app_aud.is_some())
     }
 
     /// Whether a stranger can make it happen at will: a request of nobody in particular, a login, sign-in or

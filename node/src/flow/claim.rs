@@ -145,6 +145,7 @@ mod tests {
         Session {
             id: SessionId::from_bytes([1; 16]),
             person: PersonId { provider: "okta".into(), subject: "ann".into() },
+            is_local: None,
             email: Some("ann@example.com".parse().unwrap()),
             display_name: "Ann".into(),
             groups: vec!["git-admin".into(), "hr".into(), "git-dev".into()],

@@ -89,6 +89,10 @@ impl fmt::Display for Email {
 pub struct Session {
     pub id: SessionId,
     pub person: PersonId,
+    /// Whether it began with a password of a local user, whatever the configuration called their provider then. Unknown of
+    /// one that an older version began.
+    #[serde(default)]
+    pub is_local: Option<bool>,
     /// Absent when the provider did not verify one; then no selector matches by email.
     pub email: Option<Email>,
     /// What pages show.
@@ -100,6 +104,14 @@ pub struct Session {
     pub address: std::net::IpAddr,
     pub created_at: UnixTime,
     pub expires_at: UnixTime,
+}
+
+impl Session {
+    /// Whether it is one of the local user `name`. One that an older version began is taken for local: to end somebody
+    /// else's of the same name costs a login, to miss one leaves a removed user in.
+    pub fn is_of_local_user(&self, name: &str) -> bool {
+        self.person.subject == name && self.is_local.unwrap_or(true)
+    }
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ pub struct Authenticated {
     pub at_provider: Option<Heard>,
 }
 
-/// What a provider calls a login of its own, and when the node heard of it.
+/// What a provider calls a login of its own, and when it said so: by its own clock, and not after the node heard it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heard {
     pub login: ProviderLogin,

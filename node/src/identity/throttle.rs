@@ -1,4 +1,5 @@
-//! How often passwords may be tried: token buckets per account and per network, in memory of fixed size.
+//! How often passwords may be tried: token buckets per account and per network, in memory of fixed size. And how often a
+//! session may make the node write: the store waits for the disk, and everybody for the store.
 //!
 //! An attempt is charged before the password is looked at and refunded when it was right, so only failures count and
 //! attempts in parallel gain nothing. Buckets refill by themselves: nobody is locked out for good. A browser that has
@@ -13,10 +14,14 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::flow::SessionId;
+
 /// Failures in a row before an account has to wait, and the time until one more is allowed.
 const ACCOUNT: Rate = Rate { burst: 10, interval: Duration::from_secs(30) };
 /// The same for a /24 (IPv4) or /56 (IPv6).
 const NETWORK: Rate = Rate { burst: 20, interval: Duration::from_secs(10) };
+/// What one session may have written at once, and the time until once more is allowed.
+const WRITES: Rate = Rate { burst: 50, interval: Duration::from_millis(100) };
 /// Slots of each table: 64 KiB.
 const SLOTS: usize = 8192;
 
@@ -91,6 +96,25 @@ impl Throttle {
                 (account, Some(self.key.hash_one(network)))
             }
         }
+    }
+}
+
+/// The buckets of all sessions.
+pub struct Writes {
+    sessions: Buckets,
+    key: RandomState,
+}
+
+impl Default for Writes {
+    fn default() -> Self {
+        Self { sessions: Buckets::new(WRITES), key: RandomState::new() }
+    }
+}
+
+impl Writes {
+    /// Takes one write from a session's bucket, or says how long to wait.
+    pub fn charge(&self, session: SessionId, now: Duration) -> Result<(), Duration> {
+        self.sessions.charge(self.key.hash_one(session), now)
     }
 }
 
@@ -202,6 +226,17 @@ mod tests {
             assert!(throttle.charge(attempt("another", &from), now).is_err(), "{from}");
             assert_eq!(throttle.charge(attempt("another", outside), now), Ok(()));
         }
+    }
+
+    #[test]
+    fn a_session_has_a_rate_of_writes_and_another_has_its_own() {
+        let writes = Writes::default();
+        let [ann, bob] = [1, 2].map(|id| SessionId::from_bytes([id; 16]));
+        let at = |millis| Duration::from_secs(1000) + Duration::from_millis(millis);
+        let written = (0..200).filter(|_| writes.charge(ann, at(0)).is_ok()).count();
+        assert_eq!((written, writes.charge(ann, at(0))), (50, Err(Duration::from_millis(100))));
+        assert_eq!(writes.charge(bob, at(0)), Ok(()));
+        assert_eq!((0..200).filter(|_| writes.charge(ann, at(1000)).is_ok()).count(), 10);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::config::{IdentityProvider, ProviderKind};
 use crate::event::Action;
 use crate::flow::{Reason, UnixTime};
 use crate::identity::LoginError;
-use crate::identity::saml::{Accepted, LogoutMessage, SamlUpstream};
+use crate::identity::saml::{Accepted, LATEST, LogoutMessage, SamlUpstream};
 use crate::identity::upstream::{Answer, Upstream};
 use crate::saml::{self, Certificate, Kind, NameId};
 use crate::store::SessionFilter;
@@ -45,6 +45,14 @@ const LOGOUT: &str = "saml provider's logout";
 struct At<'a> {
     provider: &'a IdentityProvider,
     saml: &'a SamlUpstream,
+}
+
+/// The logins that a provider's logout names.
+struct Named<'a> {
+    name_id: &'a NameId,
+    /// None means all of that name.
+    indexes: Vec<String>,
+    issued_at: UnixTime,
 }
 
 impl Call<'_> {
@@ -159,8 +167,9 @@ impl Call<'_> {
                 }
                 self.logout_goes_on()
             }
-            LogoutMessage::Request { id, name_id, sessions, over_at, relay_state } => {
-                if let Err(error) = self.end_once(at, (&id, over_at), &name_id, sessions).await {
+            LogoutMessage::Request { id, name_id, sessions, issued_at, over_at, relay_state } => {
+                let named = Named { name_id: &name_id, indexes: sessions, issued_at };
+                if let Err(error) = self.end_once(at, (&id, over_at), named).await {
                     return self.logout_refused(at, &error);
                 }
                 let keys = self.context.saml.keys();
@@ -210,8 +219,7 @@ impl Call<'_> {
         &self,
         at: At<'_>,
         (id, over_at): (&str, UnixTime),
-        name_id: &NameId,
-        indexes: Vec<String>,
+        named: Named<'_>,
     ) -> Result<(), LoginError> {
         let internal = |error: crate::store::StoreError| LoginError::Internal(error.to_string());
         let once = hash(&format!("{}\n{id}", at.provider.name));
@@ -220,20 +228,17 @@ impl Call<'_> {
         }
         // Whoever sends what needs no signature, or was sent before, has paid for it.
         self.portal.answers.refund_network(self.visit.address);
-        self.end_sessions(at, name_id, indexes).await?;
+        self.end_sessions(at, named).await?;
         self.context.store.use_once(LOGOUT, &once, over_at, self.now).await.map_err(internal).map(drop)
     }
 
-    async fn end_sessions(
-        &self,
-        at: At<'_>,
-        name_id: &NameId,
-        indexes: Vec<String>,
-    ) -> Result<(), LoginError> {
+    async fn end_sessions(&self, at: At<'_>, named: Named<'_>) -> Result<(), LoginError> {
         let internal = |error: crate::store::StoreError| LoginError::Internal(error.to_string());
+        let Named { name_id, indexes, issued_at } = named;
+        let until = self.now.after(LATEST).after(CODE_LIFE);
         let store = &self.context.store;
         let sessions =
-            store.ended_at_provider(&at.provider.name, name_id, indexes, CODE_LIFE, self.now).await;
+            store.ended_at_provider(&at.provider.name, name_id, indexes, (issued_at, until), self.now).await;
         for id in sessions.map_err(internal)? {
             let ended = self.context.sessions.revoke(&SessionFilter::Id(id), self.now).await;
             for session in ended.map_err(internal)? {

@@ -89,9 +89,9 @@ impl Call<'_> {
     async fn round(&self, session: &Session) -> Result<Round, crate::store::StoreError> {
         let logins = self.context.store.saas_logins(vec![session.id]).await?;
         let mut applications = Vec::new();
-        for (_, name) in logins {
-            if applications.len() < MOST && self.front_channel(&name).await.is_some() {
-                applications.push(name);
+        for login in logins {
+            if applications.len() < MOST && self.front_channel(&login.application).await.is_some() {
+                applications.push(login.application);
             }
         }
         let provider = self.context.store.provider_login(session.id).await?.is_some();

@@ -130,6 +130,10 @@ impl Call<'_> {
                 format!("{}{}", self.site.origin(&target.host), target.after_login(by == By::Form));
             return (page::redirect(status, &location), event);
         }
+        if let Err(wait) = self.charge_write(session) {
+            let event = self.event(Action::Login, false).session(session);
+            return self.too_fast(wait, Some(&target.application), event);
+        }
         let code = URL_SAFE_NO_PAD.encode(clock::random::<32>());
         let expires_at = self.now.after(CODE_LIFE);
         let grant = Grant { session: session.id, destination: target.destination(), by, expires_at };

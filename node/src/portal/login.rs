@@ -235,6 +235,7 @@ impl Call<'_> {
         let session = Session {
             id: clock::new_session_id(),
             person: authenticated.person,
+            is_local: Some(proven.is_some()),
             email: authenticated.email,
             display_name: authenticated.display_name,
             groups: authenticated.groups,

@@ -38,7 +38,7 @@ mod upstream;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
@@ -48,9 +48,9 @@ use crate::clock;
 use crate::config::Active;
 use crate::context::Context;
 use crate::event::{Action, Event};
-use crate::flow::{Application, Host, Path, RayId, Reason, UnixTime};
+use crate::flow::{Application, Host, Path, RayId, Reason, Session, UnixTime};
 use crate::identity::local::LocalLogin;
-use crate::identity::throttle::Throttle;
+use crate::identity::throttle::{Throttle, Writes};
 use crate::ssh_ca::SshCa;
 
 use self::cli::Cli;
@@ -88,6 +88,8 @@ pub struct Portal {
     answers: Throttle,
     /// Bounds how often a network can make the node sign for nobody.
     signatures: Throttle,
+    /// Bounds how often a session can make the node write to its store.
+    writes: Writes,
     cli: Cli,
     tunnel: TunnelFacts,
     started: Instant,
@@ -102,6 +104,7 @@ impl Portal {
             context,
             answers: Throttle::default(),
             signatures: Throttle::default(),
+            writes: Writes::default(),
             cli: Cli::default(),
             tunnel,
             started: Instant::now(),
@@ -196,6 +199,31 @@ impl Call<'_> {
     /// A refusal page.
     fn refuse(&self, status: StatusCode, reason: Reason) -> Response<Bytes> {
         page::refusal(self.facts(status, reason))
+    }
+
+    /// Takes a write to the store from a session's budget, or says how long to wait.
+    fn charge_write(&self, session: &Session) -> Result<(), Duration> {
+        self.portal.writes.charge(session.id, self.portal.started.elapsed())
+    }
+
+    /// The page for a session that writes faster than its budget, and the rest of the event about it.
+    fn too_fast(
+        &self,
+        wait: Duration,
+        application: Option<&Application>,
+        event: Event,
+    ) -> (Response<Bytes>, Event) {
+        let (status, reason) = (StatusCode::TOO_MANY_REQUESTS, Reason::Throttled);
+        let page = page::refusal(PageFacts {
+            application: application.map(|application| application.name.as_str()),
+            retry_after: u32::try_from(wait.as_secs().saturating_add(1)).ok(),
+            ..self.facts(status, reason)
+        });
+        let event = match application {
+            Some(application) => event.application(application),
+            None => event,
+        };
+        (page, event.reason(reason).status(status.as_u16()).detail("writes of one login"))
     }
 
     fn facts(&self, status: StatusCode, reason: Reason) -> PageFacts<'_> {

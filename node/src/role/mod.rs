@@ -38,7 +38,7 @@ pub fn check_files(config: &Config) -> anyhow::Result<()> {
 /// The gate's mode: what an administrator has confirmed counts for more than an `audit` in the file. A store that
 /// cannot be read is an error, since the gate might be meant to enforce.
 pub fn gate_mode(config: &Config) -> anyhow::Result<GateMode> {
-    if config.gate.mode == GateMode::Audit && Store::open(&config.node.state)?.gate_is_confirmed()? {
+    if config.gate.mode == GateMode::Audit && Store::gate_was_confirmed(&config.node.state)? {
         return Ok(GateMode::Enforce);
     }
     Ok(config.gate.mode)

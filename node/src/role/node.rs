@@ -276,7 +276,6 @@ async fn serve(
         saml: context.saml.clone(),
         events: context.events.clone(),
         address: address.clone(),
-        local_provider: context.active().config.local_provider().to_owned(),
         tunnels: Some(Arc::clone(&context.tunnels)),
         devices: devices.clone(),
         private: Some(private.clone()),

@@ -3,6 +3,9 @@
 //!
 //! Who has to be told is in the store, so that a restart forgets nobody. Each application is told at its configured address
 //! and nowhere else, a few times, with growing pauses; what it answers is never shown to anybody.
+//!
+//! An answer that speaks SAML is good for minutes, and whoever holds one back can bring it after the logout. So an application
+//! that was sent one lately is told twice: at once, and when no answer is good any more.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +20,7 @@ use crate::context::Context;
 use crate::event::{Action, Event};
 use crate::fetch::HttpClient;
 use crate::flow::{Application, BackchannelLogout, Kind, OidcClient, Reason, SaasProtocol, SamlService};
-use crate::saml::{NameId, Peer, has_ended};
+use crate::saml::{Ended, NameId, Peer, has_ended};
 use crate::store::{EndedLogin, StoreError};
 
 use super::oidc::{claims, issuer};
@@ -96,7 +99,12 @@ async fn tell(context: &Context, login: &EndedLogin) -> Result<(), StoreError> {
     };
     match result {
         Ok(()) => {
-            context.events.emit(event(true).detail("back-channel logout"));
+            let is_last = login.answers_over_at.is_none_or(|over_at| over_at <= clock::now());
+            context.events.emit(event(true).detail(match (login.is_told, is_last) {
+                (_, false) => "back-channel logout, and again when the last answer is over",
+                (true, true) => "back-channel logout, now that the last answer is over",
+                (false, true) => "back-channel logout",
+            }));
             done().await
         }
         Err(error) => {
@@ -162,7 +170,12 @@ async fn tell_service(
         keys: &service.certificates,
         is_certain: to.starts_with("https://"),
     };
-    has_ended(&answer, &id, peer)
+    match has_ended(&answer, &id, peer)? {
+        Ended::Now => Ok(()),
+        // It ended what there was when it was told first.
+        Ended::Unknown if login.is_told => Ok(()),
+        Ended::Unknown => Err("it answered that it knows nobody of that name".to_owned()),
+    }
 }
 
 async fn send(

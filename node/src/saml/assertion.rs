@@ -81,6 +81,8 @@ pub struct Assertion {
     pub name_id: NameId,
     /// Names and their values. A name that is there twice is one with the values of both.
     pub attributes: Vec<(String, Vec<String>)>,
+    /// By the provider's clock.
+    pub issued_at: UnixTime,
     pub authenticated_at: UnixTime,
     /// What the provider calls its session.
     pub session_index: Option<String>,
@@ -233,6 +235,7 @@ fn read(assertion: &Element, expected: Expected<'_>) -> Result<Assertion, Respon
         in_response_to: confirmed.in_response_to,
         name_id,
         attributes: attributes(assertion)?,
+        issued_at: issued,
         authenticated_at,
         session_index,
         session_ends_at,

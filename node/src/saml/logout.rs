@@ -143,6 +143,12 @@ fn is_success(response: &Element) -> bool {
     status == Some(names::SUCCESS)
 }
 
+/// The second-level status code (core §3.2.2.2).
+fn detailed_status(response: &Element) -> Option<&str> {
+    let code = response.one(PROTOCOL, "Status")?.one(PROTOCOL, "StatusCode")?;
+    code.one(PROTOCOL, "StatusCode")?.attribute("Value")
+}
+
 /// Who is asked by SOAP to end a session.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer<'a> {
@@ -152,9 +158,17 @@ pub struct Peer<'a> {
     pub is_certain: bool,
 }
 
+/// What a peer says of a session that it was asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    Now,
+    /// It knows nobody of that name (`UnknownPrincipal`): it has no session, or had none by that name.
+    Unknown,
+}
+
 /// Whether a SOAP answer of `peer` says that the session of the request `id` has ended. Where its keys are known, a
 /// signature that it has must hold, and it must have one if nothing else tells who answered (SAML profiles §4.4.4.2).
-pub fn has_ended(answer: &[u8], id: &str, peer: Peer<'_>) -> Result<(), String> {
+pub fn has_ended(answer: &[u8], id: &str, peer: Peer<'_>) -> Result<Ended, String> {
     let envelope = xml::parse(answer, xml::MESSAGE).map_err(|error| error.to_string())?;
     let response = envelope
         .one(SOAP, "Body")
@@ -175,5 +189,11 @@ pub fn has_ended(answer: &[u8], id: &str, peer: Peer<'_>) -> Result<(), String> 
     if response.attribute("InResponseTo") != Some(id) {
         return Err("it answered another request".to_owned());
     }
-    if is_success(&response) { Ok(()) } else { Err("it answered that it did not end the session".to_owned()) }
+    if is_success(&response) {
+        Ok(Ended::Now)
+    } else if detailed_status(&response) == Some(names::UNKNOWN_PRINCIPAL) {
+        Ok(Ended::Unknown)
+    } else {
+        Err("it answered that it did not end the session".to_owned())
+    }
 }

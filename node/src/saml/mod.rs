@@ -45,7 +45,7 @@ pub use c14n::canonical;
 pub use encryption::can_encrypt_to;
 pub use keys::{Certificate, Decrypter, KeyError, Oaep, Signer};
 pub use logout::{
-    LogoutRequest, LogoutResponse, Peer, end_session, end_session_by_soap, has_ended, logged_out,
+    Ended, LogoutRequest, LogoutResponse, Peer, end_session, end_session_by_soap, has_ended, logged_out,
 };
 pub use metadata::{IdentityProvider, LogoutService, MetadataError, ServiceProvider, Validity};
 pub use names::{
@@ -53,7 +53,9 @@ pub use names::{
     NAMEID_EMAIL, NAMEID_PERSISTENT, NAMEID_TRANSIENT, NAMEID_UNSPECIFIED,
 };
 pub use request::{AuthnRequest, Comparison, Consumer, Head, RequestError};
-pub use response::{Envelope, NameId, Refusal, Statement, Subject, failure, identifier, success};
+pub use response::{
+    ANSWER_LIFE, Envelope, NameId, Refusal, Statement, Subject, failure, identifier, success,
+};
 pub use signature::SignatureError;
 pub use upstream::{Ask, OwnServiceProvider, Place, Provider, Service, ask, request_id};
 pub use xml::{

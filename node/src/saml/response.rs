@@ -1,6 +1,8 @@
 //! What the node answers (SAML core §3.3.3, profiles §4.1.4.2): signed responses with signed assertions, or a status
 //! that says why there is none.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::FormatItem;
@@ -21,6 +23,9 @@ const INSTANT: &[FormatItem<'_>] = format_description!("[year]-[month]-[day]T[ho
 const LIFE: i64 = 300;
 /// A service provider's clock may be this many seconds behind.
 const SKEW: i64 = 60;
+/// After so long no service provider takes an answer of now: the life of its assertion, and the three minutes that service
+/// providers commonly allow a clock.
+pub const ANSWER_LIFE: Duration = Duration::from_secs(LIFE.unsigned_abs() + 180);
 
 /// Where an answer goes and what it answers.
 #[derive(Debug, Clone, Copy)]

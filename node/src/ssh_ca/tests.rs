@@ -40,6 +40,7 @@ fn permit(application: &Application, subject: &str, lives: u64) -> Permit {
     let session = Arc::new(Session {
         id: SessionId::from_bytes([1; 16]),
         person: PersonId { provider: "local".into(), subject: subject.into() },
+        is_local: None,
         email: Some("ann@example.com".parse().unwrap()),
         display_name: "Ann".into(),
         groups: vec![],

@@ -177,7 +177,7 @@ impl Store {
 
     /// Logs a client out. Says whether it was logged in.
     pub async fn revoke_client(&self, id: ClientId, now: UnixTime) -> Result<bool, StoreError> {
-        self.run(move |connection| {
+        self.run_urgently(move |connection| {
             let transaction = connection.transaction()?;
             let live = find(&transaction, id, now)?.is_some();
             revoke(&transaction, id, now)?;
@@ -237,6 +237,7 @@ mod tests {
             let session = Session {
                 id: SessionId::from_bytes([id; 16]),
                 person: PersonId { provider: "local".into(), subject: format!("user{id}") },
+                is_local: None,
                 email: None,
                 display_name: "x".into(),
                 groups: vec![],
@@ -390,6 +391,7 @@ mod tests {
         let session = Session {
             id: SessionId::from_bytes([3; 16]),
             person: PersonId { provider: "local".into(), subject: "user1".into() },
+            is_local: None,
             email: None,
             display_name: "x".into(),
             groups: vec![],

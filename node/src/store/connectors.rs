@@ -134,7 +134,7 @@ impl Store {
     /// Says whether there was such a connector. Its key and its unused tokens are void at once.
     pub async fn revoke_connector(&self, name: &str, now: UnixTime) -> Result<bool, StoreError> {
         let name = name.to_owned();
-        self.run(move |connection| {
+        self.run_urgently(move |connection| {
             let transaction = connection.transaction()?;
             transaction.execute("DELETE FROM enrolment WHERE connector = ?1", [&name])?;
             let changed = transaction.execute(

@@ -70,7 +70,7 @@ impl Store {
 
     /// Every device; those of tokens that have expired and of clients whose login has ended are void by now.
     pub async fn devices(&self, now: UnixTime) -> Result<Vec<Device>, StoreError> {
-        self.run(move |connection| {
+        self.run_urgently(move |connection| {
             connection.execute(
                 "UPDATE device SET revoked_at = ?1 WHERE revoked_at IS NULL AND (expires_at <= ?1
                  OR client_key IS NOT NULL AND client_key NOT IN (SELECT client.key FROM client JOIN session ON session.id = client.session

@@ -31,7 +31,7 @@ pub struct EventFilter {
 impl Store {
     /// Writes a batch in one transaction.
     pub async fn insert_events(&self, events: Vec<Event>) -> Result<(), StoreError> {
-        self.run(move |connection| {
+        self.run_own(move |connection| {
             let transaction = connection.transaction()?;
             let mut bytes: i64 = 0;
             {
@@ -93,7 +93,7 @@ impl Store {
     /// Forgets events older than `before`, and the oldest while all of them together hold more than `max_bytes`: so
     /// many of each, at most [`TRIM_STEP`], so that the store is never held for long. Says how many went.
     pub async fn trim_events(&self, before: UnixTime, max_bytes: u64) -> Result<usize, StoreError> {
-        self.run(move |connection| {
+        self.run_own(move |connection| {
             let transaction = connection.transaction()?;
             let step = i64::try_from(TRIM_STEP).unwrap_or(i64::MAX);
             let expired: Vec<i64> = transaction

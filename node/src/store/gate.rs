@@ -1,25 +1,34 @@
 //! Whether an administrator has confirmed that the gate enforces, where the configuration says audit.
 
-use rusqlite::OptionalExtension as _;
+use std::path::Path;
 
-use super::{Store, StoreError};
+use rusqlite::{Connection, OptionalExtension as _};
+
+use super::{Store, StoreError, connect};
 
 /// Kept among the values that are made once: it is one, too.
 const NAME: &str = "gate_confirmed";
 
 impl Store {
-    /// Blocks: it is asked before there is a runtime.
-    pub fn gate_is_confirmed(&self) -> Result<bool, StoreError> {
-        let found: Option<Vec<u8>> = self
-            .lock()
-            .query_row("SELECT value FROM secret WHERE name = ?1", [NAME], |row| row.get(0))
-            .optional()?;
-        Ok(found.is_some_and(|value| value == [1]))
+    /// What the store in `directory` says. It is asked before there is a runtime and while there has to be one thread.
+    pub fn gate_was_confirmed(directory: &Path) -> Result<bool, StoreError> {
+        is_confirmed(&connect(directory)?.0)
+    }
+
+    pub async fn gate_is_confirmed(&self) -> Result<bool, StoreError> {
+        self.run(|connection| is_confirmed(connection)).await
     }
 
     pub async fn confirm_gate(&self, confirmed: bool) -> Result<(), StoreError> {
         self.replace_secret(NAME, vec![u8::from(confirmed)]).await
     }
+}
+
+fn is_confirmed(connection: &Connection) -> Result<bool, StoreError> {
+    let found: Option<Vec<u8>> = connection
+        .query_row("SELECT value FROM secret WHERE name = ?1", [NAME], |row| row.get(0))
+        .optional()?;
+    Ok(found.is_some_and(|value| value == [1]))
 }
 
 #[cfg(test)]
@@ -30,10 +39,11 @@ mod tests {
     async fn a_confirmation_outlives_the_store_and_can_be_taken_back() {
         let directory = tempfile::tempdir().unwrap();
         let open = || Store::open(directory.path()).unwrap();
-        assert!(!open().gate_is_confirmed().unwrap());
+        assert!(!open().gate_is_confirmed().await.unwrap());
         open().confirm_gate(true).await.unwrap();
-        assert!(open().gate_is_confirmed().unwrap());
+        assert!(open().gate_is_confirmed().await.unwrap());
+        assert!(Store::gate_was_confirmed(directory.path()).unwrap());
         open().confirm_gate(false).await.unwrap();
-        assert!(!open().gate_is_confirmed().unwrap());
+        assert!(!Store::gate_was_confirmed(directory.path()).unwrap());
     }
 }

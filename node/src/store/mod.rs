@@ -1,13 +1,14 @@
 //! All durable state, in one SQLite file: users, sessions, clients, one-time codes, keys, connectors and events.
 //!
 //! Nothing outside this folder knows how state is kept. Methods are grouped by what they keep, one file each; all of
-//! them are short transactions on a blocking thread. A method that returns has written durably (WAL, full sync).
+//! them are short transactions on the store's own thread. A method that returns has written durably (WAL, full sync).
 
 mod clients;
 mod codes;
 mod connectors;
 mod devices;
 mod events;
+mod executor;
 mod gate;
 mod keys;
 mod provider_logins;
@@ -21,9 +22,10 @@ mod users;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use rusqlite::Connection;
+use tokio::sync::oneshot;
 
 pub use clients::{Client, NewClient, NotLoggedIn, Rotation};
 pub use connectors::Connector;
@@ -36,6 +38,8 @@ pub use saml_keys::SamlKey;
 pub use service_tokens::ServiceToken;
 pub use sessions::SessionFilter;
 pub use users::User;
+
+use executor::{Executor, Lane};
 
 /// Why state could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +58,10 @@ pub enum StoreError {
     Exists(String),
     #[error("the node is shutting down")]
     Stopped,
+    #[error("more is asked of the store than it can do")]
+    Busy,
+    #[error("the store's thread cannot be started: {0}")]
+    Thread(std::io::Error),
 }
 
 /// The store of one node. Clones share it.
@@ -63,8 +71,7 @@ pub struct Store {
 }
 
 struct Inner {
-    path: PathBuf,
-    connection: Mutex<Connection>,
+    executor: Executor,
 }
 
 /// Name of the file in the state directory.
@@ -73,22 +80,9 @@ const FILE: &str = "store.sqlite";
 impl Store {
     /// Opens or creates the store in `directory` (mode 0700, file 0600) and migrates its schema in one transaction.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
-        let file_error = |source| StoreError::File { path: directory.to_owned(), source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(file_error)?;
-        let path = directory.join(FILE);
-        if !path.exists() {
-            let mut options = fs::OpenOptions::new();
-            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-            options
-                .create_new(true)
-                .write(true)
-                .open(&path)
-                .map_err(|source| StoreError::File { path: path.clone(), source })?;
-        }
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
-            .map_err(|source| StoreError::File { path: path.clone(), source })?;
-        let connection = schema::open(&path)?;
-        Ok(Self { inner: Arc::new(Inner { path, connection: Mutex::new(connection) }) })
+        let (connection, _) = connect(directory)?;
+        let executor = Executor::start(connection).map_err(StoreError::Thread)?;
+        Ok(Self { inner: Arc::new(Inner { executor }) })
     }
 
     /// Writes a consistent copy of the whole store to `target`, which must not exist.
@@ -111,30 +105,75 @@ impl Store {
     /// Replaces the store in `directory` by the backup `source`, which is checked first. No node may be running.
     pub fn restore(directory: &Path, source: &Path) -> Result<(), StoreError> {
         schema::check(source)?;
-        let store = Self::open(directory)?;
-        let mut connection = store.lock();
+        let (mut connection, path) = connect(directory)?;
         connection.restore("main", source, None::<fn(rusqlite::backup::Progress)>)?;
-        schema::migrate(&mut connection, &store.inner.path)
+        schema::migrate(&mut connection, &path)
     }
 
-    /// Runs `work` on the connection, on a thread that may block.
+    /// Runs `work` on the connection.
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let store = self.clone();
-        tokio::task::spawn_blocking(move || work(&mut store.lock())).await.map_err(|_| StoreError::Stopped)?
+        self.run_in(Lane::Ordinary, work).await
     }
 
-    fn lock(&self) -> MutexGuard<'_, Connection> {
-        // A panic under the lock rolls its transaction back, so the connection stays good.
-        self.inner.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Runs what takes away what somebody has, ahead of all else.
+    async fn run_urgently<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.run_in(Lane::Urgent, work).await
     }
+
+    /// Runs what the node does of its own accord, one such thing at a time.
+    async fn run_own<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.run_in(Lane::Own, work).await
+    }
+
+    async fn run_in<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        work: impl FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (done, wait) = oneshot::channel();
+        // Who gives up waiting does not stop it.
+        let work = move |connection: &mut Connection| drop(done.send(work(connection)));
+        self.inner.executor.submit(lane, Box::new(work))?;
+        wait.await.map_err(|_| StoreError::Stopped)?
+    }
+}
+
+/// Opens or creates the file in `directory`, and says where it is.
+fn connect(directory: &Path) -> Result<(Connection, PathBuf), StoreError> {
+    let file_error = |source| StoreError::File { path: directory.to_owned(), source };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(file_error)?;
+    let path = directory.join(FILE);
+    if !path.exists() {
+        let mut options = fs::OpenOptions::new();
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        options
+            .create_new(true)
+            .write(true)
+            .open(&path)
+            .map_err(|source| StoreError::File { path: path.clone(), source })?;
+    }
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
+        .map_err(|source| StoreError::File { path: path.clone(), source })?;
+    Ok((schema::open(&path)?, path))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::task::Poll;
+
+    use futures_util::{FutureExt as _, poll};
+
+    use crate::flow::UnixTime;
 
     #[test]
     fn files_are_private_and_a_newer_schema_is_refused() {
@@ -160,5 +199,74 @@ mod tests {
         assert_eq!(restored.secret("k", || vec![9; 4]).await.unwrap(), key);
         fs::write(directory.path().join("noise"), b"not a database, but long enough to look at").unwrap();
         assert!(Store::restore(&directory.path().join("b"), &directory.path().join("noise")).is_err());
+    }
+
+    /// A work that goes on until the sender is dropped.
+    fn busy(store: &Store) -> (impl Future<Output = Result<(), StoreError>>, std::sync::mpsc::Sender<()>) {
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        let store = store.clone();
+        let work = async move {
+            let wait = move |_: &mut Connection| {
+                let _ = held.recv();
+                Ok(())
+            };
+            store.run(wait).await
+        };
+        (work, hold)
+    }
+
+    #[tokio::test]
+    async fn a_revocation_waits_for_none_of_what_others_ask() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let (busy, hold) = busy(&store);
+        let mut busy = Box::pin(busy);
+        assert!(poll!(&mut busy).is_pending());
+        let mut asked = Vec::new();
+        for number in 0..100 {
+            let store = store.clone();
+            let mut asks = Box::pin(async move { store.put_code([number; 32], &number, UnixTime(9)).await });
+            assert!(poll!(&mut asks).is_pending());
+            asked.push(asks);
+        }
+        let count = |connection: &mut Connection| {
+            Ok(connection.query_row("SELECT count(*) FROM code", [], |row| row.get::<_, i64>(0))?)
+        };
+        let revoked = store.revoke_sessions(&SessionFilter::All, UnixTime(1));
+        let (revoked, written, ()) =
+            tokio::join!(revoked, store.run_in(Lane::Urgent, count), async { drop(hold) });
+        assert_eq!((revoked.unwrap().len(), written.unwrap()), (0, 0));
+        busy.await.unwrap();
+        for asks in asked {
+            asks.await.unwrap();
+        }
+        assert_eq!(store.run(count).await.unwrap(), 100);
+    }
+
+    #[tokio::test]
+    async fn more_than_can_be_done_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let (busy, hold) = busy(&store);
+        let mut busy = Box::pin(busy);
+        assert!(poll!(&mut busy).is_pending());
+        let (mut refused, mut waiting) = (0, Vec::new());
+        for _ in 0..3000 {
+            let mut read = Box::pin(store.users());
+            match poll!(&mut read) {
+                Poll::Pending => waiting.push(read),
+                Poll::Ready(Err(StoreError::Busy)) => refused += 1,
+                Poll::Ready(other) => panic!("{other:?}"),
+            }
+        }
+        // The thread may not have taken the first one yet.
+        assert!((952..=953).contains(&refused), "{refused}");
+        assert!(store.revoke_sessions(&SessionFilter::All, UnixTime(1)).now_or_never().is_none());
+        drop(hold);
+        busy.await.unwrap();
+        for read in waiting {
+            read.await.unwrap();
+        }
+        assert!(store.users().await.is_ok());
     }
 }

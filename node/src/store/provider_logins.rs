@@ -1,7 +1,5 @@
 //! What identity providers call the logins that sessions began with, for logouts in either direction.
 
-use std::time::Duration;
-
 use rusqlite::{OptionalExtension as _, params};
 
 use crate::flow::{SessionId, UnixTime};
@@ -11,8 +9,8 @@ use crate::saml::NameId;
 use super::{Store, StoreError};
 
 impl Store {
-    /// Notes what the provider of a session calls its login; false if the provider has ended that login since the node
-    /// heard of it.
+    /// Notes what the provider of a session calls its login; false if the provider has ended that login since it told of
+    /// it.
     pub(crate) async fn insert_provider_login(
         &self,
         session: SessionId,
@@ -61,17 +59,18 @@ impl Store {
     }
 
     /// The live sessions that began with a login that `provider` calls `name_id` and one of `indexes`; without any, all of
-    /// that name. A login that is under way now, for as long as `under_way`, does not come to be one.
+    /// that name. The provider ended them at `issued_at`, by its clock: what it told of a login until then does not come to
+    /// be one, if it is brought before `until`.
     pub(crate) async fn ended_at_provider(
         &self,
         provider: &str,
         name_id: &NameId,
         indexes: Vec<String>,
-        under_way: Duration,
+        (issued_at, until): (UnixTime, UnixTime),
         now: UnixTime,
     ) -> Result<Vec<SessionId>, StoreError> {
         let (provider, name) = (provider.to_owned(), name_id.value.clone());
-        self.run(move |connection| {
+        self.run_urgently(move |connection| {
             let transaction = connection.transaction()?;
             transaction.execute("DELETE FROM provider_logout WHERE expires_at <= ?1", [now.0])?;
             let named: Vec<Option<&str>> = match indexes.as_slice() {
@@ -81,7 +80,7 @@ impl Store {
             for index in named {
                 transaction.execute(
                     "INSERT INTO provider_logout (provider, name, session_index, at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)",
-                    params![provider, name, index, now.0, now.after(under_way).0],
+                    params![provider, name, index, issued_at.0, until.0],
                 )?;
             }
             transaction.commit()?;
@@ -125,6 +124,7 @@ mod tests {
             let session = Session {
                 id: SessionId::from_bytes([id; 16]),
                 person: PersonId { provider: "adfs".into(), subject: name.into() },
+                is_local: None,
                 email: None,
                 display_name: "x".into(),
                 groups: vec![],
@@ -137,12 +137,12 @@ mod tests {
             let heard = Heard { login: login(name, index), at: UnixTime(0) };
             assert!(store.insert_provider_login(session.id, "adfs", &heard).await.unwrap());
         }
-        const LIFE: Duration = Duration::from_secs(60);
         let found = |provider: &'static str, name: &str, indexes: &[&str]| {
             let (name, indexes) = (NameId::new("x", name), indexes.iter().map(|i| (*i).into()).collect());
             let store = store.clone();
             async move {
-                let found = store.ended_at_provider(provider, &name, indexes, LIFE, UnixTime(100)).await;
+                let times = (UnixTime(100), UnixTime(160));
+                let found = store.ended_at_provider(provider, &name, indexes, times, UnixTime(100)).await;
                 found.unwrap().iter().map(|session| session.as_bytes()[0]).collect::<Vec<_>>()
             }
         };
@@ -156,14 +156,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_logout_ends_logins_that_are_under_way() {
-        const LIFE: Duration = Duration::from_secs(60);
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
         let ann = NameId::new(NAMEID_PERSISTENT, "ann");
         let end = |indexes: &[&str], at: i64| {
             let (store, ann) = (store.clone(), ann.clone());
             let indexes = indexes.iter().map(|index| (*index).to_owned()).collect();
-            async move { store.ended_at_provider("adfs", &ann, indexes, LIFE, UnixTime(at)).await.unwrap() }
+            // It took five seconds.
+            let (times, now) = ((UnixTime(at), UnixTime(at + 65)), UnixTime(at + 5));
+            async move { store.ended_at_provider("adfs", &ann, indexes, times, now).await.unwrap() }
         };
         let mut sessions = 0;
         let mut begins = |provider: &'static str, name: &str, index: Option<&str>, heard: i64| {
@@ -171,6 +172,7 @@ mod tests {
             let session = Session {
                 id: SessionId::from_bytes([sessions; 16]),
                 person: PersonId { provider: provider.into(), subject: name.into() },
+                is_local: None,
                 email: None,
                 display_name: "x".into(),
                 groups: vec![],
@@ -191,9 +193,9 @@ mod tests {
             }
         };
         end(&["_a", "_b"], 100).await;
-        assert!(!begins("adfs", "ann", Some("_b"), 90).await, "heard of before");
+        assert!(!begins("adfs", "ann", Some("_b"), 90).await, "told of before");
         assert!(!begins("adfs", "ann", Some("_b"), 100).await, "in the same second");
-        assert!(begins("adfs", "ann", Some("_b"), 101).await, "heard of later: it is another one");
+        assert!(begins("adfs", "ann", Some("_b"), 101).await, "told of later: it is another one");
         assert!(begins("adfs", "ann", Some("_c"), 90).await, "not named");
         assert!(begins("adfs", "ann", None, 90).await, "not named either");
         assert!(begins("adfs", "bob", Some("_b"), 90).await, "another person");

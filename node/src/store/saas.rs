@@ -56,6 +56,18 @@ pub(crate) struct EndedLogin {
     pub(crate) tries: u32,
     /// What the application calls the person, where it speaks SAML.
     pub(crate) name_id: Option<NameId>,
+    pub(crate) answers_over_at: Option<UnixTime>,
+    /// It was told before, when an answer that it had been sent was still good.
+    pub(crate) is_told: bool,
+}
+
+/// A sign-in at an application elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SaasLogin {
+    pub(crate) session: SessionId,
+    pub(crate) application: String,
+    /// When the last answer that the application was sent is over, where it speaks SAML.
+    pub(crate) answers_over_at: Option<UnixTime>,
 }
 
 /// Grants of one session that are kept; beyond that the oldest ends.
@@ -174,7 +186,7 @@ impl Store {
 
     /// Ends a grant and every token of it.
     pub(crate) async fn revoke_saas_grant(&self, id: [u8; 16], now: UnixTime) -> Result<(), StoreError> {
-        self.run(move |connection| {
+        self.run_urgently(move |connection| {
             let transaction = connection.transaction()?;
             revoke(&transaction, id, now)?;
             transaction.commit()?;
@@ -189,40 +201,46 @@ impl Store {
         most: u32,
         now: UnixTime,
     ) -> Result<Vec<EndedLogin>, StoreError> {
-        let rows = self
-            .run(move |connection| {
-                connection
-                    .prepare_cached(
-                        "SELECT session.body, saas_login.application, saas_login.tries, saas_login.name_id
-                         FROM saas_login JOIN session ON session.id = saas_login.session
-                         WHERE saas_login.told_at IS NULL AND saas_login.next_try <= ?1
-                         AND session.revoked_at IS NOT NULL ORDER BY saas_login.next_try LIMIT ?2",
-                    )?
-                    .query_map(params![now.0, most], |row| {
-                        Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-                    })?
-                    .collect::<Result<Vec<(String, String, u32, Option<String>)>, _>>()
-                    .map_err(StoreError::from)
-            })
-            .await?;
-        rows.into_iter()
-            .map(|(body, application, tries, name_id)| {
-                let malformed = |e: serde_json::Error| StoreError::Malformed(format!("session: {e}"));
-                let session = serde_json::from_str(&body).map_err(malformed)?;
-                let name_id =
-                    name_id.map(|text| serde_json::from_str(&text)).transpose().map_err(malformed)?;
-                Ok(EndedLogin { session, application, tries, name_id })
-            })
-            .collect()
+        self.run_own(move |connection| {
+            let malformed = |e: serde_json::Error| StoreError::Malformed(format!("session: {e}"));
+            let mut due = connection.prepare_cached(
+                "SELECT session.body, saas_login.application, saas_login.tries, saas_login.name_id,
+                     saas_login.answers_over_at, saas_login.told_at IS NOT NULL
+                 FROM saas_login JOIN session ON session.id = saas_login.session
+                 WHERE (saas_login.told_at IS NULL OR saas_login.told_at < saas_login.answers_over_at)
+                 AND saas_login.next_try <= ?1
+                 AND session.revoked_at IS NOT NULL ORDER BY saas_login.next_try LIMIT ?2",
+            )?;
+            let mut rows = due.query(params![now.0, most])?;
+            let mut logins = Vec::new();
+            while let Some(row) = rows.next()? {
+                let name_id: Option<String> = row.get(3)?;
+                logins.push(EndedLogin {
+                    session: serde_json::from_str(&row.get::<_, String>(0)?).map_err(malformed)?,
+                    application: row.get(1)?,
+                    tries: row.get(2)?,
+                    name_id: name_id
+                        .map(|text| serde_json::from_str(&text))
+                        .transpose()
+                        .map_err(malformed)?,
+                    answers_over_at: row.get::<_, Option<i64>>(4)?.map(UnixTime),
+                    is_told: row.get(5)?,
+                });
+            }
+            Ok(logins)
+        })
+        .await
     }
 
-    /// Notes that an application that speaks SAML was told who somebody is, so that who revokes by application finds the
-    /// session, and the application can be told when that ends. What is known already costs no write.
+    /// Notes that an application that speaks SAML was told who somebody is, in answers that are over at `answers_over_at`, so
+    /// that who revokes by application finds the session, and the application can be told when that ends. What is known
+    /// already costs no write.
     pub(crate) async fn insert_saml_login(
         &self,
         session: SessionId,
         application: &str,
         name_id: &NameId,
+        answers_over_at: UnixTime,
     ) -> Result<(), StoreError> {
         let name_id = serde_json::to_string(name_id).map_err(|e| StoreError::Malformed(e.to_string()))?;
         let application = application.to_owned();
@@ -231,10 +249,13 @@ impl Store {
             grant_application(&transaction, session, &application)?;
             transaction
                 .prepare_cached(
-                    "INSERT INTO saas_login (session, application, tries, next_try, name_id) VALUES (?1, ?2, 0, 0, ?3)
-                     ON CONFLICT DO UPDATE SET name_id = excluded.name_id WHERE name_id IS NOT excluded.name_id",
+                    "INSERT INTO saas_login (session, application, tries, next_try, name_id, answers_over_at)
+                     VALUES (?1, ?2, 0, 0, ?3, ?4)
+                     ON CONFLICT DO UPDATE SET name_id = excluded.name_id,
+                     answers_over_at = max(coalesce(answers_over_at, 0), excluded.answers_over_at)
+                     WHERE name_id IS NOT excluded.name_id OR coalesce(answers_over_at, 0) < excluded.answers_over_at",
                 )?
-                .execute(params![session.as_bytes(), application, name_id])?;
+                .execute(params![session.as_bytes(), application, name_id, answers_over_at.0])?;
             transaction.commit()?;
             Ok(())
         })
@@ -264,19 +285,19 @@ impl Store {
     }
 
     /// The applications elsewhere that sessions have signed in at, by name.
-    pub(crate) async fn saas_logins(
-        &self,
-        sessions: Vec<SessionId>,
-    ) -> Result<Vec<(SessionId, String)>, StoreError> {
-        self.run(move |connection| {
+    pub(crate) async fn saas_logins(&self, sessions: Vec<SessionId>) -> Result<Vec<SaasLogin>, StoreError> {
+        self.run_urgently(move |connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT application FROM saas_login WHERE session = ?1 ORDER BY application",
+                "SELECT application, answers_over_at FROM saas_login WHERE session = ?1 ORDER BY application",
             )?;
             let mut logins = Vec::new();
             for session in sessions {
-                let names = statement.query_map([session.as_bytes()], |row| row.get(0))?;
-                for name in names {
-                    logins.push((session, name?));
+                let rows = statement.query_map([session.as_bytes()], |row| {
+                    let answers_over_at = row.get::<_, Option<i64>>(1)?.map(UnixTime);
+                    Ok(SaasLogin { session, application: row.get(0)?, answers_over_at })
+                })?;
+                for login in rows {
+                    logins.push(login?);
                 }
             }
             Ok(logins)
@@ -284,7 +305,8 @@ impl Store {
         .await
     }
 
-    /// Notes that an application was told of the end of a session, or that nobody will tell it again.
+    /// Notes that an application was told of the end of a session, or given up. Where an answer that it was sent is good
+    /// for longer, it is due again when that is over: until then somebody may begin another session of its own.
     pub(crate) async fn saas_login_told(
         &self,
         session: SessionId,
@@ -292,9 +314,10 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), StoreError> {
         let application = application.to_owned();
-        self.run(move |connection| {
+        self.run_own(move |connection| {
             connection.execute(
-                "UPDATE saas_login SET told_at = ?3 WHERE session = ?1 AND application = ?2",
+                "UPDATE saas_login SET told_at = ?3, tries = 0, next_try = coalesce(answers_over_at, 0)
+                 WHERE session = ?1 AND application = ?2",
                 params![session.as_bytes(), application, now.0],
             )?;
             Ok(())
@@ -310,7 +333,7 @@ impl Store {
         next_try: UnixTime,
     ) -> Result<(), StoreError> {
         let application = application.to_owned();
-        self.run(move |connection| {
+        self.run_own(move |connection| {
             connection.execute(
                 "UPDATE saas_login SET tries = tries + 1, next_try = ?3 WHERE session = ?1 AND application = ?2",
                 params![session.as_bytes(), application, next_try.0],
@@ -345,140 +368,4 @@ fn revoke(transaction: &Transaction<'_>, id: [u8; 16], now: UnixTime) -> rusqlit
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::flow::PersonId;
-    use crate::store::SessionFilter;
-
-    const NOW: UnixTime = UnixTime(100);
-    const SESSION: SessionId = SessionId::from_bytes([1; 16]);
-
-    async fn store(directory: &std::path::Path) -> Store {
-        let store = Store::open(directory).unwrap();
-        let session = Session {
-            id: SESSION,
-            person: PersonId { provider: "local".into(), subject: "ann".into() },
-            email: None,
-            display_name: "x".into(),
-            groups: vec![],
-            amr: vec![],
-            address: [192, 0, 2, 1].into(),
-            created_at: UnixTime(0),
-            expires_at: UnixTime(1000),
-        };
-        store.insert_session(&session).await.unwrap();
-        store
-    }
-
-    async fn grant(store: &Store, id: u8) -> [u8; 16] {
-        store.insert_saas_grant([id; 16], SESSION, "git", &"body", UnixTime(160), NOW).await.unwrap();
-        [id; 16]
-    }
-
-    async fn good(store: &Store, id: [u8; 16], now: i64) -> Option<u32> {
-        let grant = store.saas_grant::<String>(id, UnixTime(now)).await.unwrap()?;
-        assert_eq!(
-            (grant.session, grant.application.as_str(), grant.body.as_str()),
-            (SESSION, "git", "body")
-        );
-        Some(grant.generation)
-    }
-
-    #[tokio::test]
-    async fn a_code_is_redeemed_once_in_time_and_its_replay_ends_the_grant() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = store(directory.path()).await;
-        let late = grant(&store, 1).await;
-        let redeem = |id, now| store.redeem_saas_grant(id, UnixTime(900), UnixTime(now));
-        assert_eq!(redeem(late, 160).await.unwrap(), Redemption::Gone);
-        let id = grant(&store, 2).await;
-        assert_eq!(redeem(id, 159).await.unwrap(), Redemption::First);
-        assert_eq!((good(&store, id, 899).await, good(&store, id, 900).await), (Some(1), None));
-        assert_eq!(redeem(id, 161).await.unwrap(), Redemption::Again);
-        assert_eq!(good(&store, id, 161).await, None, "its tokens are gone too");
-        assert_eq!(redeem(id, 161).await.unwrap(), Redemption::Gone);
-    }
-
-    #[tokio::test]
-    async fn a_spent_refresh_token_ends_the_grant() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = store(directory.path()).await;
-        let id = grant(&store, 1).await;
-        let turn = |presented| store.turn_saas_grant(id, presented, NOW);
-        store.redeem_saas_grant(id, UnixTime(900), NOW).await.unwrap();
-        assert_eq!(turn(1).await.unwrap(), Turn::Next(2));
-        assert_eq!(turn(2).await.unwrap(), Turn::Next(3));
-        assert_eq!(turn(1).await.unwrap(), Turn::Reused);
-        assert_eq!(turn(3).await.unwrap(), Turn::Gone);
-        let unredeemed = grant(&store, 2).await;
-        assert_eq!(store.turn_saas_grant(unredeemed, 0, NOW).await.unwrap(), Turn::Reused);
-    }
-
-    #[tokio::test]
-    async fn a_grant_never_outlives_its_session_and_the_application_is_told_until_it_knows() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = store(directory.path()).await;
-        let (id, other) = (grant(&store, 1).await, grant(&store, 2).await);
-        store.redeem_saas_grant(id, UnixTime(5000), NOW).await.unwrap();
-        store.redeem_saas_grant(other, UnixTime(5000), NOW).await.unwrap();
-        assert_eq!((good(&store, id, 999).await, good(&store, id, 1000).await), (Some(1), None));
-        let untold = |now| store.ended_saas_logins(10, UnixTime(now));
-        assert_eq!(untold(100).await.unwrap(), []);
-        store.revoke_sessions(&SessionFilter::Id(SESSION), NOW).await.unwrap();
-        assert_eq!(good(&store, id, 100).await, None);
-        let ended = untold(100).await.unwrap();
-        assert_eq!((ended.len(), ended[0].application.as_str(), ended[0].tries), (1, "git", 0));
-        store.saas_login_later(SESSION, "git", UnixTime(130)).await.unwrap();
-        assert_eq!(untold(129).await.unwrap(), []);
-        assert_eq!(untold(130).await.unwrap()[0].tries, 1);
-        store.saas_login_told(SESSION, "git", UnixTime(131)).await.unwrap();
-        assert_eq!(untold(999).await.unwrap(), []);
-    }
-
-    #[tokio::test]
-    async fn an_application_is_told_by_the_name_that_it_heard_last() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = store(directory.path()).await;
-        let name = |value: &str| NameId::new("f", value);
-        store.insert_saml_login(SESSION, "crm", &name("one")).await.unwrap();
-        store.insert_saml_login(SESSION, "crm", &name("two")).await.unwrap();
-        let written = || {
-            store.run(|connection| {
-                Ok(connection.query_row("SELECT total_changes()", [], |row| row.get::<_, i64>(0))?)
-            })
-        };
-        let before = written().await.unwrap();
-        store.insert_saml_login(SESSION, "crm", &name("two")).await.unwrap();
-        assert_eq!(written().await.unwrap(), before, "what is known already costs no write");
-        let by_application = store.sessions_matching(&SessionFilter::Application("crm".into()), NOW).await;
-        assert_eq!(by_application.unwrap().len(), 1);
-        assert!(store.insert_saml_login(SessionId::from_bytes([9; 16]), "crm", &name("x")).await.is_err());
-        let other = SessionId::from_bytes([9; 16]);
-        assert_eq!(store.saas_logins(vec![other, SESSION]).await.unwrap(), [(SESSION, "crm".into())]);
-        store.revoke_sessions(&SessionFilter::Id(SESSION), NOW).await.unwrap();
-        let ended = store.ended_saas_logins(10, NOW).await.unwrap();
-        assert_eq!((ended.len(), ended[0].name_id.clone()), (1, Some(name("two"))));
-    }
-
-    #[tokio::test]
-    async fn a_session_has_a_bounded_number_of_grants() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = store(directory.path()).await;
-        for number in 0..300_u16 {
-            let mut id = [0; 16];
-            id[..2].copy_from_slice(&number.to_be_bytes());
-            store.insert_saas_grant(id, SESSION, "git", &"body", UnixTime(160), NOW).await.unwrap();
-        }
-        let count: i64 = store
-            .run(|connection| {
-                Ok(connection.query_row("SELECT count(*) FROM saas_grant", [], |row| row.get(0))?)
-            })
-            .await
-            .unwrap();
-        assert_eq!(count, MOST_OF_SESSION);
-        let mut newest = [0; 16];
-        newest[..2].copy_from_slice(&299_u16.to_be_bytes());
-        assert_eq!(good(&store, newest, 100).await, Some(0));
-        assert_eq!(good(&store, [0; 16], 100).await, None, "the oldest went");
-    }
-}
+mod tests;

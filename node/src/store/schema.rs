@@ -201,6 +201,13 @@ CREATE TABLE provider_logout (
 ) STRICT;
 CREATE INDEX provider_logout_name ON provider_logout (provider, name);
 ",
+    // Until when an application that speaks SAML may take one of the answers that it was sent: it is told of a logout once
+    // more then, unless that is when it was told.
+    r"
+ALTER TABLE saas_login ADD COLUMN answers_over_at INTEGER;
+DROP INDEX saas_login_untold;
+CREATE INDEX saas_login_untold ON saas_login (next_try) WHERE told_at IS NULL OR told_at < answers_over_at;
+",
 ];
 
 /// Opens the file, sets it up for durable concurrent use and migrates it.

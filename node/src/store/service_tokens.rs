@@ -94,7 +94,7 @@ impl Store {
     /// Forgets a service token, and says which it was.
     pub async fn remove_service_token(&self, name: &str) -> Result<Option<ServiceToken>, StoreError> {
         let name = name.to_owned();
-        self.run(move |connection| {
+        self.run_urgently(move |connection| {
             connection
                 .query_row(
                     &format!("DELETE FROM service_token WHERE name = ?1 RETURNING {COLUMNS}"),

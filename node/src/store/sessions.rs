@@ -13,6 +13,8 @@ pub enum SessionFilter {
     Id(SessionId),
     /// Email or `provider:subject`.
     User(String),
+    /// Name of a local user, under whatever name of their provider the sessions began.
+    LocalUser(String),
     /// Sessions that were granted an application.
     Application(String),
     All,
@@ -81,7 +83,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<Vec<Session>, StoreError> {
         let filter = filter.clone();
-        self.run(move |connection| {
+        self.run_urgently(move |connection| {
             let transaction = connection.transaction()?;
             let sessions = matching(&transaction, &filter, now)?;
             for session in &sessions {
@@ -125,6 +127,13 @@ fn matching(
             &format!("{LIVE} AND (person = ?2 OR email = lower(?2))"),
             params![now.0, user],
         ),
+        SessionFilter::LocalUser(name) => {
+            // The rest of the name can have the separator too: what was selected is looked at once more.
+            let mut sessions =
+                select(connection, &format!("{LIVE} AND instr(person, ':' || ?2)"), params![now.0, name])?;
+            sessions.retain(|session| session.is_of_local_user(name));
+            Ok(sessions)
+        }
         SessionFilter::Application(application) => select(
             connection,
             &format!("{LIVE} AND id IN (SELECT session FROM session_application WHERE application = ?2)"),

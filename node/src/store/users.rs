@@ -71,7 +71,7 @@ impl Store {
     /// Says whether there was such a user.
     pub async fn set_password(&self, name: &str, password_hash: String) -> Result<bool, StoreError> {
         let name = name.to_owned();
-        self.run(move |connection| {
+        self.run_urgently(move |connection| {
             let changed = connection.execute(
                 "UPDATE user SET password_hash = ?2 WHERE name = ?1",
                 params![name, password_hash],
@@ -84,8 +84,10 @@ impl Store {
     /// Says whether there was such a user.
     pub async fn remove_user(&self, name: &str) -> Result<bool, StoreError> {
         let name = name.to_owned();
-        self.run(move |connection| Ok(connection.execute("DELETE FROM user WHERE name = ?1", [name])? > 0))
-            .await
+        self.run_urgently(move |connection| {
+            Ok(connection.execute("DELETE FROM user WHERE name = ?1", [name])? > 0)
+        })
+        .await
     }
 }
 

@@ -21,6 +21,7 @@ fn session() -> Session {
     Session {
         id: SessionId::from_bytes([7; 16]),
         person: PersonId { provider: "local".into(), subject: "ann".into() },
+        is_local: None,
         email: Some("ann@example.com".parse().unwrap()),
         display_name: "Ann".into(),
         groups: vec![],

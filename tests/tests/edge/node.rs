@@ -183,6 +183,7 @@ impl Node {
             .create(Session {
                 id: portcullis::flow::SessionId::from_bytes([number; 16]),
                 person: PersonId { provider: "local".into(), subject: format!("ann{number}") },
+                is_local: None,
                 email: Some("ann@example.com".parse().unwrap()),
                 display_name: "Ann".into(),
                 groups: vec![],

@@ -43,6 +43,28 @@ fn a_new_policy_takes_effect_on_the_next_request_and_a_bad_file_changes_nothing(
 }
 
 #[test]
+fn a_user_is_removed_whole_though_the_provider_got_another_name() {
+    let mut realm = Plan::new().unwrap().start(true, &[], "").unwrap();
+    let wiki = realm.url(WIKI, "/");
+    let [before, after, bob] = ["before", "after", "bob"].map(|name| realm.web(name));
+    assert_eq!(realm.log_in(&before, &wiki, "ann", PASSWORD).unwrap().status, 200);
+    let renamed = |text: String| text.replacen("name = \"local\"", "name = \"staff\"", 1);
+    reload(&mut realm, renamed, "\"allowed\":true");
+    assert_eq!(realm.log_in(&after, &wiki, "ann", PASSWORD).unwrap().status, 200);
+    assert_eq!(realm.log_in(&bob, &wiki, "bob", PASSWORD).unwrap().status, 200);
+    let removed = |name| realm.node.admin(&["user", "remove", name]).unwrap();
+    assert_eq!(removed("ann").trim(), "done: 2 sessions ended");
+    for (web, status) in [(&before, 302), (&after, 302), (&bob, 200)] {
+        assert_eq!(web.get(&wiki).unwrap().status, status);
+    }
+    assert_eq!(removed("eve").trim(), "done: no session was live");
+    let events = realm.node.admin(&["events", "--json"]).unwrap();
+    for detail in ["user remove ann: 2 sessions ended", "user remove eve: no session was live"] {
+        assert!(events.contains(detail), "{events}");
+    }
+}
+
+#[test]
 fn a_missing_secret_or_certificate_keeps_the_old_configuration() {
     let mut realm = Plan::new().unwrap().start(true, &[], "").unwrap();
     let provider = "[[identity_provider]]\nname = \"idp\"\ntype = \"oidc\"\nissuer = \"https://idp.example\"\nclient_id = \"x\"\nclient_secret = { file = \"gone\" }\n";

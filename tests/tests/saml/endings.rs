@@ -69,6 +69,26 @@ fn a_logout_ends_a_login_that_is_under_way() {
 }
 
 #[test]
+fn an_answer_of_before_the_logout_logs_nobody_in_after_it() {
+    let provider = Provider::start("").unwrap();
+    let eve = provider.realm.web("eve");
+    let Begun { web, request } = provider.begin("held", 1).unwrap();
+    let held = Answer { id: "_held".to_owned(), ..provider.answer(&request) };
+    let held = provider.sealed(&held, Seals::default()).unwrap();
+    let wait = || std::thread::sleep(std::time::Duration::from_millis(2100));
+    wait();
+    let end = encode(&logout(&provider, "", "_l1"));
+    assert_eq!(eve.post(&provider.at("logout"), &[("SAMLRequest", &end)]).unwrap().status, 303);
+    wait();
+    let page = provider.post(&web, &held).unwrap();
+    assert_eq!(page.status, 400, "{}", page.body);
+    let Begun { web, request } = provider.begin("anew", 1).unwrap();
+    let anew = Answer { id: "_anew".to_owned(), ..provider.answer(&request) };
+    let page = provider.post(&web, &provider.sealed(&anew, Seals::default()).unwrap()).unwrap();
+    assert_eq!(page.status, 200, "{}", page.body);
+}
+
+#[test]
 fn a_logout_that_could_not_be_done_may_be_sent_again() {
     let provider = Provider::start("").unwrap();
     let Begun { web, request } = provider.begin("ann", 1).unwrap();

@@ -65,18 +65,29 @@ impl Site {
 
     /// Signs somebody in at the application; a browser of theirs.
     fn sign_in(&self, user: &str) -> Result<Web> {
+        let (web, to, answer) = self.answer(user)?;
+        self.bring(&web, &to, &answer)?;
+        let seen = self.who(&web)?;
+        ensure!(seen["name_id"] == json!(format!("{user}@example.com")), "{seen}");
+        ensure!(seen["authenticated"] == json!(true), "{seen}");
+        Ok(web)
+    }
+
+    /// A browser of somebody's, where an answer goes, and the answer.
+    fn answer(&self, user: &str) -> Result<(Web, String, String)> {
         let web = self.realm.web(user);
         let form = web.follow(web.get(&format!("{}/app", self.origin))?, None)?;
         let ticket = form.field("ticket").with_context(|| format!("{}: {}", form.url, form.body))?;
         let fields = [("ticket", ticket.as_str()), ("username", user), ("password", PASSWORD)];
         let page = web.follow(web.post(&form.url, &fields)?, None)?;
         let answer = page.field("SAMLResponse").with_context(|| format!("{}: {}", page.url, page.body))?;
-        let reply = web.post(&page.between("action=\"", "\"")?, &[("SAMLResponse", &answer)])?;
+        Ok((web, page.between("action=\"", "\"")?, answer))
+    }
+
+    fn bring(&self, web: &Web, to: &str, answer: &str) -> Result<()> {
+        let reply = web.post(to, &[("SAMLResponse", answer)])?;
         ensure!(reply.status == 303, "{}\n{}", reply.body, self.server.output());
-        let seen = self.who(&web)?;
-        ensure!(seen["name_id"] == json!(format!("{user}@example.com")), "{seen}");
-        ensure!(seen["authenticated"] == json!(true), "{seen}");
-        Ok(web)
+        Ok(())
     }
 
     fn who(&self, web: &Web) -> Result<Value> {
@@ -93,6 +104,7 @@ impl Site {
         let told =
             self.realm.node.admin(&["session", "revoke", "--user", &format!("{user}@example.com")]).unwrap();
         assert!(told.contains("crm is told that the session"), "{told}");
+        assert!(told.contains("and again at 20"), "{told}");
         let event = wait_until("the event of the back-channel logout", SOON, || {
             let logouts = self.realm.events("logout", 0)?;
             Ok(logouts.into_iter().find(|event| event["app_name"] == json!("crm")))
@@ -129,11 +141,42 @@ fn the_application_ends_the_session_that_is_named_and_signs_that_it_did() {
     let event = site.revoke("ann");
     assert_eq!(
         (&event["allowed"], &event["detail"], &event["user_email"]),
-        (&json!(true), &json!("back-channel logout"), &json!("ann@example.com")),
+        (
+            &json!(true),
+            &json!("back-channel logout, and again when the last answer is over"),
+            &json!("ann@example.com")
+        ),
         "{event}\n{}",
         site.server.output()
     );
     assert!(!site.is_signed_in(&ann) && site.is_signed_in(&bob));
+}
+
+#[test]
+fn a_session_that_begins_with_an_answer_held_back_ends_when_no_answer_is_good_any_more() {
+    let site = Site::start(&[]).unwrap();
+    let (ann, to, held) = site.answer("ann").unwrap();
+    // Not in eight minutes but in some seconds.
+    let script = "import sqlite3, sys, time\nc = sqlite3.connect(sys.argv[1], timeout=10)\n\
+                  n = c.execute('UPDATE saas_login SET answers_over_at = ?', [int(time.time()) + 25])\n\
+                  c.commit()\nassert n.rowcount == 1";
+    let store = site.realm.node.dir().join("state/store.sqlite");
+    let done = Command::new("/usr/bin/python3").args(["-c", script]).arg(store).status().unwrap();
+    assert!(done.success());
+    let said = site.realm.node.admin(&["session", "revoke", "--user", "ann@example.com"]).unwrap();
+    assert!(said.contains("and again at 20"), "{said}");
+    let told = |how: &str| {
+        wait_until("the application to be told", 3 * SOON, || {
+            let logouts = site.realm.events("logout", 0)?;
+            Ok(logouts.into_iter().find(|event| event["detail"] == json!(how)))
+        })
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", site.server.output()))
+    };
+    told("back-channel logout, and again when the last answer is over");
+    site.bring(&ann, &to, &held).unwrap();
+    assert!(site.is_signed_in(&ann));
+    told("back-channel logout, now that the last answer is over");
+    assert!(!site.is_signed_in(&ann));
 }
 
 #[test]

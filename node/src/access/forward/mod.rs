@@ -32,6 +32,8 @@ use crate::tunnel::wire::Authority;
 use super::person::{Person, say};
 use super::profile::{Profile, ProfileError};
 
+pub use tcp::Admits;
+
 /// Why a forward cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardError {
@@ -45,6 +47,10 @@ pub enum ForwardError {
     Transport(#[from] TransportError),
     #[error(transparent)]
     File(#[from] PrivateFileError),
+    #[error(
+        "{address}: a connection {why} was refused, and so are others, without a further word; `--any-user` takes them"
+    )]
+    Stranger { address: SocketAddr, why: String },
     #[error("the connection was cut: {0}")]
     Cut(String),
 }

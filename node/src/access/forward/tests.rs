@@ -80,7 +80,7 @@ async fn echo() -> SocketAddr {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_local_port_leads_to_the_application_and_ends_as_it_does() {
     let world = world(Protocol::Tcp, echo().await).await;
-    let forward = world.forwards.listen_tcp(&app(), ANY).await.unwrap();
+    let forward = world.forwards.listen_tcp(&app(), ANY, Admits::OwnUser).await.unwrap();
     let address = forward.address();
     tokio::spawn(forward.run());
     let sent: Vec<u8> = (0..3_000_000_usize).map(|n| u8::try_from(n * 7 % 251).unwrap()).collect();
@@ -106,7 +106,7 @@ async fn a_local_port_leads_to_the_application_and_ends_as_it_does() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_is_denied_is_reset_and_the_port_stays() {
     let world = world(Protocol::Tcp, echo().await).await;
-    let forward = world.forwards.listen_tcp(&app(), ANY).await.unwrap();
+    let forward = world.forwards.listen_tcp(&app(), ANY, Admits::OwnUser).await.unwrap();
     let address = forward.address();
     tokio::spawn(forward.run());
     world.node.state().deny = Some(Denial::NotAllowed);
@@ -122,6 +122,41 @@ async fn a_connection_that_is_denied_is_reset_and_the_port_stays() {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(b"x").await.unwrap();
     assert_eq!(soon(stream.read_u8()).await.unwrap(), b'x');
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_on_loopback_takes_no_other_users_connection_unless_it_is_to() {
+    use std::os::unix::process::CommandExt as _;
+
+    let world = world(Protocol::Tcp, echo().await).await;
+    let says = |address: SocketAddr, uid: Option<u32>| async move {
+        let script = format!(
+            "import socket\ns = socket.create_connection(('{}', {}), 20)\ns.sendall(b'x')\nprint(s.recv(1) == b'x')",
+            address.ip(),
+            address.port()
+        );
+        let mut program = std::process::Command::new("python3");
+        program.args(["-c", &script]);
+        if let Some(uid) = uid {
+            program.uid(uid).current_dir("/");
+        }
+        let output = tokio::task::spawn_blocking(move || program.output()).await.unwrap().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        (String::from_utf8_lossy(&output.stdout).trim() == "True", error)
+    };
+    for host in ["127.0.0.1:0", "[::1]:0"] {
+        for (admits, is_admitted) in [(Admits::OwnUser, false), (Admits::Everybody, true)] {
+            let forward = world.forwards.listen_tcp(&app(), host.parse().unwrap(), admits).await.unwrap();
+            let address = forward.address();
+            let serving = tokio::spawn(forward.run());
+            let (passed, error) = says(address, None).await;
+            assert!(passed, "one's own: {error}");
+            let (passed, error) = says(address, Some(65_534)).await;
+            assert_eq!(passed, is_admitted, "{host} {admits:?}: {error}");
+            assert!(passed || error.contains("ConnectionResetError"), "{error}");
+            serving.abort();
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

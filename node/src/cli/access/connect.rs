@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Deserialize;
 use tokio::task::JoinSet;
 
-use crate::access::forward::{Carried, Forwards, Target};
+use crate::access::forward::{Admits, Carried, Forwards, Target};
 use crate::tunnel::wire::Authority;
 
 use super::{forward, open, output};
@@ -20,7 +20,7 @@ const MAX_FORWARDS: usize = 256;
 #[derive(Args)]
 pub(super) struct ConnectArgs {
     /// TOML: one `[[forward]]` with `application`, `listen` and, where they differ from the default, `protocol`
-    /// (`tcp` or `udp`) and `destination` for each
+    /// (`tcp` or `udp`), `destination` and `any_user` for each
     file: PathBuf,
 }
 
@@ -40,6 +40,9 @@ struct Forward {
     #[serde(default = "tcp")]
     protocol: Carried,
     destination: Option<Authority>,
+    /// As `--any-user` of `access tcp`; a UDP port takes everybody's in any case.
+    #[serde(default)]
+    any_user: bool,
 }
 
 const fn tcp() -> Carried {
@@ -57,7 +60,8 @@ pub(super) async fn run(node: Option<&str>, args: ConnectArgs) -> anyhow::Result
         let target = Target { application: one.application.clone(), destination: one.destination.clone() };
         let address = match one.protocol {
             Carried::Tcp => {
-                let forward = forwards.listen_tcp(&target, one.listen).await?;
+                let admits = if one.any_user { Admits::Everybody } else { Admits::OwnUser };
+                let forward = forwards.listen_tcp(&target, one.listen, admits).await?;
                 let address = forward.address();
                 running.spawn(forward.run());
                 address
@@ -124,6 +128,7 @@ mod tests {
             application = "dns"
             listen = "127.0.0.1:5432"
             protocol = "udp"
+            any_user = true
             destination = "10.0.0.1:53"
             "#,
         )
@@ -131,6 +136,7 @@ mod tests {
         assert_eq!(file.node.as_deref(), Some("https://access.example.com"));
         let [db, dns] = &file.forward[..] else { panic!("two") };
         assert_eq!((db.protocol, dns.protocol), (Carried::Tcp, Carried::Udp));
+        assert_eq!((db.any_user, dns.any_user), (false, true));
         assert_eq!(dns.destination.as_ref().unwrap().as_str(), "10.0.0.1:53");
     }
 

@@ -9,7 +9,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::access::Profile;
-use crate::access::forward::{ForwardError, Forwards, Target};
+use crate::access::forward::{Admits, ForwardError, Forwards, Target};
 use crate::tunnel::wire::Authority;
 
 use super::{output, status};
@@ -27,6 +27,20 @@ pub(super) struct Which {
     destination: Option<Authority>,
 }
 
+/// Who may connect to a port on loopback.
+#[derive(Args)]
+struct Users {
+    /// Let every user of this machine connect to a port on loopback, and not only this one and root: whoever does acts as you
+    #[arg(long)]
+    any_user: bool,
+}
+
+impl Users {
+    const fn admits(&self) -> Admits {
+        if self.any_user { Admits::Everybody } else { Admits::OwnUser }
+    }
+}
+
 #[derive(Args)]
 pub(super) struct TcpArgs {
     #[command(flatten)]
@@ -34,6 +48,8 @@ pub(super) struct TcpArgs {
     /// Listen here; without it, standard input and output are one connection
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
+    #[command(flatten)]
+    users: Users,
 }
 
 #[derive(Args)]
@@ -52,6 +68,8 @@ pub(super) struct RdpArgs {
     /// Listen here; without it, on a free port of this machine's own
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
+    #[command(flatten)]
+    users: Users,
     /// Start an RDP client (FreeRDP) and end with it; what follows `--` is for the client
     #[arg(long)]
     launch: bool,
@@ -77,7 +95,7 @@ pub(super) async fn tcp(profile: Profile, args: TcpArgs) -> anyhow::Result<()> {
     let target = Target::from(args.which);
     let Some(address) = args.listen else { return stdio(profile, &target).await };
     let forwards = Arc::new(Forwards::new(profile.clone())?);
-    let forward = forwards.listen_tcp(&target, address).await?;
+    let forward = forwards.listen_tcp(&target, address, args.users.admits()).await?;
     // What is wrong shows now, and not to whoever connects.
     until_signal(&forwards, &profile, forwards.prepare(&target)).await?;
     output::line(&format!("listening on {}", forward.address()))?;
@@ -110,7 +128,7 @@ pub(super) async fn rdp(profile: Profile, args: RdpArgs) -> anyhow::Result<()> {
     let target = Target::from(args.which);
     let forwards = Arc::new(Forwards::new(profile.clone())?);
     let address = args.listen.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 0).into());
-    let forward = forwards.listen_tcp(&target, address).await?;
+    let forward = forwards.listen_tcp(&target, address, args.users.admits()).await?;
     until_signal(&forwards, &profile, forwards.prepare(&target)).await?;
     let address = forward.address();
     if !args.launch {

@@ -99,7 +99,7 @@ impl AttributeRules {
                     name_id: name_id.clone(),
                     session_index: assertion.session_index.clone(),
                 },
-                at: now,
+                at: assertion.issued_at.min(now),
             }),
         })
     }
@@ -134,6 +134,7 @@ mod tests {
                 .iter()
                 .map(|(name, values)| ((*name).to_owned(), values.iter().map(|v| (*v).to_owned()).collect()))
                 .collect(),
+            issued_at: UnixTime(0),
             authenticated_at: UnixTime(0),
             session_index: Some("_s".into()),
             session_ends_at: None,
@@ -152,6 +153,16 @@ mod tests {
 
     fn email_of(assertion: &Assertion) -> Option<String> {
         rules().person(UnixTime(0), "adfs", assertion).unwrap().email.map(String::from)
+    }
+
+    #[test]
+    fn a_login_is_as_old_as_its_answer_and_never_newer_than_now() {
+        for (issued, now, at) in [(100, 160, 100), (100, 100, 100), (130, 100, 100)] {
+            let assertion =
+                Assertion { issued_at: UnixTime(issued), ..assertion(NAMEID_PERSISTENT, "ann", &[]) };
+            let person = rules().person(UnixTime(now), "adfs", &assertion).unwrap();
+            assert_eq!(person.at_provider.unwrap().at, UnixTime(at));
+        }
     }
 
     #[test]

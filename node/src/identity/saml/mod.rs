@@ -10,6 +10,7 @@
 mod attributes;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,8 +26,10 @@ use super::{Authenticated, LoginError, ProviderLogin};
 
 pub use attributes::AttributeRules;
 
-/// A logout request may have been under way for this many seconds.
+/// A logout request or an answer may have been under way for this many seconds: as long as an attempt may take.
 const OLDEST: i64 = 600;
+/// From its logout on, for so long an answer that the provider gave before may still come to be accepted.
+pub const LATEST: Duration = Duration::from_secs(OLDEST.unsigned_abs() + SKEW.unsigned_abs());
 /// Characters of the name of an attempt.
 const ATTEMPT: usize = 16;
 
@@ -103,6 +106,8 @@ pub enum LogoutMessage {
         id: String,
         name_id: NameId,
         sessions: Vec<String>,
+        /// By the provider's clock, and not after the node heard of it.
+        issued_at: UnixTime,
         over_at: UnixTime,
         relay_state: Option<String>,
     },
@@ -203,6 +208,9 @@ impl SamlUpstream {
                 Err(error) => return Err(LoginError::Answer(error.to_string())),
                 Ok(assertion) => assertion,
             };
+            if now.0.saturating_sub(assertion.issued_at.0) > OLDEST {
+                return Err(LoginError::Answer(ResponseError::Time.to_string()));
+            }
             if assertion.in_response_to.is_none() && !self.allow_unsolicited {
                 return Err(LoginError::Answer("nobody asked for it".to_owned()));
             }
@@ -297,6 +305,7 @@ impl SamlUpstream {
                     id: request.head.id,
                     name_id: request.name_id.ok_or_else(|| answer(&"it names nobody"))?,
                     sessions: request.sessions,
+                    issued_at: request.head.issued_at.min(now),
                     over_at,
                     relay_state: received.relay_state,
                 })

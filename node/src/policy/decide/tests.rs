@@ -43,6 +43,7 @@ fn session(email: &str) -> Arc<Session> {
     Arc::new(Session {
         id: SessionId::from_bytes([1; 16]),
         person: PersonId { provider: "local".into(), subject: email.into() },
+        is_local: None,
         email: Some(email.parse().unwrap()),
         display_name: email.into(),
         groups: vec!["ops".into()],

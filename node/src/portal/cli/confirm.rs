@@ -115,6 +115,11 @@ impl Call<'_> {
             // Asked again, by this node: what another site sent has no effect.
             return Answer::None(self.confirmation(live, asks));
         };
+        if let Err(wait) = self.charge_write(&live.session) {
+            let (page, event) = self.too_fast(wait, None, self.no_login().session(&live.session));
+            self.context.events.emit(event);
+            return Answer::None(page);
+        }
         match self.context.store.use_once(TICKET, &ticket.id, ticket.expires_at, self.now).await {
             Ok(true) if said == "allow" => Answer::Yes,
             Ok(true) => Answer::No,

@@ -146,6 +146,12 @@ impl Refusal {
         Self::new("invalid_request", Reason::BadRequest, words)
     }
 
+    /// One login makes the node write faster than it may.
+    fn too_fast() -> Self {
+        let words = "too many requests of one login";
+        Self::new("temporarily_unavailable", Reason::Throttled, words).status(StatusCode::TOO_MANY_REQUESTS)
+    }
+
     /// A fault of the node's own.
     fn fault(error: impl std::fmt::Display) -> Self {
         let words = format!("the node cannot do it: {error}");

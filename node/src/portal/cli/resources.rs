@@ -178,6 +178,7 @@ impl Call<'_> {
             .and_then(|id| self.context.clients.get(id, self.now))
             .filter(|client| client.session.id == claims.identity_nonce && client.client.key == proof.key)
             .ok_or_else(|| invalid(Reason::SessionEnded, "the login has ended"))?;
+        self.charge_write(&client.session).map_err(|_| Refusal::too_fast())?;
         // Only now: strangers can make the store remember nothing.
         let until = UnixTime(self.now.0.saturating_add(2 * dpop::WINDOW + 1));
         match self.context.store.use_once(PROOF, &proof.id, until, self.now).await {

@@ -137,6 +137,15 @@ impl Call<'_> {
     async fn by_refresh(&self, form: &Parameters) -> Result<Response<Bytes>, Refused> {
         let token = form.one("refresh_token").ok_or(Refusal::request("there is no refresh_token"))?;
         let (proof, text) = self.proof(wire::TOKEN, None)?;
+        // Whoever has another key makes the node write nothing.
+        let client = RefreshToken::parse(token)
+            .and_then(|token| self.context.clients.get(token.client(), self.now))
+            .filter(|client| client.client.key == proof.key);
+        if let Some(client) = client
+            && self.charge_write(&client.session).is_err()
+        {
+            return Err(Refused { refusal: Refusal::too_fast(), session: Some(client.session) });
+        }
         let refreshed = self.context.clients.refresh(token, proof.key, text, self.now).await;
         let invalid = |reason, words: &str| Refusal::new("invalid_grant", reason, words);
         match refreshed.map_err(Refusal::fault)? {

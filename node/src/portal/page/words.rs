@@ -61,7 +61,7 @@ pub(super) const fn words(reason: Reason) -> Words {
         Reason::BadCredentials => ("Sign-in failed", "The user name or the password is wrong.", "Try again."),
         Reason::Throttled => (
             "Too many attempts",
-            "There were too many attempts to sign in from your network or for this account.",
+            "There were too many attempts to sign in, from your network, for this account or in this session.",
             "Wait a little, then try again. Nobody is locked out for good.",
         ),
         Reason::ProviderAnswer => (

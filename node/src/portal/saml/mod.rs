@@ -244,7 +244,15 @@ impl Call<'_> {
                 // First the store: who revokes by application has to find it, and whoever is signed in somewhere can be signed
                 // out there.
                 let name = &visit.application.name;
-                if let Err(error) = self.context.sessions.signed_in(&live, name, &name_id).await {
+                let over_at = self.now.after(saml::ANSWER_LIFE);
+                if !live.is_signed_in(name, &name_id, over_at).await
+                    && let Err(wait) = self.charge_write(&live.session)
+                {
+                    let (page, event) = self.too_fast(wait, Some(visit.application), event(false));
+                    self.context.events.emit(event);
+                    return page;
+                }
+                if let Err(error) = self.context.sessions.signed_in(&live, name, &name_id, over_at).await {
                     self.context.events.emit(event(false).reason(Reason::Internal).detail(error.to_string()));
                     return self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal);
                 }

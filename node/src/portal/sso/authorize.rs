@@ -149,6 +149,12 @@ impl Provider<'_> {
         let PermitKind::Saas(of_client) = permit.kind() else {
             return self.call.refuse(StatusCode::NOT_FOUND, Reason::NoApplication);
         };
+        if let Err(wait) = self.call.charge_write(&live.session) {
+            let event = self.event(false).session(&live.session);
+            let (page, event) = self.call.too_fast(wait, Some(self.application), event);
+            self.call.context.events.emit(event);
+            return page;
+        }
         match self.issue_code(of_client, &pending.request, live).await {
             Ok(code) => {
                 let response = self.respond(&pending.request.to, &[("code", &code)], by_form);

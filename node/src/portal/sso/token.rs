@@ -145,6 +145,7 @@ impl Provider<'_> {
         if !scopes.is_within(&grant.body.scopes) || !scopes.has(Scope::Openid) {
             return Err(invalid_scope());
         }
+        self.charge_write(&live)?;
         let permit = self.permit(&grant, &live, token.grant, "refresh").await?;
         let turn = call.context.store.turn_saas_grant(token.grant, token.generation, call.now).await;
         let generation = match turn.map_err(|error| self.broken(&error))? {
@@ -243,6 +244,18 @@ impl Provider<'_> {
     pub(super) async fn end(&self, id: [u8; 16]) -> Result<(), Refusal> {
         let ended = self.call.context.store.revoke_saas_grant(id, self.call.now).await;
         ended.map_err(|error| self.broken(&error))
+    }
+
+    /// Takes a refresh from the budget of the session that it comes from.
+    fn charge_write(&self, live: &LiveSession) -> Result<(), Refusal> {
+        let Err(wait) = self.call.charge_write(&live.session) else { return Ok(()) };
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        let event = self.event(false).reason(Reason::Throttled).session(&live.session);
+        self.call.context.events.emit(event.status(status.as_u16()).detail("writes of one login"));
+        let mut response = oauth_error(status, "slow_down", "too many requests for one login");
+        let wait = HeaderValue::from(wait.as_secs().saturating_add(1));
+        response.headers_mut().insert(header::RETRY_AFTER, wait);
+        Err(Box::new(response))
     }
 
     /// A code or token that is worth nothing, and the event.

@@ -41,6 +41,35 @@ async fn one_login_opens_every_application_silently() {
     assert_eq!(world.events().await, ["login true - ann@example.com"]);
 }
 
+/// Asks until it is refused; how often it was let through before.
+async fn until_refused(world: &World, browser: &mut Browser, url: &str) -> (usize, super::world::Page) {
+    for passed in 0..5000 {
+        let page = browser.get(world, url).await;
+        if page.status() != StatusCode::FOUND {
+            return (passed, page);
+        }
+    }
+    panic!("never refused");
+}
+
+#[tokio::test]
+async fn one_session_makes_the_node_write_so_often_and_no_oftener() {
+    let world = World::new().await;
+    let (mut ann, mut bob) = (ann(&world).await, Browser::default());
+    bob.log_in(&world, &format!("https://{WIKI}/"), "bob", PASSWORD).await;
+    let login = ann.challenge(&world, &format!("https://{SHOP}/")).location().to_owned();
+    let (passed, page) = until_refused(&world, &mut ann, &login).await;
+    assert!(passed >= 49, "{passed}: a burst is let through");
+    assert_eq!(page.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(page.response.headers()[header::RETRY_AFTER], "1");
+    let page = bob.visit_login(&world, &format!("https://{SHOP}/")).await;
+    assert_eq!(page.status(), StatusCode::FOUND, "another's budget is another");
+    let events = world.events().await;
+    assert_eq!(events.last().unwrap(), "login false throttled ann@example.com");
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert_eq!(ann.get(&world, &login).await.status(), StatusCode::FOUND, "and later it goes on");
+}
+
 #[tokio::test]
 async fn the_challenge_tells_navigations_from_everything_else() {
     let world = World::new().await;

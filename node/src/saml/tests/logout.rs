@@ -1,7 +1,7 @@
 //! Single logout, both ways.
 
 use super::super::keys::Signer;
-use super::super::logout::{LogoutRequest, Peer, end_session_by_soap, has_ended, logged_out};
+use super::super::logout::{Ended, LogoutRequest, Peer, end_session_by_soap, has_ended, logged_out};
 use super::super::metadata::LogoutService;
 use super::super::upstream::{Place, Service};
 use super::*;
@@ -88,7 +88,13 @@ fn a_request_by_soap_is_signed_and_only_its_own_success_counts() {
 
     let peer = Peer { entity_id: to.issuer, keys: &[], is_certain: true };
     let good = answer(&id, None);
-    assert_eq!(has_ended(good.as_bytes(), &id, peer), Ok(()));
+    let unknown = good.replace(
+        "<samlp:StatusCode Value=\"urn:oasis:names:tc:SAML:2.0:status:Success\"></samlp:StatusCode>",
+        "<samlp:StatusCode Value=\"urn:oasis:names:tc:SAML:2.0:status:Requester\"><samlp:StatusCode \
+         Value=\"urn:oasis:names:tc:SAML:2.0:status:UnknownPrincipal\"></samlp:StatusCode></samlp:StatusCode>",
+    );
+    assert_eq!(has_ended(unknown.as_bytes(), &id, peer), Ok(Ended::Unknown), "{unknown}");
+    assert_eq!(has_ended(good.as_bytes(), &id, peer), Ok(Ended::Now));
     for (what, text) in [
         ("another request's", answer("_other", None)),
         ("somebody else's", good.replace("https://idp.example", "https://other.example")),
@@ -115,11 +121,11 @@ fn an_answer_by_soap_is_vouched_for_by_its_signature_or_by_the_connection() {
     let over = |is_certain| Peer { entity_id: "https://idp.example", keys: &keys, is_certain };
     let ended = |text: &str, peer| has_ended(text.as_bytes(), "_l1", peer);
     let (unsigned, signed) = (answer("_l1", None), answer("_l1", Some(&pem.key())));
-    assert_eq!(ended(&unsigned, over(true)), Ok(()));
-    assert_eq!(ended(&signed, over(true)), Ok(()));
-    assert_eq!(ended(&signed, over(false)), Ok(()));
-    assert_eq!(ended(&unsigned, Peer { keys: &[], ..over(false) }), Ok(()), "nothing to tell it by");
-    assert_eq!(ended(&signed, Peer { keys: &[], ..over(true) }), Ok(()), "the connection tells");
+    assert_eq!(ended(&unsigned, over(true)), Ok(Ended::Now));
+    assert_eq!(ended(&signed, over(true)), Ok(Ended::Now));
+    assert_eq!(ended(&signed, over(false)), Ok(Ended::Now));
+    assert_eq!(ended(&unsigned, Peer { keys: &[], ..over(false) }), Ok(Ended::Now), "nothing to tell it by");
+    assert_eq!(ended(&signed, Peer { keys: &[], ..over(true) }), Ok(Ended::Now), "the connection tells");
     for (what, text) in [
         ("another's signature", answer("_l1", Some(&other.key()))),
         ("what was not signed", signed.replace("InResponseTo=\"_l1\"", "InResponseTo=\"_l2\"")),

@@ -120,6 +120,7 @@ fn a_login_satisfies_only_what_it_is_recent_enough_for() {
     let session = |id: u8, created: i64| Session {
         id: SessionId::from_bytes([id; 16]),
         person: PersonId { provider: "local".into(), subject: "ann".into() },
+        is_local: None,
         email: None,
         display_name: "x".into(),
         groups: vec![],

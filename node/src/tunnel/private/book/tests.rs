@@ -30,6 +30,7 @@ fn about(client: u8, connector: &str) -> Arc<About> {
     let login = Session {
         id: SessionId::from_bytes([client; 16]),
         person: person(client),
+        is_local: None,
         email: None,
         display_name: "ann".into(),
         groups: vec![],

@@ -11,6 +11,7 @@ fn login(provider: &str) -> Arc<Session> {
     Arc::new(Session {
         id: SessionId::from_bytes([1; 16]),
         person: PersonId { provider: provider.into(), subject: "ann".into() },
+        is_local: None,
         email: Some("ann@example.com".parse().unwrap()),
         display_name: "ann".into(),
         groups: vec!["staff".into()],

@@ -159,6 +159,7 @@ impl Login {
         let session = Session {
             id: clock::new_session_id(),
             person: PersonId { provider: "local".into(), subject: name.into() },
+            is_local: None,
             email: Some(format!("{name}@example.com").parse().unwrap()),
             display_name: name.into(),
             groups: groups.iter().map(|group| (*group).to_owned()).collect(),
