@@ -4,8 +4,8 @@
 //! confirmed ─▶ log in ─▶ refresh ─▶ refresh ─▶ … ─▶ log out | refresh token used twice | session over
 //! ```
 //!
-//! As with sessions, an end is written to the store first and then fires [`LiveClient::ended`]; if the write fails, the
-//! client is ended in memory all the same and the error is returned. The end of a session ends its clients without any
+//! As with sessions, an end fires [`LiveClient::ended`] and is written to the store; if the write fails, the client is ended
+//! in memory all the same and the error is returned. The end of a session ends its clients without any
 //! further step: their token is a child of the session's.
 
 use std::collections::BTreeMap;
@@ -169,12 +169,14 @@ impl Clients {
         .await
     }
 
-    /// Logs a client out, in the store and then in memory.
+    /// Logs a client out, in memory and then in the store, which may have much to do before.
     pub async fn log_out(&self, id: ClientId, now: UnixTime) -> Result<(), StoreError> {
         let clients = self.clone();
+        clients.end(id);
         whole(async move {
             let _turn = clients.turn.lock().await;
             let result = clients.store.revoke_client(id, now).await;
+            // It may have been logged in just before the store had it in hand.
             clients.end(id);
             result.map(drop)
         })

@@ -1,10 +1,11 @@
 //! Live sessions: every one that is neither revoked nor expired, in memory, with the means to cut what runs on it.
 //!
-//! A revocation is written to the store first and then fires [`LiveSession::ended`], which every open request,
-//! WebSocket and event stream of the session waits on. If the write fails, nothing is reported as revoked, but the
-//! session is ended in memory all the same: revocation fails loudly and closed.
+//! A revocation fires [`LiveSession::ended`], which every open request, WebSocket and event stream of the session waits on,
+//! and is written to the store. What can be told in memory ends at once, however long the store takes; what only the store
+//! knows ends when it has said so. If the write fails, nothing is reported as revoked, but what is ended in memory stays
+//! so: revocation fails loudly and closed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -114,9 +115,9 @@ impl Sessions {
         self.store.sessions_matching(filter, now).await
     }
 
-    /// Ends every live session that matches: in the store, then in memory. Where the store fails, those that can
-    /// be told in memory are ended all the same and the error is returned. It runs to its end even if whoever asked
-    /// goes away: the request that carried a logout may be cut by the logout.
+    /// Ends every live session that matches: those that can be told in memory at once, the others when the store has. Where
+    /// the store fails, so do the others that may be meant, and the error is returned. It runs to its end even if
+    /// whoever asked goes away: the request that carried a logout may be cut by the logout.
     pub async fn revoke(
         &self,
         filter: &SessionFilter,
@@ -142,18 +143,24 @@ impl Sessions {
     ) -> Result<Vec<Arc<Session>>, StoreError> {
         let (sessions, filter) = (self.clone(), filter.clone());
         let revoking = async move {
+            let by_application = matches!(filter, SessionFilter::Application(_));
+            let is_surely_meant = |session: &Session| !by_application && in_memory_match(session, &filter);
+            // The store may have much to do before it gets to this.
+            sessions.end(administrator, is_surely_meant);
             let result = sessions.store.revoke_sessions(&filter, now).await;
-            // What memory can tell is ended whatever the store says, so that a revocation can be repeated.
+            // With those that began meanwhile. What memory can tell is ended whatever the store says, so that a revocation
+            // can be repeated.
             match &result {
                 Ok(revoked) => {
-                    let by_application = matches!(filter, SessionFilter::Application(_));
+                    let revoked: BTreeSet<SessionId> = revoked.iter().map(|gone| gone.id).collect();
                     sessions.end(administrator, |session| {
-                        revoked.iter().any(|gone| gone.id == session.id)
-                            || (!by_application && in_memory_match(session, &filter))
+                        revoked.contains(&session.id) || is_surely_meant(session)
                     });
                 }
                 Err(_) => sessions.end(administrator, |session| in_memory_match(session, &filter)),
             }
+            // Whoever looks into the store for what has ended finds it only now.
+            sessions.endings.notify_one();
             result.map(|revoked| revoked.into_iter().map(Arc::new).collect())
         };
         tokio::spawn(revoking).await.map_err(|_| StoreError::Stopped)?
@@ -276,7 +283,10 @@ mod tests {
         let mut asked = Box::pin(sessions.revoke(&all, UnixTime(3)));
         assert!(futures_util::poll!(&mut asked).is_pending());
         drop(asked);
-        tokio::time::timeout(Duration::from_secs(30), cid.ended.cancelled()).await.unwrap();
+        // And what memory can tell waits for no store that has other things to do.
+        tokio::task::yield_now().await;
+        assert!(cid.ended.is_cancelled());
+        sessions.endings().await;
 
         store.break_sessions().await;
         assert!(sessions.revoke(&SessionFilter::All, UnixTime(4)).await.is_err(), "loudly");
@@ -286,6 +296,24 @@ mod tests {
         );
         assert!(sessions.create(session(4, "dan@example.com", 100)).await.is_err());
         assert!(sessions.get(SessionId::from_bytes([4; 16]), UnixTime(4)).is_none());
+    }
+
+    /// Who has to be told of an end elsewhere is in the store.
+    #[tokio::test]
+    async fn whoever_waits_for_endings_is_woken_once_the_store_has_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let sessions = Sessions::load(store.clone(), metrics, UnixTime(0)).await.unwrap();
+        let ann = sessions.create(session(1, "ann@example.com", 100)).await.unwrap();
+        let filter = SessionFilter::Id(ann.session.id);
+        let mut revoking = Box::pin(sessions.revoke(&filter, UnixTime(1)));
+        assert!(futures_util::poll!(&mut revoking).is_pending());
+        ann.ended.cancelled().await;
+        sessions.endings().await;
+        assert_eq!(revoking.await.unwrap().len(), 1);
+        let woken = tokio::time::timeout(Duration::from_secs(5), sessions.endings()).await;
+        assert!(woken.is_ok() && store.sessions_matching(&filter, UnixTime(1)).await.unwrap().is_empty());
     }
 
     #[tokio::test]

@@ -78,6 +78,8 @@ pub(super) const ORIGIN_IDLE_TIME: Duration = Duration::from_secs(30);
 pub(super) const ORIGIN_BUSY: usize = 4096;
 /// Requests that one login has at its origins at a time, WebSockets included: three HTTP/2 connections' worth.
 pub(super) const SESSION_STREAMS: usize = 384;
+/// The same for one person, whatever the logins: an eighth of what one application gets.
+pub(super) const PERSON_STREAMS: usize = ORIGIN_BUSY / 8;
 /// The same for everybody in one network whom a bypass lets through.
 pub(super) const ANONYMOUS_STREAMS: usize = 1024;
 /// Head of an origin's response.

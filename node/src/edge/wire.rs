@@ -31,7 +31,7 @@ use super::identify::Callers;
 use super::lasting::Lease;
 use super::proxy::ProxyError;
 use super::record::Record;
-use super::shares::Holder;
+use super::shares::Holders;
 use super::upgrade;
 use super::upstream::ConnectError;
 
@@ -73,9 +73,9 @@ impl Call {
             record.refused(Reason::ForeignOrigin);
             return self.refuse_record(StatusCode::FORBIDDEN, Reason::ForeignOrigin, record);
         }
-        let Some(share) = self.edge.shares.take(Holder::of(permit.permit(), self.peer.address)) else {
+        let Some(share) = self.edge.shares.take(Holders::of(permit.permit(), self.peer.address)) else {
             record.refused(Reason::Throttled);
-            record.detail("too many requests of one login at a time");
+            record.detail("too many requests of one login or person at a time");
             return self.refuse_record(StatusCode::TOO_MANY_REQUESTS, Reason::Throttled, record);
         };
         let ends = (stop(&self.peer), self.edge.patience);

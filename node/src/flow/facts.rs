@@ -49,7 +49,7 @@ pub enum Reason {
     BadBinding,
     /// Wrong user name or password, or wrong service token.
     BadCredentials,
-    /// Too many attempts from this network or for this account, or too many requests of one login at a time.
+    /// Too many attempts from this network or for this account, or too many requests of one login or person at a time.
     Throttled,
     /// The identity provider answered something that does not verify.
     ProviderAnswer,

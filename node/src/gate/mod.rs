@@ -50,8 +50,8 @@ pub use object::{EGRESS, INGRESS, OBJECT};
 #[cfg(test)]
 pub(crate) use relay::in_memory;
 pub use relay::{
-    Detour, Ended, FlowGrant, FlowStatus, IdentityRef, Keeper, Leg, Placed, Relay, RelayError, RelayTotals,
-    SessionRef, SessionStatus, Standing, Usage, Way, flows, keep_neighbour,
+    Detour, Ended, FlowGrant, FlowStatus, IdentityRef, Keeper, Leg, Placed, Placement, Relay, RelayError,
+    RelayTotals, Revoked, SessionRef, SessionStatus, Standing, Usage, Way, flows, keep_neighbour,
 };
 pub use status::{InterfaceStatus, Status, status};
 pub use userspace::DatagramGate;

@@ -4,6 +4,8 @@
 //! 2. One key mints. The next takes over after [`KEY_AGE`]; the old one verifies for as long again, and a connection
 //!    changes its IDs well within that ([`ID_LIFETIME`]).
 //! 3. The gate is told of every key before an ID under it goes out.
+//! 4. Tickets of private sessions are minted alike, since the gate checks both alike; but the node tells them apart, since
+//!    a stranger gets connection IDs for the asking.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -20,15 +22,16 @@ use crate::flow::UnixTime;
 use crate::gate::{Control, GateError};
 use crate::store::{Store, StoreError};
 
+use super::relay::wire::Ticket;
+
 /// A key mints for so long, and verifies for twice as long.
 pub(super) const KEY_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// A connection replaces its IDs after so long: within half of the time that their key verifies on.
 const ID_LIFETIME: Duration = Duration::from_secs(6 * 3600);
 
-/// The bit of the nonce, in an ID's first byte, that tells tickets from connections' IDs: so nobody has to remember which
-/// tickets there are to keep what carries one from QUIC.
-const TICKET: u64 = 8;
+/// In the first byte of an ID: a ticket. So nobody has to remember which tickets there are to keep what carries one from QUIC.
+const TICKET: u8 = 0x08;
 
 const SECRET: &str = "tunnel connection id keys";
 
@@ -114,20 +117,25 @@ impl Mint {
         Ok(())
     }
 
-    /// An ID for a connection of the node's own.
+    /// A connection ID.
     pub fn mint(&self) -> ConnectionId {
-        self.minted(|nonce| nonce & !TICKET)
+        self.mint_with(u64::from_ne_bytes(clock::random()) & !u64::from(TICKET))
     }
 
-    /// A ticket for a relay leg, which no connection of the node's own ever has for an ID.
-    pub fn ticket(&self) -> ConnectionId {
-        self.minted(|nonce| nonce | TICKET)
+    /// A ticket for a leg of a private session, which no connection of the node's own ever has for an ID.
+    pub fn ticket(&self) -> Ticket {
+        self.mint_with(u64::from_ne_bytes(clock::random()) | u64::from(TICKET)).to_bytes()
     }
 
-    fn minted(&self, mark: impl FnOnce(u64) -> u64) -> ConnectionId {
+    fn mint_with(&self, nonce: u64) -> ConnectionId {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        let nonce = u64::from_ne_bytes(clock::random());
-        ConnectionId::mint(keys.minting.slot, &keys.minting.sip(), mark(nonce))
+        ConnectionId::mint(keys.minting.slot, &keys.minting.sip(), nonce)
+    }
+
+    /// Whether this node has minted the ticket, and as one.
+    pub fn is_ticket(&self, ticket: Ticket) -> bool {
+        let [first, ..] = ticket;
+        first & TICKET != 0 && self.is_minted(&ConnectionId::from_bytes(ticket))
     }
 
     pub fn is_minted(&self, id: &ConnectionId) -> bool {
@@ -136,11 +144,6 @@ impl Mint {
     }
 
     /// Whether it is what [`Self::ticket`] mints.
-    pub fn is_ticket(&self, id: &ConnectionId) -> bool {
-        let [first, ..] = id.to_bytes();
-        u64::from(first) & TICKET != 0 && self.is_minted(id)
-    }
-
     pub(super) fn generator(&self) -> Box<dyn ConnectionIdGenerator> {
         Box::new(Generator { mint: self.clone() })
     }
@@ -251,6 +254,24 @@ mod tests {
         }
     }
 
+    /// Who has shaken hands has connection IDs, which the gate lets through.
+    #[tokio::test]
+    async fn a_connection_id_is_no_ticket() {
+        let (_directory, store) = store().await;
+        let mint = Mint::load(&store, None, NOW).await.unwrap();
+        for _ in 0..100 {
+            let (ticket, id) = (mint.ticket(), mint.mint());
+            assert!(mint.is_ticket(ticket) && mint.is_minted(&ConnectionId::from_bytes(ticket)));
+            assert!(mint.is_minted(&id) && !mint.is_ticket(id.to_bytes()));
+            let mut changed = id.to_bytes();
+            changed[0] |= TICKET;
+            assert!(!mint.is_ticket(changed));
+            let mut forged = ticket;
+            forged[5] ^= 1;
+            assert!(!mint.is_ticket(forged));
+        }
+    }
+
     #[tokio::test]
     async fn another_node_or_a_changed_id_does_not_verify() {
         let (_one, store_of_one) = store().await;
@@ -264,20 +285,6 @@ mod tests {
         changed[3] ^= 1;
         assert!(one.generator().validate(&QuicId::new(&changed)).is_err());
         assert!(one.generator().validate(&QuicId::new(&id[..15])).is_err());
-    }
-
-    #[tokio::test]
-    async fn a_ticket_is_no_connections_id() {
-        let (_directory, store) = store().await;
-        let mint = Mint::load(&store, None, NOW).await.unwrap();
-        for _ in 0..64 {
-            let (id, ticket) = (mint.mint(), mint.ticket());
-            assert!(mint.is_minted(&id) && !mint.is_ticket(&id));
-            assert!(mint.is_minted(&ticket) && mint.is_ticket(&ticket));
-            let mut forged = ticket.to_bytes();
-            forged[5] ^= 1;
-            assert!(!mint.is_ticket(&ConnectionId::from_bytes(forged)));
-        }
     }
 
     #[tokio::test]

@@ -13,7 +13,6 @@ use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_common::ConnectionId;
 use quinn::crypto::rustls::{HandshakeData, NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use quinn::rustls::{self, crypto::CryptoProvider};
 use quinn::{
@@ -121,7 +120,7 @@ pub(super) fn node_endpoint(
     }
     let socket = Arc::new(carried.share(socket, relay)?);
     let mint = keys.mint.clone();
-    let is_ticket = move |ticket| mint.is_ticket(&ConnectionId::from_bytes(ticket));
+    let is_ticket = move |ticket| mint.is_ticket(ticket);
     let socket = Arc::new(Demux::share(socket, Arc::clone(relay), Box::new(is_ticket))?);
     Ok(Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)?)
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use crate::shell;
 
 /// Files or folders below the workspace, by the start of their path; each must exist.
-const PURE: [&str; 15] = [
+const PURE: [&str; 16] = [
     "common/src/",
     "node/src/flow",
     "node/src/policy",
@@ -26,6 +26,7 @@ const PURE: [&str; 15] = [
     "node/src/tunnel/carrier/follower",
     "node/src/tunnel/private/book",
     "node/src/tunnel/private/permit",
+    "node/src/tunnel/private/works",
     "node/src/tunnel/end_to_end/fragment",
     "node/src/tunnel/end_to_end/wire",
 ];

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use portcullis_common::layout::Session;
 
 use super::state::State;
-use super::{Ended, SessionRef, Usage};
+use super::{Ended, Revoked, SessionRef, Usage};
 use crate::gate::GateError;
 
 /// Whoever ends a session at its end may come after the clock, and wants to know what it has carried.
@@ -17,23 +17,22 @@ impl State {
             return Ok(None);
         }
         let ended = self.cut(session, now);
-        self.maps.barrier()?;
+        self.wait_for_cpus()?;
         ended.map(Some)
     }
 
-    pub(super) fn revoke_all(&mut self, sessions: &[SessionRef], now: u64) -> Result<Vec<Ended>, GateError> {
+    pub(super) fn revoke_all(&mut self, sessions: &[SessionRef], now: u64) -> Result<Revoked, GateError> {
         let live = |session: &&SessionRef| {
             self.table.get(session.index, session.generation).is_some_and(|live| !live.is_ended)
         };
-        let live: Vec<_> = sessions.iter().filter(live).copied().collect();
-        let ended = self.cut_all(live, now);
+        let live: BTreeSet<_> = sessions.iter().filter(live).copied().collect();
+        let mut revoked = self.cut_all(live, now);
         // Also for those that were ended before, and not waited for.
-        self.maps.barrier()?;
-        let mut ended = ended?;
+        self.wait_for_cpus()?;
         let asked: BTreeSet<_> = sessions.iter().collect();
         let asked = |(_, ended): &mut (u64, Ended)| asked.contains(&ended.session);
-        ended.extend(self.expired.extract_if(.., asked).map(|(_, ended)| ended));
-        Ok(ended)
+        revoked.ended.extend(self.expired.extract_if(.., asked).map(|(_, ended)| ended));
+        Ok(revoked)
     }
 
     pub(super) fn revoke_identity(&mut self, identity: u32, now: u64) -> Result<Vec<Ended>, GateError> {
@@ -47,10 +46,10 @@ impl State {
             .filter(|(_, live)| live.identity == identity && !live.is_ended)
             .map(|(index, live)| SessionRef { index, generation: live.generation })
             .collect();
-        let ended = self.cut_all(sessions, now);
-        self.maps.barrier()?;
+        let revoked = self.cut_all(sessions, now);
+        self.wait_for_cpus()?;
         // Sessions that were granted on the old epoch meanwhile would live.
-        stored.and(ended)
+        stored.and(revoked.all())
     }
 
     pub(super) fn expire(&mut self, now: u64) -> Result<Vec<Ended>, GateError> {
@@ -65,9 +64,9 @@ impl State {
             return Ok(Vec::new());
         }
         let reported: BTreeSet<_> = self.sessions().into_iter().map(|(session, _)| session).collect();
-        let ended = self.cut_all(over, now);
-        self.maps.barrier()?;
-        let mut ended = ended?;
+        let revoked = self.cut_all(over, now);
+        self.wait_for_cpus()?;
+        let mut ended = revoked.all()?;
         ended.retain(|ended| reported.contains(&ended.session));
         let until = now.saturating_add(REMEMBERED_NS);
         self.expired.extend(ended.iter().map(|ended| (until, *ended)));
@@ -75,16 +74,15 @@ impl State {
     }
 
     /// Cuts every one of them, whatever becomes of the others: the CPUs are to be waited for after an error too.
-    fn cut_all(&mut self, sessions: Vec<SessionRef>, now: u64) -> Result<Vec<Ended>, GateError> {
-        let mut result = Ok(Vec::new());
+    fn cut_all(&mut self, sessions: impl IntoIterator<Item = SessionRef>, now: u64) -> Revoked {
+        let mut revoked = Revoked::default();
         for session in sessions {
-            match (self.cut(session, now), &mut result) {
-                (Ok(ended), Ok(all)) => all.push(ended),
-                (Err(error), Ok(_)) => result = Err(error),
-                (_, Err(_)) => {}
+            match self.cut(session, now) {
+                Ok(ended) => revoked.ended.push(ended),
+                Err(error) => revoked.failed.push((session, error)),
             }
         }
-        result
+        revoked
     }
 
     /// Stores another generation and removes the flows; either alone ends the session. Where neither can be done, the
@@ -98,6 +96,10 @@ impl State {
         if let Some(live) = self.table.get_mut(index, generation) {
             live.is_ended = true;
             (identity, directions) = (live.identity, live.directions);
+        }
+        // A session that has never had flows passed on no CPU.
+        if directions.iter().any(Option::is_some) {
+            self.removes();
         }
         for (side, place) in directions.iter().enumerate() {
             let Some(direction) = place else { continue };
@@ -158,6 +160,7 @@ impl State {
 
     fn next_epoch(&mut self, identity: u32) -> Result<(), GateError> {
         let epoch = self.maps.epoch(identity)?;
+        self.removes();
         self.maps.set_epoch(identity, epoch.wrapping_add(1))
     }
 }

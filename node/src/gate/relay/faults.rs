@@ -11,7 +11,9 @@ use portcullis_common::{Address, Family, Flow, SipKey};
 use super::hops::HopKey;
 use super::maps::RelayMaps;
 use super::state::State;
-use super::{Ended, FlowGrant, Leg, Network, Relay, Resolved, SessionRef};
+use super::{
+    Ended, FlowGrant, Leg, Network, Placement, Relay, RelayError, Resolved, Revoked, SessionRef, Way,
+};
 use crate::gate::{GateError, PeerAddress};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,6 +39,8 @@ struct Memory {
     slots: HashMap<u32, u32>,
     hops: HashMap<u32, Hop>,
     failing: BTreeSet<Write>,
+    /// How long the CPUs are waited for.
+    barrier: Duration,
     /// In the order in which they happened.
     log: Vec<Write>,
 }
@@ -128,7 +132,9 @@ impl RelayMaps for Shared {
     }
 
     fn barrier(&self) -> Result<(), GateError> {
-        self.write(Write::Barrier).map(drop)
+        let barrier = self.write(Write::Barrier)?.barrier;
+        std::thread::sleep(barrier);
+        Ok(())
     }
 }
 
@@ -142,16 +148,32 @@ impl Network for Flat {
     }
 }
 
-/// A relay that keeps its maps in memory, for tests of those who use one: what it lets through passes nowhere. With the
-/// second part nothing can be revoked while it is true.
-pub(crate) fn in_memory(served: Vec<u16>) -> (Relay, impl Fn(bool)) {
+/// A relay that keeps its maps in memory, for tests of those who use one: what it lets through passes nowhere.
+pub(crate) fn in_memory(served: Vec<u16>) -> (Relay, Planted) {
     let maps = Shared::default();
     let state = State::adopt(Box::new(maps.clone()), Box::new(Flat([0; 6])), served, 0).unwrap();
-    let break_it = move |broken: bool| {
+    (Relay { state: Arc::new(Mutex::new(state)), watch: Arc::default() }, Planted(maps))
+}
+
+/// What is wrong with a relay [in memory](in_memory).
+pub(crate) struct Planted(Shared);
+
+impl Planted {
+    /// Nothing can be revoked while it is broken.
+    pub(crate) fn break_it(&self, broken: bool) {
         let writes = [Write::Session, Write::Epoch, Write::Take];
-        maps.memory().failing = writes.into_iter().filter(|_| broken).collect();
-    };
-    (Relay { state: Arc::new(Mutex::new(state)), watch: Arc::default() }, break_it)
+        self.0.memory().failing = writes.into_iter().filter(|_| broken).collect();
+    }
+
+    /// The CPUs are waited for so long from now on, as they are on a real machine.
+    pub(crate) fn slow_down(&self, barrier: Duration) {
+        self.0.memory().barrier = barrier;
+    }
+
+    /// How often the CPUs were waited for.
+    pub(crate) fn barriers(&self) -> usize {
+        self.0.memory().log.iter().filter(|write| **write == Write::Barrier).count()
+    }
 }
 
 struct World {
@@ -242,8 +264,8 @@ fn what_an_expired_session_has_carried_is_told_to_who_ends_it_too() {
     let told =
         |ended: &[Ended]| ended.iter().map(|ended| (ended.session, ended.usage[0].bytes)).collect::<Vec<_>>();
     assert_eq!(told(&expired), [(session, 300)]);
-    assert_eq!(told(&world.state.revoke_all(&[session], over + 1).unwrap()), [(session, 300)]);
-    assert_eq!(told(&world.state.revoke_all(&[session], over + 2).unwrap()), [], "once");
+    assert_eq!(told(&world.state.revoke_all(&[session], over + 1).unwrap().ended), [(session, 300)]);
+    assert_eq!(told(&world.state.revoke_all(&[session], over + 2).unwrap().ended), [], "once");
 }
 
 #[test]
@@ -262,6 +284,53 @@ fn a_revocation_without_a_barrier_is_an_error() {
     world.fail(&[Write::Barrier]);
     assert!(world.state.revoke(world.session, 1).is_err());
     assert!(!world.passes());
+}
+
+/// Whoever asks for sessions and ends them at once makes nobody wait.
+#[test]
+fn nobody_waits_for_the_cpus_where_nothing_could_pass_unless_an_earlier_wait_has_failed() {
+    let mut world = world();
+    let identity = world.state.identity("local:bob").unwrap();
+    let [bare, other] = [(); 2].map(|()| world.state.open_session(identity, LIFETIME, 0).unwrap());
+    world.state.revoke(bare, 1).unwrap().unwrap();
+    assert_eq!(
+        world.maps.memory().log.last(),
+        Some(&Write::Barrier),
+        "for what an earlier process has ended"
+    );
+    let [bare, again] = [(); 2].map(|()| world.state.open_session(identity, LIFETIME, 1).unwrap());
+    world.maps.memory().log.clear();
+    assert_eq!(world.state.revoke_all(&[bare, other, bare], 1).unwrap().ended.len(), 2);
+    assert_eq!(world.maps.memory().log, [Write::Session, Write::Session]);
+
+    world.fail(&[Write::Barrier]);
+    assert!(world.state.revoke_all(&[world.session], 1).is_err());
+    assert!(world.state.revoke_all(&[again], 1).is_err(), "the other's packets may still pass");
+    world.fail(&[]);
+    world.maps.memory().log.clear();
+    assert!(world.state.revoke_all(&[world.session], 1).unwrap().ended.is_empty());
+    assert_eq!(
+        world.maps.memory().log,
+        [Write::Barrier],
+        "it is waited for before anybody is told that it is over"
+    );
+    world.state.revoke_all(&[world.session], 1).unwrap();
+    assert_eq!(world.maps.memory().log.len(), 1);
+}
+
+#[test]
+fn one_session_that_cannot_be_ended_says_nothing_of_the_others() {
+    let mut world = world();
+    let identity = world.state.identity("local:bob").unwrap();
+    let over = world.state.open_session(identity, LIFETIME, 0).unwrap();
+    world.state.revoke(over, 1).unwrap().unwrap();
+    world.fail(&[Write::Session, Write::Epoch, Write::Take]);
+    let Revoked { ended, failed } = world.state.revoke_all(&[over, world.session], 1).unwrap();
+    assert_eq!((ended.len(), failed.len()), (0, 1));
+    assert_eq!(failed[0].0, world.session);
+    world.fail(&[]);
+    let revoked = world.state.revoke_all(&[world.session], 1).unwrap();
+    assert_eq!((revoked.ended.len(), revoked.failed.len(), world.passes()), (1, 0, false));
 }
 
 #[test]
@@ -332,7 +401,8 @@ fn what_went_to_the_nodes_socket_returns_to_the_gate_with_its_counts() {
         entry.packets = 3;
     }
     world.maps.memory().log.clear();
-    world.state.take_from_host(&grant, 1).unwrap();
+    let back = Placement { grant, to_host: false };
+    assert!(matches!(world.state.place_all(&[back], 1)[..], [Ok(Way::Gate)]));
     let log = world.maps.memory().log.clone();
     // Behind what it takes to find the next hops.
     assert!(
@@ -341,6 +411,78 @@ fn what_went_to_the_nodes_socket_returns_to_the_gate_with_its_counts() {
     );
     assert_eq!((entry(&world).is_to_host(), entry(&world).packets), (false, 3));
     assert!(world.passes());
+}
+
+/// Somebody's moves must not cost others a wait each, and one may go to where another was.
+#[test]
+fn many_are_placed_behind_one_barrier_and_what_is_wrong_with_one_is_its_own() {
+    let mut world = world();
+    let identity = world.state.identity("local:bob").unwrap();
+    let mut granted = |port: u16| {
+        let session = world.state.open_session(identity, LIFETIME, 0).unwrap();
+        let mut grant = FlowGrant { session, ..world.grant };
+        grant.client.remote.set_port(port);
+        grant.connector.remote.set_port(port);
+        grant
+    };
+    let (mut swaps, mut fresh, mut rejected) = (granted(6_000), granted(7_000), granted(8_000));
+    let at = |grant| Placement { grant, to_host: false };
+    assert!(world.state.place_all(&[at(swaps), at(rejected)], 1).iter().all(Result::is_ok));
+    world.maps.memory().log.clear();
+    // Two change places, a third is new where one of them was, and a fourth may not be where somebody stays.
+    let mut mine = world.grant;
+    std::mem::swap(&mut mine.client, &mut swaps.client);
+    fresh.connector = swaps.connector;
+    swaps.connector.remote.set_port(6_001);
+    let before = rejected;
+    rejected.client = world.grant.connector;
+    let results = world.state.place_all(&[at(rejected), at(fresh), at(mine), at(swaps)], 1);
+    assert!(matches!(results[0], Err(RelayError::TupleInUse)), "{results:?}");
+    assert!(results[1..].iter().all(|way| matches!(way, Ok(Way::Gate))), "{results:?}");
+    let log = world.maps.memory().log.clone();
+    assert_eq!(log.iter().filter(|write| **write == Write::Barrier).count(), 1, "{log:?}");
+    let first_insert = log.iter().position(|write| *write == Write::Insert).unwrap();
+    assert_eq!(log[first_insert - 1], Write::Barrier);
+    for grant in [before, fresh, mine, swaps] {
+        let placed = world.state.placed_at(grant.session).unwrap();
+        assert_eq!((placed.client, placed.connector), (grant.client, grant.connector));
+        for flow in [grant.client.flow(), grant.connector.flow()] {
+            assert_eq!(world.maps.memory().flows[&key(&flow)].1.session, grant.session.index);
+            assert!(world.maps.passes(&flow, 1));
+        }
+    }
+    // Again, and nothing is touched.
+    world.maps.memory().log.clear();
+    assert!(world.state.place_all(&[at(mine), at(fresh)], 1).iter().all(Result::is_ok));
+    assert_eq!(world.maps.memory().log, []);
+    for grant in [before, fresh, mine, swaps] {
+        world.state.revoke(grant.session, 1).unwrap().unwrap();
+    }
+    assert_eq!((world.state.hops.len(), world.maps.memory().flows.len()), (0, 0), "no next hop is held");
+}
+
+#[test]
+fn of_many_that_move_those_that_cannot_be_written_end() {
+    for failing in [Write::Insert, Write::Take, Write::Barrier] {
+        let mut world = world();
+        let identity = world.state.identity("local:bob").unwrap();
+        let session = world.state.open_session(identity, LIFETIME, 0).unwrap();
+        let mut fresh = FlowGrant { session, ..world.grant };
+        fresh.client.remote.set_port(7_000);
+        fresh.connector.remote.set_port(7_000);
+        let mut moved = world.grant;
+        moved.client.remote.set_port(6_000);
+        world.fail(&[failing]);
+        let at = |grant| Placement { grant, to_host: false };
+        let results = world.state.place_all(&[at(moved), at(fresh)], 1);
+        assert!(results[0].is_err() && !world.passes(), "{failing:?}");
+        assert!(!world.maps.passes(&moved.client.flow(), 1));
+        assert_eq!(results[1].is_ok(), failing == Write::Take);
+        world.fail(&[]);
+        assert!(world.state.revoke_all(&[world.session, session], 1).unwrap().failed.is_empty());
+        world.state.expire(1).unwrap();
+        assert!(world.maps.memory().flows.is_empty() && world.state.hops.len() == 0, "{failing:?}");
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Sessions that the gate judges and the node's own socket relays, and their return to the gate.
+//! Sessions that the gate judges and the node's own socket relays.
 
 use super::sessions::Direction;
 use super::state::{State, ends};
@@ -8,6 +8,12 @@ use crate::gate::GateError;
 impl State {
     pub(super) fn install_to_host(&mut self, grant: &FlowGrant, now: u64) -> Result<(), RelayError> {
         let before = self.live(grant.session, now)?.directions;
+        let directions = self.hostwards(grant, now)?;
+        self.settle(grant.session, before, directions, now)
+    }
+
+    /// What is done with the packets of the grant's ends where the node's socket relays them.
+    pub(super) fn hostwards(&mut self, grant: &FlowGrant, now: u64) -> Result<[Direction; 2], RelayError> {
         let flows = self.checked(grant, now)?;
         for output in &flows {
             let (from, to) = ends(output);
@@ -16,18 +22,7 @@ impl State {
                 return Err(RelayError::Reflection);
             }
         }
-        let directions = flows.map(|input| Direction { input, onward: None });
-        self.settle(grant.session, before, directions, now)
-    }
-
-    /// The gate relays by itself from here on what went to the node's socket.
-    pub(super) fn take_from_host(&mut self, grant: &FlowGrant, now: u64) -> Result<(), RelayError> {
-        let before = self.live(grant.session, now)?.directions;
-        let directions = self.onwards(grant, now)?;
-        let hops = directions.iter().filter_map(|direction| direction.onward).map(|onward| onward.hop);
-        let result = self.settle(grant.session, before, directions, now);
-        hops.for_each(|hop| self.hops.forget_unused(hop));
-        result
+        Ok(flows.map(|input| Direction { input, onward: None }))
     }
 
     /// Writes a session's entries, or moves those that it has.

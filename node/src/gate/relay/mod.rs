@@ -4,7 +4,8 @@
 //! 2. [`Relay::open_session`]: an index, a generation that no session has had there, an expiry.
 //! 3. [`Relay::install`]: once both ends have proved where they are, one flow entry for each direction;
 //!    [`Relay::replace_leg`] when one of them has moved. What the gate cannot carry by itself,
-//!    [`Relay::install_to_host`] lets through to the node's own socket. [`Relay::place`] does whichever it takes.
+//!    [`Relay::install_to_host`] lets through to the node's own socket. [`Relay::place_all`] does whichever it takes, for many
+//!    sessions at once.
 //! 4. [`Relay::revoke`], [`Relay::revoke_identity`], or [`Relay::expire`] some time after the kernel has.
 //!
 //! A [`FlowGrant`] is the only way in. What a false accept costs: somebody's encrypted packets are sent to an address that
@@ -21,6 +22,7 @@ mod hops;
 mod host;
 mod maps;
 mod moving;
+mod placing;
 mod reading;
 mod routing;
 mod sessions;
@@ -71,6 +73,14 @@ pub struct FlowGrant {
     pub connector: PeerAddress,
 }
 
+/// Where a session is to pass, and who is to send its packets on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    pub grant: FlowGrant,
+    /// The node's own socket, even where the gate could.
+    pub to_host: bool,
+}
+
 /// One of a session's two ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Leg {
@@ -114,6 +124,24 @@ pub struct Ended {
     pub identity: u32,
     /// By the end that sent it, as in [`Leg::BOTH`].
     pub usage: [Usage; 2],
+}
+
+/// What became of sessions that were to be ended.
+#[derive(Debug, Default)]
+pub struct Revoked {
+    pub ended: Vec<Ended>,
+    /// Packets of these may still pass.
+    pub failed: Vec<(SessionRef, GateError)>,
+}
+
+impl Revoked {
+    /// Those that are ended, if all of them are.
+    fn all(self) -> Result<Vec<Ended>, GateError> {
+        match self.failed.into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => Ok(self.ended),
+        }
+    }
 }
 
 /// All that is relayed, in numbers.
@@ -233,33 +261,16 @@ impl Relay {
         self.resolving(|state| state.replace_leg(leg, &old.flow(), grant, monotonic()))
     }
 
-    /// Makes the session's flows be what the grant says, whatever they were, an earlier process's included: in the gate
-    /// where they can be, and to the node's own socket otherwise.
+    /// Makes the flows of sessions be what the grants say, whatever they were, an earlier process's included: in the gate
+    /// where they can be, and to the node's own socket otherwise. No session twice. The CPUs are waited for once, if at
+    /// all; each has its own result, in the order of `wanted`.
     ///
     /// # Errors
     ///
-    /// Any of [`RelayError`] but [`RelayError::Detour`]. The session is where it was, or, where the maps failed half
-    /// way, over.
-    pub fn place(&self, grant: &FlowGrant) -> Result<Way, RelayError> {
-        let placed = match self.placed(grant.session) {
-            None => self.install(grant),
-            Some(placed) if placed.to_host => {
-                self.resolving(|state| state.take_from_host(grant, monotonic()))
-            }
-            Some(placed) => {
-                let halfway = FlowGrant { connector: placed.connector, ..*grant };
-                self.replace_leg(Leg::Client, placed.client, &halfway)
-                    .and_then(|()| self.replace_leg(Leg::Connector, placed.connector, grant))
-            }
-        };
-        match placed {
-            Ok(()) => Ok(Way::Gate),
-            Err(RelayError::Detour(detour)) => {
-                tracing::debug!(%detour, session = ?grant.session, "a session takes the way through the node");
-                self.install_to_host(grant).map(|()| Way::Host)
-            }
-            Err(error) => Err(error),
-        }
+    /// Any of [`RelayError`]. [`Detour::Unresolved`] alone of the detours: a neighbour is being looked for, and it is worth
+    /// another try within milliseconds. The session is where it was, or, where the maps failed half way, over.
+    pub fn place_all(&self, wanted: &[Placement]) -> Vec<Result<Way, RelayError>> {
+        self.state().place_all(wanted, monotonic())
     }
 
     /// Ends a session. When this returns without an error, no CPU lets a packet of it through any more. `None`: it was
@@ -272,14 +283,15 @@ impl Relay {
         self.state().revoke(session, monotonic())
     }
 
-    /// Ends sessions, as [`revoke`](Self::revoke) does one, and waits for the CPUs once. Those that were over are left out; but
-    /// of one that [`expire`](Self::expire) has just removed it is told once more what it has carried, since whoever ends it at
-    /// the same time would not know.
+    /// Ends sessions, as [`revoke`](Self::revoke) does one, and waits for the CPUs once, or not at all where no packet of
+    /// them can be under way. Those that were over are left out; but of one that [`expire`](Self::expire) has just removed it
+    /// is told once more what it has carried, since whoever ends it at the same time would not know. Those that failed can
+    /// be asked for again.
     ///
     /// # Errors
     ///
-    /// As of [`revoke`](Self::revoke), for any of them; the others are ended.
-    pub fn revoke_all(&self, sessions: &[SessionRef]) -> Result<Vec<Ended>, GateError> {
+    /// When no CPU can be waited for: then packets of any of them may pass.
+    pub fn revoke_all(&self, sessions: &[SessionRef]) -> Result<Revoked, GateError> {
         self.state().revoke_all(sessions, monotonic())
     }
 

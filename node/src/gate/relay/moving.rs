@@ -15,7 +15,7 @@ use super::{FlowGrant, Leg, RelayError, Resolved, SessionRef, entry};
 use crate::gate::GateError;
 
 /// Removed from the maps, to be inserted again elsewhere.
-struct Moving {
+pub(super) struct Moving {
     session: SessionRef,
     side: usize,
     direction: Direction,
@@ -76,7 +76,7 @@ impl State {
         if let Err(error) = self.move_entries(session, to) {
             tracing::error!(?session, "a session that moved could not be written and is ended");
             let cut = self.cut(session, now);
-            self.maps.barrier()?;
+            self.wait_for_cpus()?;
             cut?;
             return Err(error.into());
         }
@@ -88,12 +88,12 @@ impl State {
         for (side, direction) in to {
             moving.extend(self.pick_up(session, *side, *direction)?);
         }
-        self.maps.barrier()?;
+        self.wait_for_cpus()?;
         moving.into_iter().try_for_each(|found| self.put_down(found))
     }
 
     /// Removes one entry, to be put down as `direction`.
-    fn pick_up(
+    pub(super) fn pick_up(
         &mut self,
         session: SessionRef,
         side: usize,
@@ -101,6 +101,7 @@ impl State {
     ) -> Result<Option<Moving>, GateError> {
         let Some(live) = self.table.get(session.index, session.generation) else { return Ok(None) };
         let Some(before) = live.directions.get(side).copied().flatten() else { return Ok(None) };
+        self.removes();
         let Some(old) = self.maps.take_flow(&before.input)? else { return Ok(None) };
         let from = if side == 0 { Leg::Client } else { Leg::Connector };
         let fresh = entry(&direction, session, from);
@@ -108,7 +109,7 @@ impl State {
         Ok(Some(Moving { session, side, direction, entry }))
     }
 
-    fn put_down(&mut self, moving: Moving) -> Result<(), GateError> {
+    pub(super) fn put_down(&mut self, moving: Moving) -> Result<(), GateError> {
         let Moving { session, side, direction, entry } = moving;
         self.maps.insert_flow(&direction.input, &entry)?;
         if let Some(live) = self.table.get_mut(session.index, session.generation)
@@ -157,7 +158,7 @@ impl State {
             }
         }
         if is_read || !moving.is_empty() {
-            self.maps.barrier()?;
+            self.wait_for_cpus()?;
         }
         for found in moving {
             let session = found.session;
@@ -178,7 +179,7 @@ impl State {
             );
             cut = cut.and(self.cut(session, now).map(drop));
         }
-        self.maps.barrier()?;
+        self.wait_for_cpus()?;
         cut
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct State {
     pub(super) expired: Vec<(u64, Ended)>,
     pub(super) keeper: Option<Keeper>,
     asked: bool,
+    /// Some CPU may still act on what the maps held before.
+    is_stale: bool,
 }
 
 impl State {
@@ -54,6 +56,8 @@ impl State {
             expired: Vec::new(),
             keeper: None,
             asked: false,
+            // Of what the earlier process ended last, too.
+            is_stale: true,
         };
         let mut stale = Vec::new();
         for (input, entry) in state.maps.flows()? {
@@ -79,7 +83,7 @@ impl State {
             state.maps.take_flow(input)?;
         }
         if !stale.is_empty() {
-            state.maps.barrier()?;
+            state.wait_for_cpus()?;
         }
         Ok(state)
     }
@@ -174,10 +178,11 @@ impl State {
         for (direction, from) in directions.iter().zip(Leg::BOTH) {
             if let Err(error) = self.maps.insert_flow(&direction.input, &entry(direction, session, from)) {
                 for input in &inserted {
+                    self.removes();
                     self.maps.take_flow(input)?;
                 }
                 if !inserted.is_empty() {
-                    self.maps.barrier()?;
+                    self.wait_for_cpus()?;
                 }
                 hops.for_each(|hop| self.hops.forget_unused(hop));
                 return Err(error.into());
@@ -198,6 +203,9 @@ impl State {
             return Ok(false);
         }
         let is_read = self.hops.is_used(number);
+        if is_read {
+            self.removes();
+        }
         self.maps.set_hop(number, hop)?;
         self.hops.written(number, key, *hop);
         if let Some(keeper) = &self.keeper
@@ -266,9 +274,24 @@ impl State {
         };
         let (number, _) = self.hops.place(&key, &hop)?;
         if self.write_hop(number, key, &hop)? {
-            self.maps.barrier()?;
+            self.wait_for_cpus()?;
         }
         Ok(number)
+    }
+
+    /// Something is removed from the maps, or ended, on which a CPU may be acting.
+    pub(super) const fn removes(&mut self) {
+        self.is_stale = true;
+    }
+
+    /// Returns when no CPU acts on what was removed, which takes milliseconds, and only where something was since the last
+    /// time that this succeeded.
+    pub(super) fn wait_for_cpus(&mut self) -> Result<(), GateError> {
+        if self.is_stale {
+            self.maps.barrier()?;
+            self.is_stale = false;
+        }
+        Ok(())
     }
 
     /// Whether the neighbour that was missing is being looked for.

@@ -173,7 +173,7 @@ async fn a_leg_on_a_stream_is_relayed_and_only_while_its_session_lives() {
     let mut tuples = Vec::new();
     for (end, leg) in ends.iter().zip(Leg::BOTH) {
         let key = BindKey::from_bytes([7; 32]);
-        let bind = seal_bind(&key, SESSION, leg, &mint.ticket().to_bytes(), 1);
+        let bind = seal_bind(&key, SESSION, leg, &mint.ticket(), 1);
         end.try_send(&to(address(NODE), &bind, None)).unwrap();
         look(&socket).await;
         let heard = queues.binds.try_recv().unwrap();

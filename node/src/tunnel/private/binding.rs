@@ -1,39 +1,54 @@
 //! Legs that prove where they are, and packets that may pass from then on.
 //!
 //! 1. The demux hands over Binds and Answers; the machine decides; a Challenge leaves at once.
-//! 2. What the gate or the daemon's table has to be told waits in a queue of its own, since the gate may take its time to
-//!    find a neighbour. A `Ready` waits behind what it depends on.
+//! 2. What the gate or the daemon's table has to be told [waits](super::works), since the gate may take its time, and is told
+//!    many at once. A `Ready` waits behind what it depends on.
 //! 3. What the client has sent ahead is held by the machine, and goes on when both ends have been told: from here, whoever
 //!    relays the rest.
 //! 4. The client's leg is judged by the address at which it is: policy may know networks, and the leg need not come from
 //!    where the control connection does. Of a leg that comes by TCP that is the TCP connection's.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use quinn::Connection;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::clock;
+use crate::config::Active;
 
 use super::super::access_wire::AccessFrame;
 use super::super::carrier::is_stream;
 use super::super::relay::wire::BindKey;
 use super::super::relay::{
-    self, Action, BindDatagram, Binds, Early, EarlyClaim, FirstDatagram, Leg, Pair, SessionRef,
+    self, Action, BindDatagram, Binds, Early, EarlyClaim, FirstDatagram, Leg, Pair, SessionRef, Tuple,
 };
 use super::super::session::NodeInput;
 use super::super::wire::{EndReason, RelayPath};
-use super::book::ControlId;
+use super::book::{About, ControlId};
 use super::carrier::is_own;
+use super::works::{Placing, Work};
 use super::{Inner, Shared};
 
-/// What follows from one datagram, in order.
-pub(super) struct Work {
-    session: SessionRef,
-    placing: Option<Action>,
-    ready: Vec<(Leg, u64)>,
+/// A work whose session is still there.
+struct Due {
+    work: Work,
+    about: Arc<About>,
+    /// Who relayed until now.
+    before: Option<RelayPath>,
+    /// Both legs, once they are bound.
+    pair: Option<Pair>,
+}
+
+/// Where a session's packets may come from now.
+struct Place {
+    pair: Pair,
+    /// The client's address.
+    from: IpAddr,
+    left: [Option<Tuple>; 2],
 }
 
 impl Shared {
@@ -43,12 +58,7 @@ impl Shared {
             queues = self.queues.lock() => queues,
             () = shutdown.cancelled() => return,
         };
-        let super::Queues { datagrams: relay::Queues { binds, firsts }, work } = &mut *queues;
-        let placing = async {
-            while let Some(work) = work.recv().await {
-                self.perform(work).await;
-            }
-        };
+        let relay::Queues { binds, firsts } = &mut *queues;
         let binding = async {
             while let Some(datagram) = binds.recv().await {
                 self.on_bind(&datagram, &ports);
@@ -60,10 +70,27 @@ impl Shared {
             }
         };
         tokio::select! {
-            () = placing => {}
+            () = self.work() => {}
             () = binding => {}
             () = holding => {}
             () = shutdown.cancelled() => {}
+        }
+    }
+
+    async fn work(self: &Arc<Self>) {
+        loop {
+            let now = clock::monotonic();
+            let next = || {
+                let mut inner = self.lock();
+                (inner.works.take(now), inner.works.next_at())
+            };
+            match next() {
+                (works, _) if !works.is_empty() => self.perform(works).await,
+                (_, None) => self.work_came.notified().await,
+                (_, Some(at)) => {
+                    let _ = timeout(at.saturating_sub(now), self.work_came.notified()).await;
+                }
+            }
         }
     }
 
@@ -121,99 +148,122 @@ impl Shared {
     }
 
     fn act(self: &Arc<Self>, actions: Vec<Action>) {
-        let mut work: Option<Work> = None;
-        for action in actions {
-            let session = match &action {
-                Action::Send { .. } => {
-                    let _ = self.relay.perform(&action);
-                    continue;
-                }
-                Action::Install(pair) | Action::ReplaceLeg { pair, .. } => pair.session,
-                Action::Ready { session, .. } => *session,
-            };
-            let work = work.get_or_insert(Work { session, placing: None, ready: Vec::new() });
-            match action {
-                Action::Ready { leg, counter, .. } => work.ready.push((leg, counter)),
-                action => work.placing = Some(action),
-            }
+        let (sends, others): (Vec<_>, Vec<_>) =
+            actions.into_iter().partition(|action| matches!(action, Action::Send { .. }));
+        for send in sends {
+            let _ = self.relay.perform(&send);
         }
-        if let Some(work) = work {
-            let session = work.session;
-            if self.work.try_send(work).is_err() {
-                warn!("more legs move than the gate can be told of: a session is ended");
-                self.end_soon(vec![(session, EndReason::RelayFailed)]);
-            }
-        }
-    }
-
-    async fn perform(self: &Arc<Self>, work: Work) {
-        let Work { session, placing, ready } = work;
-        let path_of = |inner: &Inner| inner.book.get(session).and_then(|entry| entry.path);
-        let before = path_of(&self.lock());
-        if let Some(action) = placing
-            && let Err(reason) = self.place(&action).await
-        {
-            return self.end_soon(vec![(session, reason)]);
+        if others.is_empty() {
+            return;
         }
         let mut inner = self.lock();
-        let Some(path) = path_of(&inner) else { return };
-        let is_told = ready.iter().any(|(leg, _)| *leg == Leg::Client);
-        for (leg, counter) in ready {
-            inner.tell(session, leg, &Told::Ready { counter, path });
-        }
-        if before != Some(path) && !is_told {
-            // The other end has moved, and with it who relays. No bind of the client's has this number.
-            inner.tell(session, Leg::Client, &Told::Ready { counter: 0, path });
-        }
-        if let Some(onward) = inner.binds.in_force(session, clock::monotonic()) {
-            self.relay.send_ahead(&onward);
-        }
+        others.iter().for_each(|action| inner.works.add(action));
+        drop(inner);
+        self.work_came.notify_one();
     }
 
-    async fn place(self: &Arc<Self>, action: &Action) -> Result<(), EndReason> {
-        let pair: Pair = match action {
-            Action::Install(pair) | Action::ReplaceLeg { pair, .. } => *pair,
-            Action::Send { .. } | Action::Ready { .. } => return Ok(()),
-        };
-        let about = self.lock().book.get(pair.session).map(|entry| Arc::clone(&entry.about));
-        let Some(about) = about else { return Ok(()) };
-        // A stream that is gone is no place: its end takes another one, and binds again.
-        let Some(from) = self.carried.real(pair.client.remote()) else {
-            if let Action::ReplaceLeg { old, .. } = action {
-                self.relay.forget(pair.session, *old);
-            }
-            return Ok(());
+    /// Tells the gate or the table of all of them, and then their ends.
+    async fn perform(self: &Arc<Self>, works: Vec<Work>) {
+        let due: Vec<Due> = {
+            let inner = self.lock();
+            works.into_iter().filter_map(|work| inner.due(work)).collect()
         };
         let decided_by = self.active();
-        if !self.still_allowed(&about, from) {
-            return Err(EndReason::NotAllowed);
+        let (mut placing, mut ending) = (Vec::new(), Vec::new());
+        for due in due {
+            match self.place_of(&due) {
+                Ok(Some(place)) => placing.push((due, place)),
+                Ok(None) => self.tell_ready(&due),
+                Err(reason) => ending.push((due.work.session, reason)),
+            }
         }
-        let path = self.carrier.place(pair).await.map_err(|error| {
-            debug!(%error, application = about.application.name, "a session cannot be relayed");
-            EndReason::RelayFailed
-        })?;
-        let mut inner = self.lock();
-        // Under the lock with which it is taken out: what was cut meanwhile is not put back into the table.
-        if inner.book.get(pair.session).is_none() {
-            return Ok(());
-        }
-        match (path, action) {
-            (RelayPath::Userspace, action) => {
-                if !self.relay.perform(action) {
-                    return Err(EndReason::RelayFailed);
+        let wanted: Vec<_> =
+            placing.iter().map(|(due, place)| (place.pair, due.work.is_last_try())).collect();
+        let placed = if wanted.is_empty() { Vec::new() } else { self.carrier.place(&wanted).await };
+        for ((due, place), path) in placing.into_iter().zip(placed) {
+            let session = due.work.session;
+            match path {
+                Ok(path) => match self.placed(&due, &place, path, &decided_by) {
+                    Ok(()) => self.tell_ready(&due),
+                    Err(reason) => ending.push((session, reason)),
+                },
+                Err(error) => {
+                    let application = &due.about.application.name;
+                    debug!(%error, application, "a session is not relayed where it is now");
+                    if !error.passes() || !self.lock().works.again(due.work, clock::monotonic()) {
+                        ending.push((session, EndReason::RelayFailed));
+                    }
                 }
             }
-            (RelayPath::Kernel, Action::ReplaceLeg { old, .. }) => self.relay.forget(pair.session, *old),
-            (RelayPath::Kernel, Action::Install(_) | Action::Send { .. } | Action::Ready { .. }) => {}
         }
-        inner.book.ready(pair.session, path, from);
+        self.end_soon(ending);
+        if !wanted.is_empty() {
+            self.count();
+        }
+    }
+
+    /// Where the session is to be placed, if it is.
+    fn place_of(&self, due: &Due) -> Result<Option<Place>, EndReason> {
+        let Due { work, about, pair, .. } = due;
+        let (Some(Placing { left, .. }), Some(pair)) = (work.placing, *pair) else { return Ok(None) };
+        // A stream that is gone is no place: its end takes another one, and binds again.
+        let Some(from) = self.carried.real(pair.client.remote()) else {
+            left.into_iter().flatten().for_each(|left| self.relay.forget(work.session, left));
+            return Ok(None);
+        };
+        if !self.still_allowed(about, from) {
+            return Err(EndReason::NotAllowed);
+        }
+        Ok(Some(Place { pair, from, left }))
+    }
+
+    /// The gate has it, or leaves it to the daemon's table.
+    fn placed(
+        &self,
+        due: &Due,
+        place: &Place,
+        path: RelayPath,
+        decided_by: &Arc<Active>,
+    ) -> Result<(), EndReason> {
+        let (session, Place { pair, from, left }) = (due.work.session, place);
+        let mut inner = self.lock();
+        // Under the lock with which it is taken out: what was cut meanwhile is not put back into the table.
+        if inner.book.get(session).is_none() {
+            return Ok(());
+        }
+        if path == RelayPath::Userspace && !self.relay.perform(&Action::Install(*pair)) {
+            return Err(EndReason::RelayFailed);
+        }
+        let now = [pair.client, pair.connector];
+        for left in left.iter().flatten().filter(|left| !now.contains(left)) {
+            self.relay.forget(session, *left);
+        }
+        inner.book.ready(session, path, *from);
         drop(inner);
-        self.count();
         // A reload in between has judged the session by where it was.
-        if !Arc::ptr_eq(&self.active(), &decided_by) && !self.still_allowed(&about, from) {
+        if !Arc::ptr_eq(&self.active(), decided_by) && !self.still_allowed(&due.about, *from) {
             return Err(EndReason::NotAllowed);
         }
         Ok(())
+    }
+
+    fn tell_ready(&self, due: &Due) {
+        let Due { work: Work { session, ready, .. }, before, .. } = due;
+        let mut inner = self.lock();
+        let Some(path) = inner.book.get(*session).and_then(|entry| entry.path) else { return };
+        for (leg, counter) in Leg::BOTH.into_iter().zip(*ready) {
+            if let Some(counter) = counter {
+                inner.tell(*session, leg, &Told::Ready { counter, path });
+            }
+        }
+        let [of_client, _] = ready;
+        if *before != Some(path) && of_client.is_none() {
+            // The other end has moved, and with it who relays. No bind of the client's has this number.
+            inner.tell(*session, Leg::Client, &Told::Ready { counter: 0, path });
+        }
+        if let Some(onward) = inner.binds.in_force(*session, clock::monotonic()) {
+            self.relay.send_ahead(&onward);
+        }
     }
 }
 
@@ -224,6 +274,12 @@ pub(super) enum Told {
 }
 
 impl Inner {
+    fn due(&self, work: Work) -> Option<Due> {
+        let entry = self.book.get(work.session)?;
+        let (about, before) = (Arc::clone(&entry.about), entry.path);
+        Some(Due { pair: self.binds.pair(work.session), work, about, before })
+    }
+
     /// Tells whoever speaks for the session's end.
     pub(super) fn tell(&self, session: SessionRef, leg: Leg, told: &Told) {
         let Some(entry) = self.book.get(session) else { return };

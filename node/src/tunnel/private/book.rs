@@ -13,12 +13,12 @@
 //! A false "it is over" costs the person the session; a false "it goes on" lets a session outlive its permit by what the
 //! gate's own expiry allows. Pure: no clock, no socket. Time is that of the monotonic clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::flow::{Application, ClientId, Session, UnixTime};
+use crate::flow::{Application, ClientId, PersonId, Session, UnixTime};
 
 use super::super::grant::{Protocol, Reach};
 use super::super::identity::KeyHash;
@@ -28,6 +28,10 @@ use super::super::wire::{Authority, ConnectorName, EndReason, Instance, RelayPat
 /// Sessions that one login of a client, or one connector, may have at a time.
 pub(super) const MAX_OF_CLIENT: usize = 1024;
 pub(super) const MAX_OF_CONNECTOR: usize = 16_384;
+
+/// The same of one person, whatever the logins and devices: an eighth of the node's, and a quarter of a connector's.
+pub(super) const MAX_OF_PERSON: usize = MAX_SESSIONS as usize / 8;
+pub(super) const MAX_OF_PERSON_AT_CONNECTOR: usize = MAX_OF_CONNECTOR / 4;
 
 /// A connector gets so long to answer an offer.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -112,6 +116,7 @@ pub(super) struct Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Full {
     Client,
+    Person,
     Connector,
     Node,
 }
@@ -121,15 +126,29 @@ pub(super) enum Full {
 pub(super) struct Book {
     sessions: BTreeMap<SessionRef, Entry>,
     of_client: Tally<ClientId>,
+    of_person: Tally<PersonId>,
     of_connector: Tally<ConnectorName>,
+    of_person_at: Tally<(PersonId, ConnectorName)>,
     of_path: Tally<Option<RelayPath>>,
+    by_client: Seated,
+    by_link: Seated,
 }
 
 impl Book {
     /// Whether one more session may be opened.
-    pub(super) fn room(&self, client: ClientId, connector: &ConnectorName) -> Result<(), Full> {
+    pub(super) fn room(
+        &self,
+        client: ClientId,
+        person: &PersonId,
+        connector: &ConnectorName,
+    ) -> Result<(), Full> {
+        let at_connector = (person.clone(), connector.clone());
         if self.of_client.of(&client) >= MAX_OF_CLIENT {
             Err(Full::Client)
+        } else if self.of_person.of(person) >= MAX_OF_PERSON
+            || self.of_person_at.of(&at_connector) >= MAX_OF_PERSON_AT_CONNECTOR
+        {
+            Err(Full::Person)
         } else if self.of_connector.of(connector) >= MAX_OF_CONNECTOR {
             Err(Full::Connector)
         } else if self.sessions.len() >= MAX_SESSIONS as usize {
@@ -147,10 +166,16 @@ impl Book {
         client: ControlId,
         now: Duration,
     ) -> Result<(), Full> {
-        self.room(about.client, &about.connector)?;
+        let person = &about.login.person;
+        self.room(about.client, person, &about.connector)?;
+        // The numbering gives no number twice; the books are right all the same.
+        self.remove(session);
         self.of_client.add(about.client);
+        self.of_person.add(person.clone());
         self.of_connector.add(about.connector.clone());
+        self.of_person_at.add((person.clone(), about.connector.clone()));
         self.of_path.add(None);
+        self.by_client.add(client, session);
         let entry = Entry {
             about,
             client: Seat::Taken(client),
@@ -161,10 +186,7 @@ impl Book {
             answer_by: None,
             bind_by: Some(now.saturating_add(BIND_TIMEOUT)),
         };
-        if let Some(before) = self.sessions.insert(session, entry) {
-            // The numbering gives no number twice; the books are right all the same.
-            self.uncount(&before);
-        }
+        self.sessions.insert(session, entry);
         Ok(())
     }
 
@@ -181,6 +203,8 @@ impl Book {
         now: Duration,
     ) {
         if let Some(entry) = self.sessions.get_mut(&session) {
+            self.by_link.remove(entry.connector, session);
+            self.by_link.add(link, session);
             entry.connector = Seat::Taken(link);
             entry.instance = Some(instance);
             entry.answer_by = Some(now.saturating_add(ANSWER_TIMEOUT));
@@ -202,6 +226,8 @@ impl Book {
     /// The client's connection asks for the session that it, or an earlier one, was given.
     pub(super) fn resumed(&mut self, session: SessionRef, client: ControlId) {
         if let Some(entry) = self.sessions.get_mut(&session) {
+            self.by_client.remove(entry.client, session);
+            self.by_client.add(client, session);
             entry.client = Seat::Taken(client);
         }
     }
@@ -218,15 +244,19 @@ impl Book {
 
     /// A client's connection is gone.
     pub(super) fn client_gone(&mut self, client: ControlId, now: Duration) {
-        for entry in self.sessions.values_mut() {
-            entry.client.empty(client, now);
+        for session in self.by_client.take(client) {
+            if let Some(entry) = self.sessions.get_mut(&session) {
+                entry.client.empty(client, now);
+            }
         }
     }
 
     /// A connector's connection is gone: the sessions that it served are [unserved](Self::unserved).
     pub(super) fn link_gone(&mut self, link: ControlId, now: Duration) {
-        for entry in self.sessions.values_mut() {
-            if entry.connector.empty(link, now) {
+        for session in self.by_link.take(link) {
+            if let Some(entry) = self.sessions.get_mut(&session)
+                && entry.connector.empty(link, now)
+            {
                 entry.answer_by = None;
             }
         }
@@ -249,7 +279,7 @@ impl Book {
 
     /// Sessions that the connector's connection serves.
     pub(super) fn load(&self, link: ControlId) -> usize {
-        self.sessions.values().filter(|entry| entry.connector == Seat::Taken(link)).count()
+        self.by_link.count(link)
     }
 
     /// So many are relayed on this path; `None`: not yet.
@@ -268,14 +298,15 @@ impl Book {
     /// Takes a session out, to be ended by whoever gets it.
     pub(super) fn remove(&mut self, session: SessionRef) -> Option<Entry> {
         let entry = self.sessions.remove(&session)?;
-        self.uncount(&entry);
-        Some(entry)
-    }
-
-    fn uncount(&mut self, entry: &Entry) {
-        self.of_client.remove(&entry.about.client);
-        self.of_connector.remove(&entry.about.connector);
+        let About { client, login, connector, .. } = &*entry.about;
+        self.of_client.remove(client);
+        self.of_person.remove(&login.person);
+        self.of_connector.remove(connector);
+        self.of_person_at.remove(&(login.person.clone(), connector.clone()));
         self.of_path.remove(&entry.path);
+        self.by_client.remove(entry.client, session);
+        self.by_link.remove(entry.connector, session);
+        Some(entry)
     }
 
     fn of_link_mut(&mut self, session: SessionRef, link: ControlId) -> Option<&mut Entry> {
@@ -303,6 +334,35 @@ impl Entry {
         } else {
             None
         }
+    }
+}
+
+/// At which sessions each connection has a seat: there are too many to look through for one of them.
+#[derive(Debug, Default)]
+struct Seated(BTreeMap<ControlId, BTreeSet<SessionRef>>);
+
+impl Seated {
+    fn add(&mut self, control: ControlId, session: SessionRef) {
+        self.0.entry(control).or_default().insert(session);
+    }
+
+    fn remove(&mut self, seat: Seat, session: SessionRef) {
+        if let Some(control) = seat.control()
+            && let Some(sessions) = self.0.get_mut(&control)
+        {
+            sessions.remove(&session);
+            if sessions.is_empty() {
+                self.0.remove(&control);
+            }
+        }
+    }
+
+    fn take(&mut self, control: ControlId) -> BTreeSet<SessionRef> {
+        self.0.remove(&control).unwrap_or_default()
+    }
+
+    fn count(&self, control: ControlId) -> usize {
+        self.0.get(&control).map_or(0, BTreeSet::len)
     }
 }
 

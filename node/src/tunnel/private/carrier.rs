@@ -6,9 +6,10 @@
 //!    them through to the node's socket.
 //! 3. [`Carrier::cut`]: no packet passes any more; what each end had sent.
 //!
-//! Calls to the gate block, some of them for milliseconds: a thread that may waits for them.
+//! Calls to the gate block, some of them for milliseconds: a [thread of their own](super::gate_thread) waits for them.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,15 +17,19 @@ use std::time::Duration;
 use tracing::error;
 
 use crate::clock;
-use crate::gate::{self, FlowGrant, PeerAddress, RelayError, Way};
+use crate::gate::{self, Detour, FlowGrant, PeerAddress, Placement, RelayError, Way};
 
 use super::super::carrier::is_stream;
 use super::super::relay::{MAX_SESSIONS, Pair, SessionRef, Terms, Tuple, Usage};
 use super::super::wire::RelayPath;
+use super::gate_thread::GateThread;
 
 /// Numbers and flows of sessions.
 pub(super) enum Carrier {
-    Gate(gate::Relay),
+    Gate {
+        gate: gate::Relay,
+        thread: GateThread,
+    },
     /// No gate, or none that relays.
     Daemon(Mutex<Numbers>),
 }
@@ -42,6 +47,22 @@ pub(super) enum CarrierError {
     Stopped,
 }
 
+impl CarrierError {
+    /// It may be otherwise in a moment: a neighbour is looked for, or who was there before is about to leave.
+    pub(super) const fn passes(&self) -> bool {
+        matches!(self, Self::Relay(RelayError::TupleInUse | RelayError::Detour(Detour::Unresolved)))
+    }
+}
+
+impl From<Way> for RelayPath {
+    fn from(way: Way) -> Self {
+        match way {
+            Way::Gate => Self::Kernel,
+            Way::Host => Self::Userspace,
+        }
+    }
+}
+
 impl From<RelayError> for CarrierError {
     fn from(error: RelayError) -> Self {
         match error {
@@ -51,17 +72,28 @@ impl From<RelayError> for CarrierError {
     }
 }
 
+/// What became of sessions that were to be cut.
+#[derive(Debug, Default)]
+pub(super) struct Cut {
+    /// What each end had sent, of those that the gate has counted.
+    pub(super) counted: Vec<(SessionRef, [Usage; 2])>,
+    /// Packets of these may still pass.
+    pub(super) failed: Vec<(SessionRef, CarrierError)>,
+}
+
 impl Carrier {
-    pub(super) fn new(gate: Option<gate::Relay>) -> Self {
-        match gate {
-            Some(gate) => Self::Gate(gate),
+    /// # Errors
+    /// When there can be no thread for the gate.
+    pub(super) fn new(gate: Option<gate::Relay>) -> io::Result<Self> {
+        Ok(match gate {
+            Some(gate) => Self::Gate { gate, thread: GateThread::start()? },
             None => Self::Daemon(Mutex::new(Numbers::new(u32::from_ne_bytes(clock::random())))),
-        }
+        })
     }
 
     /// Whether the gate keeps the sessions' expiry too.
     pub(super) const fn has_gate(&self) -> bool {
-        matches!(self, Self::Gate(_))
+        matches!(self, Self::Gate { .. })
     }
 
     /// A number for a session of `person`.
@@ -76,9 +108,9 @@ impl Carrier {
                 let session = lock(numbers).next().ok_or(CarrierError::Full)?;
                 Ok((session, Terms { identity: 0, epoch: 0, expires }))
             }
-            Self::Gate(gate) => {
+            Self::Gate { gate, thread } => {
                 let gate = gate.clone();
-                let opened = blocking(move || {
+                let opened = thread.ask(move || {
                     let identity = gate.identity(&person)?;
                     let session = gate.open_session(identity, lifetime)?;
                     Ok::<_, CarrierError>((session, identity))
@@ -101,9 +133,9 @@ impl Carrier {
             Self::Daemon(numbers) => {
                 Ok(lock(numbers).claim(session).then_some(Terms { identity: 0, epoch: 0, expires }))
             }
-            Self::Gate(gate) => {
+            Self::Gate { gate, thread } => {
                 let gate = gate.clone();
-                let identity = blocking(move || {
+                let identity = thread.ask(move || {
                     let identity = gate.identity(&person)?;
                     let is_theirs = gate.sessions().contains(&(to_gate(session), identity.index));
                     Ok::<_, CarrierError>(is_theirs.then_some(identity))
@@ -117,48 +149,56 @@ impl Carrier {
     pub(super) fn strangers(&self, known: impl Fn(SessionRef) -> bool) -> Vec<SessionRef> {
         match self {
             Self::Daemon(_) => Vec::new(),
-            Self::Gate(gate) => {
+            Self::Gate { gate, .. } => {
                 let sessions = gate.sessions().into_iter().map(|(session, _)| of_gate(session));
                 sessions.filter(|session| !known(*session)).collect()
             }
         }
     }
 
-    /// Lets the session pass between its legs. On [`RelayPath::Userspace`] the daemon's table has to carry it.
-    pub(super) async fn place(&self, pair: Pair) -> Result<RelayPath, CarrierError> {
+    /// Lets sessions pass between their legs, each of them once; by the node's socket where it is to. What became of each, in
+    /// this order; on [`RelayPath::Userspace`] the daemon's table has to carry it.
+    pub(super) async fn place(&self, wanted: &[(Pair, bool)]) -> Vec<Result<RelayPath, CarrierError>> {
         match self {
-            Self::Daemon(_) => Ok(RelayPath::Userspace),
-            Self::Gate(gate) => {
+            Self::Daemon(_) => wanted.iter().map(|_| Ok(RelayPath::Userspace)).collect(),
+            Self::Gate { gate, thread } => {
                 let gate = gate.clone();
-                let by_stream = [pair.client, pair.connector].iter().any(|leg| is_stream(leg.remote()));
-                let place = move || match by_stream {
-                    true => gate.install_to_host(&grant(&pair)).map(|()| Way::Host),
-                    false => gate.place(&grant(&pair)),
+                let by_stream =
+                    |pair: &Pair| [pair.client, pair.connector].iter().any(|leg| is_stream(leg.remote()));
+                let placement = |(pair, to_host): &(Pair, bool)| Placement {
+                    grant: grant(pair),
+                    to_host: *to_host || by_stream(pair),
                 };
-                Ok(match blocking(place).await?? {
-                    Way::Gate => RelayPath::Kernel,
-                    Way::Host => RelayPath::Userspace,
-                })
+                let placements: Vec<_> = wanted.iter().map(placement).collect();
+                match thread.ask(move || gate.place_all(&placements)).await {
+                    Ok(placed) => placed.into_iter().map(|way| Ok(way?.into())).collect(),
+                    Err(_) => wanted.iter().map(|_| Err(CarrierError::Stopped)).collect(),
+                }
             }
         }
     }
 
-    /// Ends sessions. What each end had sent, of those that the gate has counted.
-    pub(super) async fn cut(
-        &self,
-        sessions: Vec<SessionRef>,
-    ) -> Result<Vec<(SessionRef, [Usage; 2])>, CarrierError> {
+    /// Ends sessions. An error is one of all of them.
+    pub(super) async fn cut(&self, sessions: Vec<SessionRef>) -> Result<Cut, CarrierError> {
         match self {
             Self::Daemon(numbers) => {
                 let mut numbers = lock(numbers);
                 sessions.into_iter().for_each(|session| numbers.give_back(session));
-                Ok(Vec::new())
+                Ok(Cut::default())
             }
-            Self::Gate(gate) => {
+            Self::Gate { gate, thread } => {
                 let gate = gate.clone();
                 let sessions: Vec<_> = sessions.into_iter().map(to_gate).collect();
-                let ended = blocking(move || gate.revoke_all(&sessions)).await??;
-                Ok(ended.into_iter().map(|ended| (of_gate(ended.session), counted(ended.usage))).collect())
+                let gate::Revoked { ended, failed } =
+                    thread.end(move || gate.revoke_all(&sessions)).await??;
+                let counted = |ended: gate::Ended| (of_gate(ended.session), counted(ended.usage));
+                Ok(Cut {
+                    counted: ended.into_iter().map(counted).collect(),
+                    failed: failed
+                        .into_iter()
+                        .map(|(session, error)| (of_gate(session), error.into()))
+                        .collect(),
+                })
             }
         }
     }
@@ -167,7 +207,7 @@ impl Carrier {
     pub(super) fn usage(&self, session: SessionRef) -> Option<[Usage; 2]> {
         match self {
             Self::Daemon(_) => None,
-            Self::Gate(gate) => match gate.usage(to_gate(session)) {
+            Self::Gate { gate, .. } => match gate.usage(to_gate(session)) {
                 Ok(usage) => usage.map(counted),
                 Err(error) => {
                     error!(error = &error as &dyn std::error::Error, "a session's counts cannot be read");
@@ -225,10 +265,6 @@ fn lock(numbers: &Mutex<Numbers>) -> MutexGuard<'_, Numbers> {
     numbers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, CarrierError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| CarrierError::Stopped)
-}
-
 /// The daemon's table compares epochs for equality only, which their lower halves will do for.
 #[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
 const fn terms(identity: gate::IdentityRef, expires: Duration) -> Terms {
@@ -263,6 +299,28 @@ pub(super) fn is_own(address: SocketAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// On one thread that is shared, as on five hundred: the store would wait.
+    #[test]
+    fn who_else_blocks_does_not_wait_for_the_gate() {
+        const WAIT: Duration = Duration::from_millis(500);
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build();
+        runtime.unwrap().block_on(async {
+            let (gate, planted) = gate::in_memory(vec![443]);
+            let carrier = Carrier::new(Some(gate)).unwrap();
+            let (session, _) = carrier.open("local:ann".to_owned(), Duration::from_secs(60)).await.unwrap();
+            planted.slow_down(WAIT);
+            let began = std::time::Instant::now();
+            let store = async {
+                tokio::task::spawn_blocking(|| ()).await.unwrap();
+                began.elapsed()
+            };
+            let (cut, stored) = tokio::join!(carrier.cut(vec![session]), store);
+            assert_eq!(cut.unwrap().counted.len(), 1);
+            assert!(began.elapsed() >= WAIT && stored < WAIT / 2, "{stored:?}");
+        });
+    }
 
     #[test]
     fn a_number_is_given_once_and_its_place_again_under_another_generation() {

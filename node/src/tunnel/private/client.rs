@@ -202,7 +202,7 @@ impl Visit<'_> {
         Ok(())
     }
 
-    /// Puts the connection among those of its login, and looks again: whoever logs the client out first writes the store
+    /// Puts the connection among those of its login, and looks again: whoever logs the client out first does it in memory
     /// and then looks for connections, so that one of the two sees the other.
     async fn admit(
         &self,

@@ -1,7 +1,8 @@
 //! How a session ends: one way, whatever the reason.
 //!
 //! 1. It leaves the book and the bind machine, and the daemon's table, at once: nothing of it can begin any more.
-//! 2. The gate is told; when that has returned no packet passes.
+//! 2. The gate is told; when that has returned no packet passes. One task tells it, of all at once that have come together
+//!    while it told it of others: a revocation waits for two rounds of the CPUs at most, however many others end.
 //! 3. Both ends are told why, and the one event says who, what, how long and how many bytes.
 //!
 //! Who asks for a revocation by [`PrivateSessions::end_logins`] and its like gets the answer after 2, whoever did it. What
@@ -12,6 +13,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::yield_now;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -26,7 +28,7 @@ use super::super::relay::{Leg, Relay, Sent, SessionRef, Usage};
 use super::super::wire::{EndReason, RelayPath};
 use super::binding::Told;
 use super::book::{About, Entry, REATTACH_TIMEOUT};
-use super::carrier::{CarrierError, counted, of_gate};
+use super::carrier::{CarrierError, Cut, counted, of_gate};
 use super::permit::{Wanted, permit};
 use super::{ClientSeat, Inner, LOOK_EVERY, PrivateSessions, Shared};
 
@@ -35,6 +37,9 @@ const EXPIRY_GRACE: Duration = Duration::from_secs(5);
 
 /// An end whose clock is ahead of the node's closes an expired session so much early, whole seconds included.
 const EXPIRY_AHEAD: Duration = Duration::from_secs(2);
+
+/// So many are said goodbye to before others have their turn.
+const GOODBYES: usize = 256;
 
 /// The reason of a session that the daemon relayed until it stopped, in events and metrics.
 const NODE_STOPPED: &str = "node_stopped";
@@ -98,24 +103,8 @@ impl PrivateSessions {
     /// Those included that somebody else is just ending: by the same revocation, as a rule.
     async fn end_matching(&self, which: impl Fn(&About) -> bool, reason: EndReason) -> Result<(), EndError> {
         let sessions = self.shared.lock().book.matching(|entry| which(&entry.about));
-        let ending = sessions.into_iter().map(|session| (session, reason)).collect();
-        let _ = self.shared.end(ending).await;
-        let mut cuts = self.shared.cuts.subscribe();
-        loop {
-            let (waits, failed) = {
-                let inner = self.shared.lock();
-                let mut cutting = inner.cutting.values().filter(|cutting| which(&cutting.about));
-                let waits = cutting.clone().any(|cutting| cutting.failed.is_none());
-                (waits, cutting.find_map(|cutting| cutting.failed.clone()))
-            };
-            match (waits, failed) {
-                (true, _) => {
-                    let _ = cuts.changed().await;
-                }
-                (false, Some(error)) => return Err(EndError(error)),
-                (false, None) => return Ok(()),
-            }
-        }
+        self.shared.end_soon(sessions.into_iter().map(|session| (session, reason)).collect());
+        self.shared.cut_of(|_, about| which(about)).await
     }
 }
 
@@ -132,7 +121,7 @@ pub(super) struct Cutting {
 }
 
 /// Taken out of the book.
-struct Over {
+pub(super) struct Over {
     session: SessionRef,
     entry: Entry,
     reason: EndReason,
@@ -150,62 +139,104 @@ impl Over {
 impl Shared {
     /// Ends sessions, and does not wait for it.
     pub(super) fn end_soon(self: &Arc<Self>, ending: Vec<(SessionRef, EndReason)>) {
-        let shared = Arc::clone(self);
-        tokio::spawn(async move {
-            // It is logged where it fails.
-            let _ = shared.end(ending).await;
-        });
-    }
-
-    /// Ends sessions; to the end, even if whoever asked goes away.
-    pub(super) async fn end(
-        self: &Arc<Self>,
-        ending: Vec<(SessionRef, EndReason)>,
-    ) -> Result<(), CarrierError> {
-        let over = {
+        let begins = {
             let mut inner = self.lock();
             let over = inner.take_out(&self.relay, ending);
+            if over.is_empty() {
+                return;
+            }
             for Over { session, entry, .. } in &over {
                 let cutting = Cutting { about: Arc::clone(&entry.about), failed: None };
                 inner.cutting.insert(*session, cutting);
             }
-            over
+            inner.over.extend(over);
+            !std::mem::replace(&mut inner.is_ending, true)
         };
-        if over.is_empty() {
-            return Ok(());
+        if begins {
+            // To the end, even if whoever asked goes away.
+            tokio::spawn(Arc::clone(self).end_all());
         }
-        let shared = Arc::clone(self);
-        let cut = async move {
+    }
+
+    /// Ends sessions, and returns when no packet of them passes, or the gate has not taken it.
+    async fn end(self: &Arc<Self>, ending: Vec<(SessionRef, EndReason)>) {
+        let sessions: BTreeSet<SessionRef> = ending.iter().map(|(session, _)| *session).collect();
+        self.end_soon(ending);
+        // It is logged where it fails.
+        let _ = self.cut_of(|session, _| sessions.contains(&session)).await;
+    }
+
+    /// Ends what has been taken out of the book, and what is meanwhile. There is one of it at a time.
+    async fn end_all(self: Arc<Self>) {
+        let next = || self.lock().next_over();
+        while let Some(over) = next() {
             let sessions: Vec<SessionRef> = over.iter().map(|over| over.session).collect();
-            let cut = shared.cut(&sessions).await;
-            let by_gate: BTreeMap<_, _> = cut.as_deref().unwrap_or_default().iter().copied().collect();
-            for over in &over {
-                shared.say_goodbye(over, &over.usage(by_gate.get(&over.session).copied()));
+            let cut = self.cut(&sessions).await;
+            let counted = cut.as_ref().map(|cut| cut.counted.as_slice()).unwrap_or_default();
+            let by_gate: BTreeMap<_, _> = counted.iter().copied().collect();
+            for (count, over) in over.iter().enumerate() {
+                self.say_goodbye(over, &over.usage(by_gate.get(&over.session).copied()));
+                if count % GOODBYES == GOODBYES - 1 {
+                    yield_now().await;
+                }
             }
             // Whoever waits for the end may close the connection on which it is told.
-            shared.settle(&sessions, &cut);
-            shared.count();
-            cut.map(drop)
-        };
-        tokio::spawn(cut).await.map_err(|_| CarrierError::Stopped)?
+            self.settle(&sessions, &cut);
+            self.count();
+        }
+    }
+
+    /// Waits until no packet passes of those that are out of the book and `which` means.
+    ///
+    /// # Errors
+    /// When the gate has not taken it of one of them.
+    async fn cut_of(&self, which: impl Fn(SessionRef, &About) -> bool) -> Result<(), EndError> {
+        let mut cuts = self.cuts.subscribe();
+        loop {
+            let (waits, failed) = {
+                let inner = self.lock();
+                let mut cutting =
+                    inner.cutting.iter().filter(|(session, cutting)| which(**session, &cutting.about));
+                let waits = cutting.clone().any(|(_, cutting)| cutting.failed.is_none());
+                (waits, cutting.find_map(|(_, cutting)| cutting.failed.clone()))
+            };
+            match (waits, failed) {
+                (true, _) => {
+                    let _ = cuts.changed().await;
+                }
+                (false, Some(error)) => return Err(EndError(error)),
+                (false, None) => return Ok(()),
+            }
+        }
     }
 
     /// Tells the gate.
-    async fn cut(&self, sessions: &[SessionRef]) -> Result<Vec<(SessionRef, [Usage; 2])>, CarrierError> {
+    async fn cut(&self, sessions: &[SessionRef]) -> Result<Cut, CarrierError> {
         let cut = self.carrier.cut(sessions.to_vec()).await;
-        if let Err(error) = &cut {
+        let failed = match &cut {
+            Ok(Cut { failed, .. }) => failed.first().map(|(_, error)| error),
+            Err(error) => Some(error),
+        };
+        if let Some(error) = failed {
             error!("revoked sessions may still pass in the gate: {error}");
         }
         cut
     }
 
     /// Lets go of what the gate has cut, keeps what it did not take, and wakes those who wait: both ends have been told.
-    fn settle<T>(&self, sessions: &[SessionRef], cut: &Result<T, CarrierError>) {
-        let failed = cut.as_ref().err().map(|error| Arc::<str>::from(error.to_string()));
+    fn settle(&self, sessions: &[SessionRef], cut: &Result<Cut, CarrierError>) {
+        let said = |error: &CarrierError| Arc::<str>::from(error.to_string());
+        let failed: BTreeMap<SessionRef, Arc<str>> = match cut {
+            Ok(Cut { failed, .. }) => failed.iter().map(|(session, error)| (*session, said(error))).collect(),
+            Err(error) => {
+                let error = said(error);
+                sessions.iter().map(|session| (*session, Arc::clone(&error))).collect()
+            }
+        };
         let mut inner = self.lock();
         for session in sessions {
-            match (&failed, inner.cutting.get_mut(session)) {
-                (Some(_), Some(cutting)) => cutting.failed.clone_from(&failed),
+            match (failed.get(session), inner.cutting.get_mut(session)) {
+                (Some(error), Some(cutting)) => cutting.failed = Some(Arc::clone(error)),
                 (Some(_), None) => {}
                 (None, _) => {
                     inner.cutting.remove(session);
@@ -218,10 +249,11 @@ impl Shared {
 
     /// Tries again what the gate has not taken.
     async fn cut_again(&self) {
+        // Whoever asks meanwhile is told what comes of this.
         let failed: Vec<SessionRef> = {
-            let inner = self.lock();
-            let failed = inner.cutting.iter().filter(|(_, cutting)| cutting.failed.is_some());
-            failed.map(|(session, _)| *session).collect()
+            let mut inner = self.lock();
+            let cutting = inner.cutting.iter_mut();
+            cutting.filter_map(|(session, cutting)| cutting.failed.take().map(|_| *session)).collect()
         };
         if !failed.is_empty() {
             self.settle(&failed, &self.cut(&failed).await);
@@ -295,7 +327,7 @@ impl Shared {
                 inner.book.iter().map(|(session, entry)| (session, facts(entry))).collect()
             };
             let refused = all.into_iter().filter(|(_, (about, at))| !self.still_allowed(about, *at));
-            let _ = self.end(refused.map(|(session, _)| (session, EndReason::NotAllowed)).collect()).await;
+            self.end(refused.map(|(session, _)| (session, EndReason::NotAllowed)).collect()).await;
         }
     }
 
@@ -312,7 +344,7 @@ impl Shared {
             let now = clock::monotonic();
             let grace = if self.carrier.has_gate() { EXPIRY_GRACE } else { Duration::ZERO };
             let due = self.lock().book.due(now, grace);
-            let _ = self.end(due).await;
+            self.end(due).await;
             if strangers_at.is_some_and(|at| at <= now) {
                 strangers_at = None;
                 self.end_strangers().await;
@@ -332,8 +364,11 @@ impl Shared {
             return;
         }
         match self.carrier.cut(strangers).await {
-            Ok(ended) => {
-                for (_, [up, down]) in ended {
+            Ok(Cut { counted, failed }) => {
+                if let Some((_, error)) = failed.first() {
+                    error!("sessions that nobody has resumed may still pass in the gate: {error}");
+                }
+                for (_, [up, down]) in counted {
                     self.metrics.private_ended.with_label_values(&[EndReason::ClientGone.as_str()]).inc();
                     self.events.emit(
                         Event::new(Action::Disconnect, true)
@@ -362,7 +397,7 @@ impl Shared {
         };
         let over = self.lock().book.matching(|entry| !live.contains(&entry.about.client));
         let over = over.into_iter().map(|session| (session, EndReason::LoginEnded)).collect();
-        let _ = self.end(over).await;
+        self.end(over).await;
         // What its sessions are told comes first.
         self.lock()
             .clients
@@ -387,7 +422,7 @@ impl Shared {
             };
             let reason = login_over(&login);
             let over = over.into_iter().map(|session| (session, reason)).collect();
-            let _ = shared.end(over).await;
+            shared.end_soon(over);
         });
     }
 
@@ -406,6 +441,13 @@ impl Shared {
 }
 
 impl Inner {
+    /// All that wait to be ended; with none whoever asks is done.
+    fn next_over(&mut self) -> Option<Vec<Over>> {
+        let over = std::mem::take(&mut self.over);
+        self.is_ending = !over.is_empty();
+        self.is_ending.then_some(over)
+    }
+
     fn take_out(&mut self, relay: &Relay, ending: Vec<(SessionRef, EndReason)>) -> Vec<Over> {
         let mut all = Vec::new();
         let soon = clock::monotonic().saturating_add(EXPIRY_AHEAD);

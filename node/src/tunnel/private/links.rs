@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::ConnectionError;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
@@ -21,7 +23,7 @@ use super::super::relay::{Leg, LegSecret, SessionRef};
 use super::super::session::NodeInput;
 use super::super::transport::IDLE_TIMEOUT;
 use super::super::wire::{CloseCode, ConnectorName, EndReason, Instance, Offer};
-use super::book::ControlId;
+use super::book::{About, ControlId, Seat};
 use super::{Inner, PrivateSessions, Shared};
 
 /// What waits for a connector that does not read: more than all its sessions can ask for at a time. Beyond, it is gone.
@@ -33,6 +35,9 @@ pub(in super::super) const SUSPICION: Duration = Duration::from_millis(2500);
 
 /// So often in a row is one heard that is not suspected any more.
 const SUSPECTED: usize = 2;
+
+/// So many sessions are offered again before others have their turn.
+const OFFERS: usize = 32;
 
 /// A connection of a connector that takes sessions.
 pub(in super::super) struct LinkSeat {
@@ -72,7 +77,7 @@ impl ToLink {
         let connector = inner.links.get(&self.control).map(|seat| seat.link.connector.clone());
         let unserved = connector.map(|connector| inner.book.unserved(&connector)).unwrap_or_default();
         drop(inner);
-        self.private.shared.may_serve(&unserved);
+        self.private.shared.may_serve(unserved);
     }
 
     /// The connector has taken a session.
@@ -117,7 +122,7 @@ impl PrivateSessions {
         inner.links.insert(control, seat);
         let unserved = inner.book.unserved(&link.connector);
         drop(inner);
-        self.shared.may_serve(&unserved);
+        self.shared.may_serve(unserved);
         for (control, link) in suspects {
             tokio::spawn(Arc::clone(&self.shared).suspect(control, link));
         }
@@ -136,7 +141,7 @@ impl Shared {
         // With those that waited for this one to be heard again.
         let unserved = inner.book.unserved(&link.connector);
         drop(inner);
-        self.offer_again(&unserved);
+        self.offer_again(unserved);
     }
 
     /// Closes a connection from which nothing comes. Something may be under way of one that has died.
@@ -158,49 +163,43 @@ impl Shared {
     }
 
     /// There is a connection that sessions can go to: those that have none, and requests that wait for one.
-    fn may_serve(self: &Arc<Self>, unserved: &[SessionRef]) {
+    fn may_serve(self: &Arc<Self>, unserved: Vec<SessionRef>) {
         self.came.send_modify(|came| *came = came.wrapping_add(1));
         self.offer_again(unserved);
     }
 
-    /// Offers sessions whose connector nobody speaks for to another connection of its process, if there is one.
-    pub(super) fn offer_again(self: &Arc<Self>, sessions: &[SessionRef]) {
-        let mut failed = Vec::new();
-        for session in sessions {
-            let mut inner = self.lock();
-            let Some(entry) = inner.book.get(*session) else { continue };
-            let (about, instance) = (Arc::clone(&entry.about), entry.instance);
-            let of_process = |seat: &LinkSeat| {
-                seat.key == about.connector_key && instance.is_none_or(|instance| seat.instance == instance)
-            };
-            let Some(link) = inner.link_for(&about.connector, of_process) else {
-                let other =
-                    inner.link_for(&about.connector, |_| true).and_then(|other| inner.links.get(&other));
-                // A silent connection of its own process may be heard again.
-                let is_there = |seat: &LinkSeat| seat.link.connector == about.connector && of_process(seat);
-                if let (Some(other), false) = (other, inner.links.values().any(is_there)) {
-                    let is_same_key = other.key == about.connector_key;
-                    let (same, another) = (EndReason::ConnectorRestarted, EndReason::ConnectorRevoked);
-                    failed.push((*session, if is_same_key { same } else { another }));
-                }
-                continue;
-            };
-            // Signed again: the old one is with the client and the connector that was.
-            match self.sign(*session, &about) {
-                Ok(grant) => {
-                    if !self.offer(&mut inner, *session, link, grant) {
-                        debug!(connector = %about.connector, "a connection yields no bind key");
-                    }
-                }
-                Err(error) => {
-                    warn!(%error, "a grant cannot be signed");
-                    failed.push((*session, EndReason::RelayFailed));
-                }
+    /// Offers sessions whose connector nobody speaks for to another connection of its process, if there is one. In its own
+    /// time: there may be thousands, and others wait for the same lock.
+    fn offer_again(self: &Arc<Self>, sessions: Vec<SessionRef>) {
+        // Without a runtime the node is gone.
+        let (false, Ok(runtime)) = (sessions.is_empty(), Handle::try_current()) else { return };
+        let shared = Arc::clone(self);
+        runtime.spawn(async move {
+            for batch in sessions.chunks(OFFERS) {
+                let over = |session: &SessionRef| Some((*session, shared.offer_once_more(*session).err()?));
+                shared.end_soon(batch.iter().filter_map(over).collect());
+                yield_now().await;
             }
+        });
+    }
+
+    /// An error is why the session ends.
+    fn offer_once_more(&self, session: SessionRef) -> Result<(), EndReason> {
+        let destined = self.lock().destined(session)?;
+        let Some((about, _)) = destined else { return Ok(()) };
+        // Signed again: the old one is with the client and the connector that was. It takes its time, for which nobody else
+        // is to wait.
+        let grant = self.sign(session, &about).map_err(|error| {
+            warn!(%error, "a grant cannot be signed");
+            EndReason::RelayFailed
+        })?;
+        let mut inner = self.lock();
+        if let Some((_, link)) = inner.destined(session)?
+            && !self.offer(&mut inner, session, link, grant)
+        {
+            debug!(connector = %about.connector, "a connection yields no bind key");
         }
-        if !failed.is_empty() {
-            self.end_soon(failed);
-        }
+        Ok(())
     }
 
     /// Offers a session that is in the book to a connection. False: its TLS yields no key, so it is as good as lost.
@@ -225,6 +224,30 @@ impl Shared {
 }
 
 impl Inner {
+    /// To which connection a session goes that nobody serves; to none yet where one of its process may be heard again. An
+    /// error is why it ends: its process is gone, and another is here.
+    fn destined(&self, session: SessionRef) -> Result<Option<(Arc<About>, ControlId)>, EndReason> {
+        let unserved = self.book.get(session).filter(|entry| matches!(entry.connector, Seat::Empty { .. }));
+        let Some(entry) = unserved else { return Ok(None) };
+        let (about, instance) = (&entry.about, entry.instance);
+        let of_process = |seat: &LinkSeat| {
+            seat.key == about.connector_key && instance.is_none_or(|instance| seat.instance == instance)
+        };
+        if let Some(link) = self.link_for(&about.connector, of_process) {
+            return Ok(Some((Arc::clone(about), link)));
+        }
+        let other = self.link_for(&about.connector, |_| true).and_then(|other| self.links.get(&other));
+        let is_there = |seat: &LinkSeat| seat.link.connector == about.connector && of_process(seat);
+        match other {
+            Some(other) if !self.links.values().any(is_there) => {
+                let is_same_key = other.key == about.connector_key;
+                let (same, another) = (EndReason::ConnectorRestarted, EndReason::ConnectorRevoked);
+                Err(if is_same_key { same } else { another })
+            }
+            Some(_) | None => Ok(None),
+        }
+    }
+
     /// The connection that a session of this connector goes to: of those that are heard and `may` have it, the one with the
     /// fewest sessions. Silent ones are none: a connector that has died falls silent on all of them, and its connections end
     /// one after the other.

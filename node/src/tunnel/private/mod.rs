@@ -5,9 +5,9 @@
 //!             Open ─────────▶ decide ─▶ Permit             permit: policy, and where it leads; waiting: for a connector
 //!                             number, ticket, grant        open, carrier: the gate's numbers or the daemon's
 //!             ◀── Opened      Offer ──▶ connector          links: a connection that takes sessions
-//!             Bind ─────────▶ Binds ◀── Bind               binding: the two legs, then the gate or the daemon's relay
+//!             Bind ─────────▶ Binds ◀── Bind               binding, works: the legs, then the gate or the daemon's relay
 //!             ◀── Ready       Ready ──▶
-//!             ◀── EndSession  EndSession ──▶               ending: store first, then the gate, then everybody is told
+//!             ◀── EndSession  EndSession ──▶               ending: the gate, then everybody is told
 //! ```
 //!
 //! 1. `book` is the machine: which sessions there are, whose, and when time has ended them. It does nothing itself.
@@ -22,19 +22,22 @@ mod book;
 mod carrier;
 mod client;
 mod ending;
+mod gate_thread;
 mod links;
 mod listing;
 mod open;
 mod permit;
 mod resume;
 mod waiting;
+mod works;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use quinn::Connection;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -56,10 +59,9 @@ use super::identity::TunnelKey;
 use super::ids::Mint;
 use super::relay::wire::Ticket;
 use super::relay::{self, Binds, Relay, SessionRef};
-use binding::Work;
 use book::{Book, ControlId};
 use carrier::Carrier;
-use ending::Cutting;
+use ending::{Cutting, Over};
 
 pub use ending::EndError;
 pub use listing::PrivateSession;
@@ -72,9 +74,7 @@ pub(super) use links::ToLink;
 pub(super) use waiting::{LINK_WAIT, MAX_WAITING};
 
 use links::LinkSeat;
-
-/// Placements that wait for the gate.
-const WORK_QUEUE: usize = 4096;
+use works::Works;
 
 /// How often time is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -100,6 +100,15 @@ pub struct PrivateSessions {
     shared: Arc<Shared>,
 }
 
+/// Why there can be no private sessions.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Key(#[from] EnrolmentError),
+    #[error("there can be no thread for the gate: {0}")]
+    Thread(#[from] io::Error),
+}
+
 struct Shared {
     store: Store,
     sessions: Sessions,
@@ -116,18 +125,14 @@ struct Shared {
     /// Mints tickets; absent until the tunnel is served.
     mint: RwLock<Option<Mint>>,
     inner: Mutex<Inner>,
-    work: mpsc::Sender<Work>,
+    /// There is something to be told of legs.
+    work_came: Notify,
     /// Counts answers of the gate about ends.
     cuts: watch::Sender<u64>,
     /// Counts connections that have begun to take sessions.
     came: watch::Sender<u64>,
-    queues: tokio::sync::Mutex<Queues>,
+    queues: tokio::sync::Mutex<relay::Queues>,
     began: Duration,
-}
-
-struct Queues {
-    datagrams: relay::Queues,
-    work: mpsc::Receiver<Work>,
 }
 
 /// What one lock guards.
@@ -135,10 +140,15 @@ struct Queues {
 struct Inner {
     book: Book,
     binds: Binds,
+    /// What the machine has decided, and nobody knows yet.
+    works: Works,
     clients: BTreeMap<ControlId, ClientSeat>,
     links: BTreeMap<ControlId, LinkSeat>,
-    /// What the gate is being told to end.
+    /// What the gate is being told to end, or is to be.
     cutting: BTreeMap<SessionRef, Cutting>,
+    /// Those of it that it has yet to be told of, and whether somebody does.
+    over: Vec<Over>,
+    is_ending: bool,
     /// Clients whose login's end somebody waits for.
     watched: BTreeSet<ClientId>,
     next_control: u64,
@@ -156,11 +166,10 @@ impl PrivateSessions {
     /// Those of a node that begins. Sessions that an earlier process has left in the gate can be resumed for a while.
     ///
     /// # Errors
-    /// When the store has no key for the tunnel.
-    pub async fn new(parts: PrivateParts) -> Result<Self, EnrolmentError> {
+    /// When the store has no key for the tunnel, or there can be no thread for the gate.
+    pub async fn new(parts: PrivateParts) -> Result<Self, StartError> {
         let key = node_key(&parts.store).await?;
-        let (relay, datagrams) = Relay::new(clock::monotonic);
-        let (work, works) = mpsc::channel(WORK_QUEUE);
+        let (relay, queues) = Relay::new(clock::monotonic);
         let PrivateParts { store, sessions, clients, tokens, events, metrics, active, gate, carried } = parts;
         let shared = Shared {
             store,
@@ -171,15 +180,15 @@ impl PrivateSessions {
             metrics,
             active,
             key,
-            carrier: Carrier::new(gate),
+            carrier: Carrier::new(gate)?,
             carried,
             relay,
             mint: RwLock::default(),
             inner: Mutex::default(),
-            work,
+            work_came: Notify::new(),
             cuts: watch::Sender::default(),
             came: watch::Sender::default(),
-            queues: tokio::sync::Mutex::new(Queues { datagrams, work: works }),
+            queues: tokio::sync::Mutex::new(queues),
             began: clock::monotonic(),
         };
         Ok(Self { shared: Arc::new(shared) })

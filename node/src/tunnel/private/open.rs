@@ -13,7 +13,6 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use portcullis_common::ConnectionId;
 use tracing::warn;
 
 use crate::clock;
@@ -112,7 +111,7 @@ impl Shared {
         let Allowed { permit, connector, protocol, reach } = allowed;
         let connector_key = {
             let inner = self.lock();
-            inner.book.room(asker.seat.client, &connector).map_err(full)?;
+            inner.book.room(asker.seat.client, &wanted.login.person, &connector).map_err(full)?;
             let seat = inner.link_for(&connector, |_| true).and_then(|link| inner.links.get(&link));
             seat.map(|seat| seat.key).ok_or_else(|| {
                 let is_old = registry.is_connected(&connector) && !inner.knows_sessions(&connector);
@@ -227,13 +226,13 @@ impl Shared {
     /// A ticket that the gate lets through.
     pub(super) fn ticket(&self) -> Option<Ticket> {
         let mint = self.mint.read().unwrap_or_else(PoisonError::into_inner);
-        Some(mint.as_ref()?.ticket().to_bytes())
+        Some(mint.as_ref()?.ticket())
     }
 
     /// Whether this node has minted a ticket.
     pub(super) fn is_ticket(&self, ticket: Ticket) -> bool {
         let mint = self.mint.read().unwrap_or_else(PoisonError::into_inner);
-        mint.as_ref().is_some_and(|mint| mint.is_minted(&ConnectionId::from_bytes(ticket)))
+        mint.as_ref().is_some_and(|mint| mint.is_ticket(ticket))
     }
 
     pub(super) fn sign(&self, session: SessionRef, about: &About) -> Result<Vec<u8>, SignError> {
@@ -344,7 +343,7 @@ pub(super) fn internal(error: &(impl std::fmt::Display + ?Sized)) -> Refused {
 
 fn full(full: Full) -> Refused {
     match full {
-        Full::Client => Refused::new(Denial::TooManySessions, Reason::Throttled),
+        Full::Client | Full::Person => Refused::new(Denial::TooManySessions, Reason::Throttled),
         Full::Connector | Full::Node => Refused::new(Denial::NodeFull, Reason::Throttled),
     }
 }

@@ -5,7 +5,8 @@
 //!    more than that: the leg stays where it was.
 //! 3. An Answer with a good tag, from that address and in time, binds the leg. With the other leg bound the session is
 //!    installed, and both ends are told.
-//! 4. A bound leg that binds from elsewhere goes through 2 and 3 again, and is then replaced.
+//! 4. A bound leg that binds from elsewhere goes through 2 and 3 again, and is then replaced: once in [`MOVE_PACE`], since
+//!    others wait for what that takes. In between its answers are not heard, and it binds again.
 //!
 //! A client's leg may bind [early], while its session is asked for: 2 and 3 are the same, and what it has proved
 //! counts once the session is there. And it may send its first packets together with its Answer, which are [held] until 3 is done.
@@ -35,6 +36,9 @@ use super::wire::{BindKey, CHALLENGE_LEN, Challenge, Nonce, Proven, Request, Tic
 
 /// An address has so long to answer.
 pub(super) const CHALLENGE_LIFETIME: Duration = Duration::from_secs(5);
+
+/// A leg moves no more often. A machine that roams is not kept waiting: its first move counts at once.
+pub(super) const MOVE_PACE: Duration = Duration::from_secs(1);
 
 /// What one leg was given over its control connection.
 pub struct LegSecret {
@@ -106,6 +110,8 @@ struct LegState {
     counter: u64,
     pending: Option<Pending>,
     bound: Option<Tuple>,
+    /// When it went from one place to another last.
+    moved: Option<Duration>,
 }
 
 #[derive(Clone, Copy)]
@@ -150,7 +156,7 @@ impl Binds {
         *place = Some(match place.take() {
             // A counter starts again only under a key for which nothing was ever accepted.
             Some(state) if state.secret.key.is(&secret.key) => LegState { secret, ..state },
-            Some(state) => LegState { bound: state.bound, ..LegState::new(secret) },
+            Some(state) => LegState { bound: state.bound, moved: state.moved, ..LegState::new(secret) },
             None => LegState::new(secret),
         });
         Ok(())
@@ -243,6 +249,12 @@ impl Binds {
                 if pending.tuple != tuple || pending.nonce != nonce || pending.until <= now {
                     return None;
                 }
+                if state.bound.is_some_and(|bound| bound != tuple) {
+                    if state.moved.is_some_and(|moved| now < moved.saturating_add(MOVE_PACE)) {
+                        return None;
+                    }
+                    state.moved = Some(now);
+                }
                 state.pending = None;
                 // Somebody else may have answered from there since the challenge.
                 fits.then(|| self.bind(found, leg, tuple))
@@ -297,7 +309,7 @@ impl Session {
 
 impl LegState {
     const fn new(secret: LegSecret) -> Self {
-        Self { secret, counter: 0, pending: None, bound: None }
+        Self { secret, counter: 0, pending: None, bound: None, moved: None }
     }
 
     /// One address at a time is asked to prove itself, the latest. A retry from there gets the same nonce, so that the

@@ -16,11 +16,20 @@ fn session(index: u32) -> SessionRef {
     SessionRef { index, generation: 7 }
 }
 
+/// Whose login has each client: four clients are a person's.
+fn person(client: u8) -> PersonId {
+    PersonId { provider: "local".into(), subject: (client / 4).to_string() }
+}
+
+fn room(book: &Book, client: u8, connector: &str) -> Result<(), Full> {
+    book.room(ClientId::from_bytes([client; 16]), &person(client), &connector.parse().unwrap())
+}
+
 fn about(client: u8, connector: &str) -> Arc<About> {
     let host = Host::parse("10.0.0.5").unwrap();
     let login = Session {
         id: SessionId::from_bytes([client; 16]),
-        person: PersonId { provider: "local".into(), subject: "ann".into() },
+        person: person(client),
         is_local: None,
         email: None,
         display_name: "ann".into(),
@@ -130,12 +139,12 @@ fn each_bound_holds_and_is_given_back() {
             next += 1;
         }
     };
-    fill(&mut book, 1, "hq", MAX_OF_CLIENT);
-    assert_eq!(book.room(ClientId::from_bytes([1; 16]), &"x".parse().unwrap()), Err(Full::Client));
-    for client in 2..=16 {
+    fill(&mut book, 0, "hq", MAX_OF_CLIENT);
+    assert_eq!(room(&book, 0, "x"), Err(Full::Client));
+    for client in 1..16 {
         fill(&mut book, client, "hq", MAX_OF_CLIENT);
     }
-    assert_eq!(book.room(ClientId::from_bytes([99; 16]), &"hq".parse().unwrap()), Err(Full::Connector));
+    assert_eq!(room(&book, 99, "hq"), Err(Full::Connector));
     assert_eq!(
         book.open(session(70_000), about(99, "hq"), CLIENT, at(0)).unwrap_err(),
         Full::Connector,
@@ -146,10 +155,48 @@ fn each_bound_holds_and_is_given_back() {
             fill(&mut book, u8::try_from(20 + 16 * index + client).unwrap(), connector, MAX_OF_CLIENT);
         }
     }
-    assert_eq!(book.room(ClientId::from_bytes([99; 16]), &"e".parse().unwrap()), Err(Full::Node));
+    assert_eq!(room(&book, 99, "e"), Err(Full::Node));
     book.remove(session(0)).unwrap();
-    assert_eq!(book.room(ClientId::from_bytes([1; 16]), &"hq".parse().unwrap()), Ok(()));
+    assert_eq!(room(&book, 0, "hq"), Ok(()));
     assert_eq!(book.on_path(None), MAX_SESSIONS as usize - 1);
+}
+
+/// However often he logs in.
+#[test]
+fn one_person_takes_no_connector_and_no_node() {
+    let mut book = Book::default();
+    let mut next = 0;
+    let mut fill = |book: &mut Book, client: u8, connector: &str, count: usize| {
+        for _ in 0..count {
+            book.open(session(next), about(client, connector), CLIENT, at(0)).unwrap();
+            next += 1;
+        }
+    };
+    for client in 0..4 {
+        fill(&mut book, client, "hq", MAX_OF_PERSON_AT_CONNECTOR / 4);
+    }
+    assert_eq!(MAX_OF_PERSON_AT_CONNECTOR / 4, MAX_OF_CLIENT, "or the bound of a client comes first");
+    let by_another = |id: u8| ClientId::from_bytes([id; 16]);
+    let of_person =
+        |book: &Book, connector: &str| book.room(by_another(200), &person(0), &connector.parse().unwrap());
+    assert_eq!(of_person(&book, "hq"), Err(Full::Person), "by yet another login");
+    assert_eq!((room(&book, 4, "hq"), of_person(&book, "branch")), (Ok(()), Ok(())));
+    for (client, connector) in (100..).zip(["b", "b", "b", "b"]) {
+        for _ in 0..MAX_OF_CLIENT {
+            let mut about = Arc::into_inner(about(client, connector)).unwrap();
+            about.login = Arc::new(Session { person: person(0), ..(*about.login).clone() });
+            book.open(session(20_000 + next_of(&book)), Arc::new(about), CLIENT, at(0)).unwrap();
+        }
+    }
+    assert_eq!(MAX_OF_PERSON, 2 * MAX_OF_PERSON_AT_CONNECTOR);
+    assert_eq!(of_person(&book, "c"), Err(Full::Person));
+    assert_eq!(room(&book, 4, "c"), Ok(()));
+    book.remove(session(0)).unwrap();
+    assert_eq!((of_person(&book, "c"), of_person(&book, "b")), (Ok(()), Err(Full::Person)));
+}
+
+fn next_of(book: &Book) -> u32 {
+    u32::try_from(book.iter().count()).unwrap()
 }
 
 #[derive(Debug, Clone)]
@@ -209,6 +256,17 @@ proptest! {
             let all = book.iter().count();
             prop_assert_eq!(book.on_path(None) + book.on_path(Some(RelayPath::Userspace)), all);
             prop_assert_eq!(book.of_client.of(&ClientId::from_bytes([1; 16])), all);
+            prop_assert_eq!(book.of_person.of(&person(1)), all);
+            for link in 10..13 {
+                let served = book.iter().filter(|(_, entry)| entry.connector == Seat::Taken(ControlId(link)));
+                prop_assert_eq!(book.load(ControlId(link)), served.count());
+            }
+            for client in 1..4 {
+                let has = |entry: &Entry| entry.client == Seat::Taken(ControlId(client));
+                let seats = book.iter().filter(|(_, entry)| has(entry)).map(|(session, _)| session);
+                let known = book.by_client.0.get(&ControlId(client)).cloned().unwrap_or_default();
+                prop_assert_eq!(known, seats.collect::<BTreeSet<_>>());
+            }
         }
         for control in 1..13 {
             book.client_gone(ControlId(control), now);

@@ -1,6 +1,6 @@
 //! What the node believes, and above all what not.
 
-use super::super::node::{Action, CHALLENGE_LIFETIME, RegisterError, Removed};
+use super::super::node::{Action, CHALLENGE_LIFETIME, MOVE_PACE, RegisterError, Removed};
 use super::super::tuple::{MAX_SESSIONS, Pair};
 use super::super::wire::{Challenge, Nonce, REQUEST_LEN, seal_answer, seal_bind};
 use super::*;
@@ -81,6 +81,41 @@ fn a_leg_moves_only_after_the_new_address_has_answered() {
     );
     // The address that was left is free for others.
     establish(&mut binds, OTHER, Leg::Client, 1, CLIENT);
+}
+
+/// Each move costs the node and everybody who waits for it; the first is at once, since the old place may be dead.
+#[test]
+fn a_leg_moves_once_a_second_and_is_then_where_it_bound_last() {
+    let mut binds = node();
+    establish(&mut binds, SESSION, Leg::Connector, 1, CONNECTOR);
+    establish(&mut binds, SESSION, Leg::Client, 1, CLIENT);
+    let places = ["192.0.2.10:5001", "192.0.2.10:5002"];
+    let mut moves = Vec::new();
+    for number in 2..202_u8 {
+        let counter = u64::from(number);
+        let (at, now, nonce) = (places[usize::from(number % 2)], ms(10 * counter), [number; 8]);
+        binds.on_datagram(now, from(at), &bind(SESSION, Leg::Client, counter), || nonce);
+        let done = binds.on_datagram(now, from(at), &answer(SESSION, Leg::Client, at, nonce), || [0; 8]);
+        match done[..] {
+            [] => {}
+            [Action::ReplaceLeg { .. }, Action::Ready { .. }] => moves.push(now),
+            // Where it is already.
+            [Action::Ready { .. }] => {}
+            _ => panic!("{done:?}"),
+        }
+    }
+    assert_eq!(moves, [ms(20), ms(1030)], "two seconds");
+    // The connector's leg is another, and so is another session.
+    let done = establish(&mut binds, SESSION, Leg::Connector, 2, "203.0.113.20:6001");
+    assert!(matches!(done[..], [Action::ReplaceLeg { .. }, _]));
+    // Nor does another key make it any faster; what was answered too early is taken when it is answered again.
+    binds.expect(SESSION, Leg::Client, secret(OTHER, Leg::Client)).unwrap();
+    binds.expect(SESSION, Leg::Client, secret(SESSION, Leg::Client)).unwrap();
+    let (at, early, late) = ("192.0.2.10:5003", ms(2020), ms(1030) + MOVE_PACE);
+    binds.on_datagram(early, from(at), &bind(SESSION, Leg::Client, 1), || [9; 8]);
+    silent(&mut binds, early, at, &answer(SESSION, Leg::Client, at, [9; 8]));
+    let done = binds.on_datagram(late, from(at), &answer(SESSION, Leg::Client, at, [9; 8]), || [0; 8]);
+    assert!(matches!(done[..], [Action::ReplaceLeg { old, .. }, _] if old != from(at)));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::ends::{Client, Login, TestConnector, echoes, enrol, key};
 use crate::clock;
 use crate::tunnel::access_wire::{AccessFrame, AccessRefusal, ClientFrame, Denial, RequestId};
 use crate::tunnel::relay::wire::{BindKey, CHALLENGE_LEN, Challenge, Ticket, seal_answer, seal_bind};
-use crate::tunnel::relay::{Early, Leg};
+use crate::tunnel::relay::{Early, Leg, SessionRef};
 use crate::tunnel::wire::{ConnectorFrame, EndReason};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -182,10 +182,10 @@ async fn a_leg_is_judged_by_the_address_at_which_it_is() {
 }
 
 /// A socket of a cheat's, and what it hears.
-struct Wire(UdpSocket);
+pub(super) struct Wire(pub(super) UdpSocket);
 
 impl Wire {
-    fn to(node: SocketAddr) -> Self {
+    pub(super) fn to(node: SocketAddr) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.connect(node).unwrap();
         Self(socket)
@@ -213,7 +213,10 @@ impl Wire {
 
     /// The challenge to a bind, and the answer to that.
     fn proves(&self, key: &BindKey, early: Early, ticket: &Ticket, counter: u64) {
-        let session = early.session();
+        self.proves_for(key, early.session(), ticket, counter);
+    }
+
+    pub(super) fn proves_for(&self, key: &BindKey, session: SessionRef, ticket: &Ticket, counter: u64) {
         self.send(&seal_bind(key, session, Leg::Client, ticket, counter));
         let challenge = Challenge::open(&self.challenge(), key, session, Leg::Client).unwrap();
         self.send(&seal_answer(key, session, Leg::Client, ticket, &challenge));

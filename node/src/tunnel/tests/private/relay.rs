@@ -7,11 +7,14 @@ use std::time::Duration;
 use portcullis_common::{PassReason, Verdict};
 
 use super::super::lab::{Lab, Outfit, soon, until};
+use super::cheats::Wire;
 use super::ends::{Client, Login, TestConnector, echoes, enrol};
 use crate::clock;
 use crate::gate::{self, DatagramGate};
 use crate::store::SessionFilter;
-use crate::tunnel::access_wire::{AccessFrame, ClientFrame, Denial};
+use crate::tunnel::access_wire::{AccessFrame, ClientFrame, Denial, Opened};
+use crate::tunnel::relay::Leg;
+use crate::tunnel::relay::wire::BindKey;
 use crate::tunnel::wire::{ConnectorFrame, EndReason, RelayPath};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -110,7 +113,7 @@ async fn the_gates_session_outlives_the_daemon_and_is_taken_up_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gate_that_does_not_take_a_revocation_is_no_secret_and_is_told_again() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let (relay, break_it) = gate::in_memory(vec![port(&socket)]);
+    let (relay, planted) = gate::in_memory(vec![port(&socket)]);
     let lab = Lab::start_with(socket, Outfit { relay: Some(relay.clone()), judge: None }).await;
     let _connector = TestConnector::start(&lab).await;
     let ann = Login::new(&lab, "ann").await;
@@ -118,13 +121,117 @@ async fn a_gate_that_does_not_take_a_revocation_is_no_secret_and_is_told_again()
     let opened = client.open("db", None).await.unwrap();
     let leg = client.bind(&opened);
     client.ready(&leg).await;
-    break_it(true);
+    planted.break_it(true);
     lab.desk.sessions.revoke(&SessionFilter::Id(ann.id()), clock::now()).await.unwrap();
     assert_eq!(client.ended().await, (opened.session, EndReason::LoginEnded), "both ends know all the same");
     let error = lab.node.private.end_logins(&[ann.id()], EndReason::Revoked).await.unwrap_err();
     assert!(error.to_string().contains("gate"), "whoever did it, whoever asks: {error}");
     assert_eq!(relay.sessions().len(), 1);
-    break_it(false);
+    planted.break_it(false);
     until("the gate is told again", || relay.sessions().is_empty()).await;
     lab.node.private.end_logins(&[ann.id()], EndReason::Revoked).await.unwrap();
+}
+
+/// Each end of a session costs the gate a wait for all CPUs, and whoever closes many must not make others wait for each.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_closes_keeps_no_revocation_waiting() {
+    const CLOSED: usize = 40;
+    const WAIT: Duration = Duration::from_millis(100);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (relay, planted) = gate::in_memory(vec![port(&socket)]);
+    let lab = Lab::start_with(socket, Outfit { relay: Some(relay.clone()), judge: None }).await;
+    let _connector = TestConnector::start(&lab).await;
+    let (ann, eve) = (Login::new(&lab, "ann").await, Login::new(&lab, "eve").await);
+    let (mut client, mut cheat) = (Client::welcome(&lab, &ann).await, Client::welcome(&lab, &eve).await);
+    let opened = client.open("db", None).await.unwrap();
+    let leg = client.bind(&opened);
+    client.ready(&leg).await;
+    let mut closed = Vec::new();
+    for _ in 0..CLOSED {
+        let opened = cheat.open("db", None).await.unwrap();
+        let leg = cheat.bind(&opened);
+        cheat.ready(&leg).await;
+        closed.push((opened.session, leg));
+    }
+    planted.slow_down(WAIT);
+    let before = planted.barriers();
+    for (session, _) in &closed {
+        cheat.say(&ClientFrame::Close { session: *session }).await;
+    }
+    until("the first is ended", || relay.sessions().len() <= CLOSED).await;
+    let began = std::time::Instant::now();
+    lab.node.private.end_logins(&[ann.id()], EndReason::Revoked).await.unwrap();
+    let took = began.elapsed();
+    assert!(!relay.sessions().iter().any(|(session, _)| session.index == opened.session.index));
+    assert!(took < 10 * WAIT, "{took:?} behind {CLOSED} closes of another person");
+    until("all are closed", || relay.sessions().is_empty()).await;
+    let barriers = planted.barriers() - before;
+    assert!(barriers < CLOSED / 2, "the CPUs were waited for {barriers} times");
+}
+
+/// Each move costs the gate a wait for all CPUs. A person, or a connector, who moves a leg without end waits for himself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leg_that_moves_without_end_keeps_nobody_waiting_and_goes_on() {
+    const WAIT: Duration = Duration::from_millis(100);
+    const FLOOD: Duration = Duration::from_secs(4);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (relay, planted) = gate::in_memory(vec![port(&socket)]);
+    let lab = Lab::start_with(socket, Outfit { relay: Some(relay.clone()), judge: None }).await;
+    let _connector = TestConnector::start(&lab).await;
+    let (ann, eve) = (Login::new(&lab, "ann").await, Login::new(&lab, "eve").await);
+    let (mut client, mut cheat) = (Client::welcome(&lab, &ann).await, Client::welcome(&lab, &eve).await);
+    let Opened { session, ticket, .. } = cheat.open("db", None).await.unwrap();
+    let key = BindKey::export(&cheat.connection, session, Leg::Client).unwrap();
+    let hearing = tokio::spawn(async move {
+        loop {
+            let frame = cheat.hear_all().await;
+            assert!(!matches!(frame, AccessFrame::EndSession { .. }), "{frame:?}");
+        }
+    });
+    let wires = [Wire::to(lab.address), Wire::to(lab.address)];
+    let places = wires.each_ref().map(|wire| wire.0.local_addr().unwrap());
+    wires[0].proves_for(&key, session, &ticket, 1);
+    until("the cheat's session is placed", || {
+        relay.sessions().iter().any(|(of, _)| relay.placed(*of).is_some())
+    })
+    .await;
+
+    planted.slow_down(WAIT);
+    let before = planted.barriers();
+    let moving = tokio::task::spawn_blocking(move || {
+        let (began, mut counter) = (std::time::Instant::now(), 1);
+        while began.elapsed() < FLOOD {
+            counter += 1;
+            wires[usize::from(counter % 2 == 0)].proves_for(&key, session, &ticket, counter);
+        }
+        (wires, key, counter)
+    });
+    tokio::time::sleep(FLOOD / 2).await;
+    let began = std::time::Instant::now();
+    let opened = client.open("db", None).await.unwrap();
+    let leg = client.bind(&opened);
+    assert_eq!(client.ready(&leg).await, RelayPath::Kernel);
+    let took = began.elapsed();
+    assert!(took < 30 * WAIT, "{took:?} to be let through beside a leg that moves");
+    let (wires, key, counter) = moving.await.unwrap();
+    assert!(counter > 100, "that was no flood: {counter} binds");
+    let barriers = planted.barriers() - before;
+    assert!(barriers < 20, "the CPUs were waited for {barriers} times");
+
+    // It is where it binds last, if that is not again at once.
+    let [(of_cheat, _)] =
+        relay.sessions().into_iter().filter(|(of, _)| of.index == session.index).collect::<Vec<_>>()[..]
+    else {
+        panic!("the cheat's session goes on")
+    };
+    let is_at =
+        |place: SocketAddr| relay.placed(of_cheat).is_some_and(|placed| placed.client.remote == place);
+    let elsewhere = usize::from(is_at(places[0]));
+    for again in 1..20 {
+        wires[elsewhere].proves_for(&key, session, &ticket, counter + again);
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    assert!(is_at(places[elsewhere]));
+    assert_eq!(lab.node.private.list().len(), 2);
+    hearing.abort();
 }
