@@ -65,23 +65,17 @@ impl Site {
 
     /// Signs somebody in at the application; a browser of theirs.
     fn sign_in(&self, user: &str) -> Result<Web> {
-        let (web, to, answer) = self.answer(user)?;
-        self.bring(&web, &to, &answer)?;
-        let seen = self.who(&web)?;
-        ensure!(seen["name_id"] == json!(format!("{user}@example.com")), "{seen}");
-        ensure!(seen["authenticated"] == json!(true), "{seen}");
-        Ok(web)
-    }
-
-    /// A browser of somebody's, where an answer goes, and the answer.
-    fn answer(&self, user: &str) -> Result<(Web, String, String)> {
         let web = self.realm.web(user);
         let form = web.follow(web.get(&format!("{}/app", self.origin))?, None)?;
         let ticket = form.field("ticket").with_context(|| format!("{}: {}", form.url, form.body))?;
         let fields = [("ticket", ticket.as_str()), ("username", user), ("password", PASSWORD)];
         let page = web.follow(web.post(&form.url, &fields)?, None)?;
         let answer = page.field("SAMLResponse").with_context(|| format!("{}: {}", page.url, page.body))?;
-        Ok((web, page.between("action=\"", "\"")?, answer))
+        self.bring(&web, &page.between("action=\"", "\"")?, &answer)?;
+        let seen = self.who(&web)?;
+        ensure!(seen["name_id"] == json!(format!("{user}@example.com")), "{seen}");
+        ensure!(seen["authenticated"] == json!(true), "{seen}");
+        Ok(web)
     }
 
     fn bring(&self, web: &Web, to: &str, answer: &str) -> Result<()> {
@@ -155,7 +149,9 @@ fn the_application_ends_the_session_that_is_named_and_signs_that_it_did() {
 #[test]
 fn a_session_that_begins_with_an_answer_held_back_ends_when_no_answer_is_good_any_more() {
     let site = Site::start(&[]).unwrap();
-    let (ann, to, held) = site.answer("ann").unwrap();
+    let ann = site.sign_in("ann").unwrap();
+    let page = ann.follow(ann.get(&format!("{}/app", site.origin)).unwrap(), None).unwrap();
+    let (to, held) = (page.between("action=\"", "\"").unwrap(), page.field("SAMLResponse").unwrap());
     // Not in eight minutes but in some seconds.
     let script = "import sqlite3, sys, time\nc = sqlite3.connect(sys.argv[1], timeout=10)\n\
                   n = c.execute('UPDATE saas_login SET answers_over_at = ?', [int(time.time()) + 25])\n\
@@ -173,6 +169,7 @@ fn a_session_that_begins_with_an_answer_held_back_ends_when_no_answer_is_good_an
         .unwrap_or_else(|error| panic!("{error:#}\n{}", site.server.output()))
     };
     told("back-channel logout, and again when the last answer is over");
+    assert!(!site.is_signed_in(&ann));
     site.bring(&ann, &to, &held).unwrap();
     assert!(site.is_signed_in(&ann));
     told("back-channel logout, now that the last answer is over");
