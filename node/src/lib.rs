@@ -15,6 +15,7 @@ pub mod flow;
 pub mod gate;
 pub mod helper;
 pub mod identity;
+mod lanes;
 pub mod metadata;
 pub mod metrics;
 pub mod ops;

@@ -4,42 +4,24 @@
 //! blocks, a burst of them would keep logins, events and revocations waiting. What ends sessions comes before what opens
 //! and moves them.
 
-use std::collections::VecDeque;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
+use crate::lanes::Lanes;
+
 use super::carrier::CarrierError;
 
-type Call = Box<dyn FnOnce() + Send>;
+/// What ends sessions.
+const ENDING: usize = 0;
+const OTHERS: usize = 1;
 
 /// The thread. It ends, once it has done what it was given, when this is dropped.
-pub(super) struct GateThread {
-    shared: Arc<Shared>,
-}
-
-#[derive(Default)]
-struct Shared {
-    calls: Mutex<Calls>,
-    came: Condvar,
-}
-
-/// Each has somebody who waits for its answer before he asks for more.
-#[derive(Default)]
-struct Calls {
-    ending: VecDeque<Call>,
-    others: VecDeque<Call>,
-    is_over: bool,
-}
+pub(super) struct GateThread(Lanes<(), 2>);
 
 impl GateThread {
     pub(super) fn start() -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
-        let of_thread = Arc::clone(&shared);
-        std::thread::Builder::new().name("gate-sessions".to_owned()).spawn(move || of_thread.run())?;
-        Ok(Self { shared })
+        Lanes::start("gate-sessions", ()).map(Self)
     }
 
     /// Runs `call` there, after those that were given before it.
@@ -47,7 +29,7 @@ impl GateThread {
         &self,
         call: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, CarrierError> {
-        self.give(|calls| &mut calls.others, call).await
+        self.give(OTHERS, call).await
     }
 
     /// Runs `call`, which ends sessions, ahead of all that does not.
@@ -55,53 +37,21 @@ impl GateThread {
         &self,
         call: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, CarrierError> {
-        self.give(|calls| &mut calls.ending, call).await
+        self.give(ENDING, call).await
     }
 
     async fn give<T: Send + 'static>(
         &self,
-        lane: impl FnOnce(&mut Calls) -> &mut VecDeque<Call>,
+        lane: usize,
         call: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, CarrierError> {
         let (answer, answered) = oneshot::channel();
         // Whoever asked may have gone away.
-        let call = move || drop(answer.send(call()));
-        lane(&mut self.shared.calls()).push_back(Box::new(call));
-        self.shared.came.notify_one();
+        let call = move |(): &mut ()| drop(answer.send(call()));
+        // Each has somebody who waits for its answer before he asks for more: so they are few.
+        let given = self.0.submit(lane, usize::MAX, Box::new(call));
+        given.map_err(|_| CarrierError::Stopped)?;
         answered.await.map_err(|_| CarrierError::Stopped)
-    }
-}
-
-impl Drop for GateThread {
-    fn drop(&mut self) {
-        self.shared.calls().is_over = true;
-        self.shared.came.notify_one();
-    }
-}
-
-impl Shared {
-    fn run(&self) {
-        while let Some(call) = self.next() {
-            // The hook has said it; whoever waits learns that there is no answer.
-            let _ = catch_unwind(AssertUnwindSafe(call));
-        }
-    }
-
-    fn next(&self) -> Option<Call> {
-        let mut calls = self.calls();
-        loop {
-            if let Some(call) = calls.ending.pop_front().or_else(|| calls.others.pop_front()) {
-                return Some(call);
-            }
-            if calls.is_over {
-                return None;
-            }
-            calls = self.came.wait(calls).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    fn calls(&self) -> MutexGuard<'_, Calls> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
