@@ -267,6 +267,8 @@ impl Service {
         if let Some(private) = &self.private {
             let logins: Vec<_> = revoked.iter().map(|session| session.id).collect();
             private.end_logins(&logins, EndReason::Revoked).await?;
+            let people: Vec<_> = revoked.iter().map(|session| session.person.clone()).collect();
+            private.end_left(&people).await?;
         }
         let ids: Vec<_> = revoked.iter().map(|session| session.id).collect();
         let logins = self.store.saas_logins(ids.clone()).await?;

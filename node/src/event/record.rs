@@ -342,9 +342,10 @@ impl Event {
             | Action::Logout
             | Action::SignIn
             | Action::Connect
-            | Action::Disconnect
             | Action::Certificate => self.session_id.is_some(),
-            Action::Revoke
+            // Each follows a `connect`, and says what it has carried.
+            Action::Disconnect
+            | Action::Revoke
             | Action::Admin
             | Action::Gate
             | Action::Summary

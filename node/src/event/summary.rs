@@ -103,7 +103,6 @@ impl Key {
             (Action::SignIn, None) => "refused sign-ins",
             (_, None) => "requests without a session",
             (Action::Connect, Some(_)) => "connections",
-            (Action::Disconnect, Some(_)) => "ends of connections",
             (Action::Login, Some(_)) => "logins",
             (Action::Logout, Some(_)) => "logouts",
             (Action::Certificate, Some(_)) => "certificates",

@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use portcullis_common::KnockKeys;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Active, Config, GateSettings};
@@ -37,6 +38,8 @@ pub(super) fn watch(reloader: Reloader, shutdown: CancellationToken) -> anyhow::
     let mut files = Files::new(reloader.stamps());
     tokio::spawn(async move {
         let mut look = tokio::time::interval(LOOK_EVERY);
+        // Two looks that were late are not one after the other: what is being written would seem to stand still.
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let asked = tokio::select! {
                 () = shutdown.cancelled() => return,

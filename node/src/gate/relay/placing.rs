@@ -43,7 +43,7 @@ impl State {
         let held: Vec<u32> = plans.iter().flatten().flat_map(|plan| hops(&plan.to)).collect();
         refuse_what_is_taken(&mut plans);
         let mut failed = self.move_all(&plans);
-        let mut is_cut = false;
+        let mut cut = Vec::new();
         let mut placed = Vec::with_capacity(plans.len());
         for (at, plan) in plans.into_iter().enumerate() {
             let plan = match plan {
@@ -58,16 +58,20 @@ impl State {
                 (None, Some(_)) => Ok(plan.way()),
                 (Some(error), None) => Err(error.into()),
                 (Some(error), Some(_)) => {
-                    let session = plan.session;
-                    tracing::error!(?session, "a session that moved could not be written and is ended");
-                    // Said where it fails, and tried again by whoever ends it now.
-                    let _ = self.cut(session, now);
-                    is_cut = true;
+                    cut.push(plan.session);
                     Err(error.into())
                 }
             });
         }
-        if is_cut && let Err(error) = self.wait_for_cpus() {
+        // After all insertions: none may take the place of an entry that a CPU still holds.
+        for session in &cut {
+            tracing::error!(?session, "a session that moved could not be written and is ended");
+            // Said where it fails, and tried again by whoever ends it now.
+            let _ = self.cut(*session, now);
+        }
+        if !cut.is_empty()
+            && let Err(error) = self.wait_for_cpus()
+        {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "packets of ended sessions may still pass"

@@ -2,7 +2,7 @@
 //!
 //! A false accept here is an email address that nobody verified, which is somebody else's access.
 
-use crate::flow::{Email, PersonId, UnixTime};
+use crate::flow::{Email, PersonId};
 use crate::identity::{Authenticated, Heard, ProviderLogin};
 use crate::saml::{AC_MFA, AC_PASSWORD, AC_PASSWORD_TRANSPORT, Assertion, NAMEID_EMAIL, NAMEID_TRANSIENT};
 
@@ -44,12 +44,7 @@ pub struct AttributeRules {
 }
 
 impl AttributeRules {
-    pub fn person(
-        &self,
-        now: UnixTime,
-        provider: &str,
-        assertion: &Assertion,
-    ) -> Result<Authenticated, &'static str> {
+    pub fn person(&self, provider: &str, assertion: &Assertion) -> Result<Authenticated, &'static str> {
         let values = |name: &str| {
             assertion.attributes.iter().find(|(found, _)| found == name).map(|(_, values)| values.as_slice())
         };
@@ -99,7 +94,7 @@ impl AttributeRules {
                     name_id: name_id.clone(),
                     session_index: assertion.session_index.clone(),
                 },
-                at: assertion.issued_at.min(now),
+                at: assertion.issued_at,
             }),
         })
     }
@@ -123,6 +118,7 @@ fn methods(context: Option<&str>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::UnixTime;
     use crate::saml::{NAMEID_PERSISTENT, NAMEID_UNSPECIFIED, NameId};
 
     fn assertion(format: &str, name: &str, attributes: &[(&str, &[&str])]) -> Assertion {
@@ -152,16 +148,16 @@ mod tests {
     }
 
     fn email_of(assertion: &Assertion) -> Option<String> {
-        rules().person(UnixTime(0), "adfs", assertion).unwrap().email.map(String::from)
+        rules().person("adfs", assertion).unwrap().email.map(String::from)
     }
 
     #[test]
-    fn a_login_is_as_old_as_its_answer_and_never_newer_than_now() {
-        for (issued, now, at) in [(100, 160, 100), (100, 100, 100), (130, 100, 100)] {
+    fn a_login_is_as_old_as_its_answer_by_the_providers_own_clock() {
+        for issued in [100, 130] {
             let assertion =
                 Assertion { issued_at: UnixTime(issued), ..assertion(NAMEID_PERSISTENT, "ann", &[]) };
-            let person = rules().person(UnixTime(now), "adfs", &assertion).unwrap();
-            assert_eq!(person.at_provider.unwrap().at, UnixTime(at));
+            let person = rules().person("adfs", &assertion).unwrap();
+            assert_eq!(person.at_provider.unwrap().at, UnixTime(issued));
         }
     }
 
@@ -182,10 +178,7 @@ mod tests {
         }
         let ann = ["ann@corp.example"];
         let none = AttributeRules::default();
-        assert_eq!(
-            none.person(UnixTime(0), "adfs", &assertion(NAMEID_EMAIL, ann[0], &[])).unwrap().email,
-            None
-        );
+        assert_eq!(none.person("adfs", &assertion(NAMEID_EMAIL, ann[0], &[])).unwrap().email, None);
         for (what, said) in [
             (
                 "two",
@@ -199,35 +192,27 @@ mod tests {
         let chosen = AttributeRules { email: Some("boss".into()), ..rules() };
         let said =
             assertion(NAMEID_EMAIL, "eve@corp.example", &[("mail", &["eve@corp.example"]), ("boss", &ann)]);
-        assert_eq!(chosen.person(UnixTime(0), "adfs", &said).unwrap().email.unwrap().as_str(), ann[0]);
+        assert_eq!(chosen.person("adfs", &said).unwrap().email.unwrap().as_str(), ann[0]);
         let said = assertion(NAMEID_EMAIL, "eve@corp.example", &[]);
-        assert_eq!(chosen.person(UnixTime(0), "adfs", &said).unwrap().email, None, "no other in its place");
+        assert_eq!(chosen.person("adfs", &said).unwrap().email, None, "no other in its place");
     }
 
     #[test]
     fn a_person_is_known_by_what_stays() {
-        let person = rules().person(
-            UnixTime(0),
-            "adfs",
-            &assertion(NAMEID_PERSISTENT, "7", &[("roles", &["a", "b"])]),
-        );
+        let person = rules().person("adfs", &assertion(NAMEID_PERSISTENT, "7", &[("roles", &["a", "b"])]));
         let person = person.unwrap();
         assert_eq!((person.person.to_string().as_str(), person.groups.len()), ("adfs:7", 2));
         assert_eq!((person.display_name.as_str(), person.amr), ("7", vec!["mfa".to_owned()]));
         let transient = assertion(NAMEID_TRANSIENT, "x", &[("uid", &["ann"]), ("two", &["a", "b"])]);
-        assert!(rules().person(UnixTime(0), "adfs", &transient).is_err());
+        assert!(rules().person("adfs", &transient).is_err());
         let by = |name: &str| AttributeRules { subject: Some(name.to_owned()), ..rules() };
-        assert_eq!(by("uid").person(UnixTime(0), "adfs", &transient).unwrap().person.subject, "ann");
+        assert_eq!(by("uid").person("adfs", &transient).unwrap().person.subject, "ann");
         for missing in ["two", "none"] {
-            assert!(by(missing).person(UnixTime(0), "adfs", &transient).is_err(), "{missing}");
+            assert!(by(missing).person("adfs", &transient).is_err(), "{missing}");
         }
         let long = "x".repeat(256);
-        assert!(rules().person(UnixTime(0), "adfs", &assertion(NAMEID_PERSISTENT, &long, &[])).is_err());
+        assert!(rules().person("adfs", &assertion(NAMEID_PERSISTENT, &long, &[])).is_err());
         let many: Vec<&str> = vec!["g"; 1001];
-        assert!(
-            rules()
-                .person(UnixTime(0), "adfs", &assertion(NAMEID_PERSISTENT, "7", &[("roles", &many)]))
-                .is_err()
-        );
+        assert!(rules().person("adfs", &assertion(NAMEID_PERSISTENT, "7", &[("roles", &many)])).is_err());
     }
 }

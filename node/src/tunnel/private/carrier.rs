@@ -145,15 +145,23 @@ impl Carrier {
         }
     }
 
-    /// Sessions of the gate that nobody here knows.
-    pub(super) fn strangers(&self, known: impl Fn(SessionRef) -> bool) -> Vec<SessionRef> {
-        match self {
-            Self::Daemon(_) => Vec::new(),
-            Self::Gate { gate, .. } => {
-                let sessions = gate.sessions().into_iter().map(|(session, _)| of_gate(session));
-                sessions.filter(|session| !known(*session)).collect()
-            }
-        }
+    /// The sessions that the gate has of these people, or all of them.
+    pub(super) async fn of_people(
+        &self,
+        people: Option<Vec<String>>,
+    ) -> Result<Vec<SessionRef>, CarrierError> {
+        let Self::Gate { gate, thread } = self else { return Ok(Vec::new()) };
+        let gate = gate.clone();
+        let found = thread.end(move || {
+            let index_of = |person: &String| gate.identity(person).map(|identity| identity.index);
+            let wanted = people.map(|people| people.iter().map(index_of).collect::<Result<BTreeSet<_>, _>>());
+            let wanted = wanted.transpose()?;
+            let sessions = gate.sessions().into_iter();
+            let of =
+                sessions.filter(|(_, index)| wanted.as_ref().is_none_or(|wanted| wanted.contains(index)));
+            Ok::<_, CarrierError>(of.map(|(session, _)| of_gate(session)).collect())
+        });
+        found.await?
     }
 
     /// Lets sessions pass between their legs, each of them once; by the node's socket where it is to. What became of each, in

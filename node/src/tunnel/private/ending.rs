@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::task::yield_now;
@@ -20,7 +21,7 @@ use tracing::error;
 
 use crate::clock;
 use crate::event::{Action, Event};
-use crate::flow::{ClientId, SessionId};
+use crate::flow::{ClientId, PersonId, SessionId};
 use crate::gate;
 use crate::session::LiveSession;
 
@@ -59,17 +60,28 @@ impl PrivateSessions {
         self.end_matching(|about| logins.contains(&about.login.id), reason).await
     }
 
+    /// Ends what an earlier process has left of these people in the gate and nobody has resumed yet: of which of their logins it
+    /// was, only its grant says. Returns when no packet of it passes.
+    ///
+    /// # Errors
+    /// When the gate does not take it.
+    pub async fn end_left(&self, people: &[PersonId]) -> Result<(), EndError> {
+        self.shared.end_strangers(Some(people.iter().map(PersonId::to_string).collect())).await
+    }
+
     /// Ends the private sessions of one client, whose login is over.
     pub(super) async fn end_client(&self, client: ClientId, reason: EndReason) -> Result<(), EndError> {
         self.end_matching(|about| about.client == client, reason).await
     }
 
-    /// Ends the private sessions that a connector serves, which the store has revoked.
+    /// Ends the private sessions that a connector serves, which the store has revoked. While it is not known whose those are that an
+    /// earlier process has left, they end with them.
     ///
     /// # Errors
     /// When the gate does not take it.
     pub async fn end_connector(&self, connector: &str, reason: EndReason) -> Result<(), EndError> {
-        self.end_matching(|about| about.connector.as_str() == connector, reason).await
+        self.end_matching(|about| about.connector.as_str() == connector, reason).await?;
+        self.shared.end_strangers(None).await
     }
 
     /// Takes over what the gate has ended by itself, since it had expired: with what it has carried.
@@ -334,7 +346,7 @@ impl Shared {
     /// Ends what time has ended, and what an earlier process has left and nobody has resumed.
     pub(super) async fn look(self: Arc<Self>, shutdown: CancellationToken) {
         let mut tick = interval(LOOK_EVERY);
-        let mut strangers_at = Some(self.began.saturating_add(REATTACH_TIMEOUT));
+        let strangers_at = self.began.saturating_add(REATTACH_TIMEOUT);
         let mut second = 0_u32;
         loop {
             tokio::select! {
@@ -345,40 +357,49 @@ impl Shared {
             let grace = if self.carrier.has_gate() { EXPIRY_GRACE } else { Duration::ZERO };
             let due = self.lock().book.due(now, grace);
             self.end(due).await;
-            if strangers_at.is_some_and(|at| at <= now) {
-                strangers_at = None;
-                self.end_strangers().await;
-            }
             second = (second + 1) % 4;
             if second == 0 {
-                self.end_logged_out().await;
+                // First, since what follows waits for the store.
                 self.cut_again().await;
+                if strangers_at <= now && self.end_strangers(None).await.is_ok() {
+                    self.has_strangers.store(false, Ordering::Relaxed);
+                }
+                self.end_logged_out().await;
             }
         }
     }
 
-    /// Sessions of an earlier process whose ends have not come back.
-    async fn end_strangers(&self) {
-        let strangers = self.carrier.strangers(|session| self.lock().book.get(session).is_some());
+    /// Ends sessions of an earlier process whose ends have not come back: all, or those of these people.
+    async fn end_strangers(&self, people: Option<Vec<String>>) -> Result<(), EndError> {
+        if !self.has_strangers.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.cut_strangers(people).await.map_err(|error| {
+            error!("sessions that nobody has resumed may still pass in the gate: {error}");
+            EndError(error.to_string().into())
+        })
+    }
+
+    async fn cut_strangers(&self, people: Option<Vec<String>>) -> Result<(), CarrierError> {
+        let strangers = {
+            let mut all = self.carrier.of_people(people).await?;
+            let inner = self.lock();
+            all.retain(|session| inner.book.get(*session).is_none());
+            all
+        };
         if strangers.is_empty() {
-            return;
+            return Ok(());
         }
-        match self.carrier.cut(strangers).await {
-            Ok(Cut { counted, failed }) => {
-                if let Some((_, error)) = failed.first() {
-                    error!("sessions that nobody has resumed may still pass in the gate: {error}");
-                }
-                for (_, [up, down]) in counted {
-                    self.metrics.private_ended.with_label_values(&[EndReason::ClientGone.as_str()]).inc();
-                    self.events.emit(
-                        Event::new(Action::Disconnect, true)
-                            .relayed(up.bytes, down.bytes)
-                            .detail("left by an earlier process and not resumed"),
-                    );
-                }
-            }
-            Err(error) => error!("sessions that nobody has resumed may still pass in the gate: {error}"),
+        let Cut { counted, failed } = self.carrier.cut(strangers).await?;
+        for (_, [up, down]) in counted {
+            self.metrics.private_ended.with_label_values(&[EndReason::ClientGone.as_str()]).inc();
+            self.events.emit(
+                Event::new(Action::Disconnect, true)
+                    .relayed(up.bytes, down.bytes)
+                    .detail("left by an earlier process and not resumed"),
+            );
         }
+        failed.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
     }
 
     /// Clients are logged out in the store, by whoever does it: their sessions and connections end within a second.
@@ -395,15 +416,13 @@ impl Shared {
             Ok(live) => live.into_iter().map(|client| client.id).collect::<BTreeSet<_>>(),
             Err(error) => return error!(%error, "who is logged in cannot be looked up"),
         };
-        let over = self.lock().book.matching(|entry| !live.contains(&entry.about.client));
+        // Who has logged in since is not among them either.
+        let is_over = |client: &ClientId| clients.contains(client) && !live.contains(client);
+        let over = self.lock().book.matching(|entry| is_over(&entry.about.client));
         let over = over.into_iter().map(|session| (session, EndReason::LoginEnded)).collect();
         self.end(over).await;
         // What its sessions are told comes first.
-        self.lock()
-            .clients
-            .values()
-            .filter(|seat| !live.contains(&seat.client))
-            .for_each(ClientSeat::log_out);
+        self.lock().clients.values().filter(|seat| is_over(&seat.client)).for_each(ClientSeat::log_out);
     }
 
     /// Sees to it that the sessions of the client's login end with it.

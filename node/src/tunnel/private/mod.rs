@@ -33,6 +33,7 @@ mod works;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -133,6 +134,8 @@ struct Shared {
     came: watch::Sender<u64>,
     queues: tokio::sync::Mutex<relay::Queues>,
     began: Duration,
+    /// There may be sessions in the gate that an earlier process has left and nobody has resumed.
+    has_strangers: AtomicBool,
 }
 
 /// What one lock guards.
@@ -190,6 +193,7 @@ impl PrivateSessions {
             came: watch::Sender::default(),
             queues: tokio::sync::Mutex::new(queues),
             began: clock::monotonic(),
+            has_strangers: AtomicBool::new(true),
         };
         Ok(Self { shared: Arc::new(shared) })
     }

@@ -110,6 +110,40 @@ async fn the_gates_session_outlives_the_daemon_and_is_taken_up_again() {
     lab.logged("\"detail\":\"revoked\"", 1).await;
 }
 
+/// Whose session it is that the gate has kept, nobody knows until an end comes back, which has no need to.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_gate_has_kept_ends_with_the_person_before_anybody_takes_it_up() {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (relay, planted) = gate::in_memory(vec![port(&socket)]);
+    let mut lab = Lab::start_with(socket, Outfit { relay: Some(relay.clone()), judge: None }).await;
+    let connector = TestConnector::start(&lab).await;
+    let (ann, bob) = (Login::new(&lab, "ann").await, Login::new(&lab, "bob").await);
+    let (mut of_ann, mut of_bob) = (Client::welcome(&lab, &ann).await, Client::welcome(&lab, &bob).await);
+    let mut kept = Vec::new();
+    for client in [&mut of_ann, &mut of_bob] {
+        let opened = client.open("db", None).await.unwrap();
+        let leg = client.bind(&opened);
+        assert_eq!(client.ready(&leg).await, RelayPath::Kernel);
+        kept.push((opened, leg));
+    }
+    let stopping = lab.begin_stop();
+    connector.connection.close(0u8.into(), b"");
+    soon(stopping).await.unwrap().unwrap();
+    lab.start_again().await;
+    assert_eq!(relay.sessions().len(), 2);
+
+    let person = |login: &Login| login.session.person.clone();
+    planted.break_it(true);
+    assert!(lab.node.private.end_left(&[person(&ann)]).await.is_err(), "loudly");
+    planted.break_it(false);
+    lab.node.private.end_left(&[person(&ann)]).await.unwrap();
+    let left = relay.sessions().into_iter().map(|(session, _)| session.index).collect::<Vec<_>>();
+    assert_eq!(left, [kept[1].0.session.index], "of that person alone");
+    lab.node.private.end_connector("hq", EndReason::ConnectorRevoked).await.unwrap();
+    assert!(relay.sessions().is_empty(), "it may have been the connector's");
+    lab.logged("left by an earlier process", 2).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gate_that_does_not_take_a_revocation_is_no_secret_and_is_told_again() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
