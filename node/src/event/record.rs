@@ -342,10 +342,9 @@ impl Event {
             | Action::Logout
             | Action::SignIn
             | Action::Connect
+            | Action::Disconnect
             | Action::Certificate => self.session_id.is_some(),
-            // Each follows a `connect`, and says what it has carried.
-            Action::Disconnect
-            | Action::Revoke
+            Action::Revoke
             | Action::Admin
             | Action::Gate
             | Action::Summary
