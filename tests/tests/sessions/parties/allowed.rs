@@ -121,7 +121,6 @@ fn heavy_iperf3_receives_what_it_sent_both_ways() {
             end.sysctl(buffers, &format!("4096 65536 {SOCKET_BUFFER}")).unwrap();
         }
     }
-    let _server = iperf3(&lab, 5201);
     let ann = lab.machine("ann").unwrap();
     let _forward = Forward::start(&ann, &["tcp", "perf", "--listen", "127.0.0.1:5201"]).unwrap();
     for args in [&["--parallel", "4"][..], &["--parallel", "4", "--reverse"]] {
@@ -142,7 +141,6 @@ fn heavy_iperf3_receives_what_it_sent_both_ways() {
 #[test]
 fn heavy_iperf3_counts_datagrams_both_ways() {
     let lab = PrivateLab::start(Plan::KERNEL).unwrap();
-    let _server = iperf3(&lab, 5202);
     let ann = lab.machine("ann").unwrap();
     let _control = Forward::start(&ann, &["tcp", "perf-control", "--listen", "127.0.0.1:5202"]).unwrap();
     let _data = Forward::start(&ann, &["udp", "perf-udp", "--listen", "127.0.0.1:5202"]).unwrap();
@@ -165,11 +163,15 @@ fn heavy_iperf3_counts_datagrams_both_ways() {
     assert_eq!(lab.metric("portcullis_relay_sessions").unwrap(), 2);
 }
 
-/// What iperf3 prints of a measurement.
+/// What iperf3 prints of a measurement, by a server of its own: one that ends the measurement before is busy.
 fn measured(lab: &PrivateLab, port: u16, args: &[&str]) -> Value {
+    let _server = iperf3(lab, port);
     let mut command = lab.client.command("iperf3");
     command.args(["--client", "127.0.0.1", "--port", &port.to_string(), "--json"]).args(args);
-    serde_json::from_str(&run(&mut command).unwrap()).unwrap()
+    let result: Value = serde_json::from_str(&run(&mut command).unwrap()).unwrap();
+    // Its exit status does not tell.
+    assert_eq!(result.get("error"), None, "{result}");
+    result
 }
 
 #[test]
