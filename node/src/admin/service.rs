@@ -294,12 +294,21 @@ impl Service {
     ) -> anyhow::Result<Option<Value>> {
         loop {
             self.events.flush().await;
-            for (number, line) in self.store.events(filter.clone()).await? {
-                filter.after = filter.after.max(number);
-                if replies.send(Reply::Ok(serde_json::from_str(&line)?)).await.is_err() {
+            let mut pages = tokio::select! {
+                pages = self.store.events(filter.clone()) => pages?,
+                () = replies.closed() => return Ok(None),
+            };
+            while let Some(page) = pages.next().await? {
+                for (_, line) in page {
+                    if replies.send(Reply::Ok(serde_json::from_str(&line)?)).await.is_err() {
+                        return Ok(None);
+                    }
+                }
+                if replies.is_closed() {
                     return Ok(None);
                 }
             }
+            filter.after = pages.through();
             if !follow {
                 return Ok(None);
             }

@@ -4,7 +4,7 @@ use rusqlite::params;
 
 use crate::flow::{Session, SessionId, UnixTime};
 
-use super::{Store, StoreError};
+use super::{ReadLane, Store, StoreError};
 
 /// Which sessions a command is about.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -73,7 +73,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<Vec<Session>, StoreError> {
         let filter = filter.clone();
-        self.run(move |connection| matching(connection, &filter, now)).await
+        self.read(ReadLane::Asked, move |connection| matching(connection, &filter, now)).await
     }
 
     /// Marks every live session that matches as revoked, in one transaction, and says which.
