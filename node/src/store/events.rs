@@ -349,24 +349,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_asked_for_most_is_found_by_an_index() {
+    async fn refusals_are_found_by_their_index() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        let ann = EventFilter { user: Some("ann".into()), ..EventFilter::default() };
-        let wiki = EventFilter { application: Some("wiki".into()), ..EventFilter::default() };
-        let denied = EventFilter { denied: true, ..EventFilter::default() };
-        for (filter, index) in [(ann, "event_user"), (wiki, "event_application"), (denied, "event_denied")] {
-            let plan = move |connection: &Connection| {
-                let (conditions, values) = filter.conditions(0, 9);
-                let sql =
-                    format!("EXPLAIN QUERY PLAN SELECT id, body FROM event WHERE {conditions} ORDER BY id");
-                let mut statement = connection.prepare(&sql)?;
-                let plan = statement.query_map(params_from_iter(values), |row| row.get::<_, String>(3))?;
-                Ok(plan.collect::<Result<Vec<_>, _>>()?)
-            };
-            let plan = store.read(ReadLane::Asked, plan).await.unwrap();
-            assert!(plan.len() == 1 && plan[0].contains(&format!("INDEX {index} ")), "{plan:?}");
-        }
+        let plan = |connection: &Connection| {
+            let filter = EventFilter { denied: true, user: Some("ann".into()), ..EventFilter::default() };
+            let (conditions, values) = filter.conditions(0, 9);
+            let sql = format!("EXPLAIN QUERY PLAN SELECT id, body FROM event WHERE {conditions} ORDER BY id");
+            let mut statement = connection.prepare(&sql)?;
+            let plan = statement.query_map(params_from_iter(values), |row| row.get::<_, String>(3))?;
+            Ok(plan.collect::<Result<Vec<_>, _>>()?)
+        };
+        let plan = store.read(ReadLane::Asked, plan).await.unwrap();
+        assert!(plan.len() == 1 && plan[0].contains("INDEX event_denied "), "{plan:?}");
     }
 
     #[tokio::test]
