@@ -264,8 +264,9 @@ mod tests {
         for (lane, count) in [(ReadLane::Asked, 64), (ReadLane::Own, 1)] {
             for _ in 0..count {
                 let (store, done) = (store.clone(), done.clone());
-                let mut read =
-                    Box::pin(async move { store.read(lane, move |_| Ok(done.send(lane).unwrap())).await });
+                let mut read = Box::pin(async move {
+                    store.read(lane, move |_| done.send(lane).map_err(|_| StoreError::Stopped)).await
+                });
                 assert!(poll!(&mut read).is_pending());
                 waiting.push(read);
             }
