@@ -17,6 +17,7 @@
 mod control;
 mod early;
 mod hearing;
+mod link;
 mod session;
 
 use std::collections::HashMap;
