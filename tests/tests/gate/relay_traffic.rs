@@ -6,7 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use portcullis::clock;
 use portcullis::gate::{self, FlowGrant, Gate, Leg, PeerAddress, Relay};
@@ -15,6 +15,7 @@ use portcullis_common::{ConnectionId, SipKey};
 use portcullis_tests::gate::vlan::{self, Tag};
 use portcullis_tests::gate::wire::Wire;
 use portcullis_tests::netns::{Netns, run};
+use portcullis_tests::process::wait_until;
 use portcullis_tests::relay::{RelayEnd, RelayNode};
 
 use crate::lab::{ANSWER, mac};
@@ -239,15 +240,10 @@ impl Server {
     fn start(netns: &Netns, ends: &Ends) -> Self {
         let mut command: Command = netns.command("iperf3");
         command.args(["-s", "-p", "443", "-B", &ends.connector.to_string()]).stdout(Stdio::null());
-        let child = command.spawn().unwrap();
+        let server = Self { child: command.spawn().unwrap() };
         let at = SocketAddr::new(ends.connector, PORT);
-        let deadline = Instant::now() + SOON;
-        // A probe that it takes for a client would make it print an error, so it is asked for its port alone.
-        while netns.enter(|| TcpListener::bind(at).is_ok()).unwrap() {
-            assert!(Instant::now() < deadline, "iperf3 does not listen");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Self { child }
+        wait_until("iperf3 to listen", SOON, || Ok(netns.listens(at)?.then_some(()))).unwrap();
+        server
     }
 }
 
