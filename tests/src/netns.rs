@@ -171,6 +171,13 @@ impl Netns {
         Ok(!self.run(&format!("ss --no-header --listening --tcp --numeric src {at}"))?.trim().is_empty())
     }
 
+    /// Datagrams so far that the namespace's sockets had no room for: of a program that gets no CPU, the kernel drops them, and
+    /// counts them (RFC 4113 has them among the errors).
+    pub fn datagrams_without_room(&self) -> Result<u64> {
+        let counts = self.run("nstat -asz UdpRcvbufErrors Udp6RcvbufErrors")?;
+        Ok(counts.lines().filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum())
+    }
+
     /// The processes that are in the namespace now.
     pub fn pids(&self) -> Result<Vec<i32>> {
         pids(self.name())

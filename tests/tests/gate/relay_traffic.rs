@@ -161,26 +161,19 @@ fn iperf3(lab: &RelayLab) {
         };
         install(&relay, &grant).unwrap();
         lab.hop_tagger()();
-        let full = no_room(&lab.connector);
+        let full = lab.connector.datagrams_without_room().unwrap();
         let mut command = lab.client.command("iperf3");
         command.args(["-u", "-c", &ends.node_client.to_string(), "-p", "443", "--cport", "40443"]);
         command.args(["-B", &ends.client.to_string(), "-l", "1200", "-b", "20M", "-t", "2", "-J"]);
         let report: serde_json::Value = serde_json::from_str(&run(&mut command).unwrap()).unwrap();
         let sum = &report["end"]["sum"];
         let (packets, lost) = (sum["packets"].as_u64().unwrap(), sum["lost_packets"].as_u64().unwrap());
-        // Of a program that gets no CPU, the kernel drops what its socket has no room for, and counts it.
-        let full = no_room(&lab.connector) - full;
+        let full = lab.connector.datagrams_without_room().unwrap() - full;
         assert!(lost <= full, "{ends:?}: {lost} lost, {full} for want of room");
         assert!(packets - lost > 1_000, "{report}");
         let ended = relay.revoke(session).unwrap().unwrap();
         assert!(ended.usage[0].packets >= packets, "{:?} {packets}", ended.usage);
     }
-}
-
-/// Datagrams that the namespace's sockets had no room for (RFC 4113 counts them among the errors).
-fn no_room(netns: &Netns) -> u64 {
-    let counts = netns.run("nstat -asz UdpRcvbufErrors Udp6RcvbufErrors").unwrap();
-    counts.lines().filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
 }
 
 /// A TCP proxy in a namespace.
