@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use portcullis_tests::netns::Netns;
-use portcullis_tests::private_lab::{Forward, Plan, PrivateLab, becomes, echo_tcp, path};
+use portcullis_tests::private_lab::{Forward, Plan, PrivateLab, becomes, echo_tcp};
 use portcullis_tests::process::wait_until;
 use serde_json::Value;
 
@@ -66,7 +66,7 @@ fn datagrams_of_every_size_pass() {
         let length = socket.recv(&mut back).unwrap_or_else(|error| panic!("{size} bytes: {error}"));
         assert!(back[..length] == sent, "{length} of {size} bytes came back");
     }
-    assert_eq!(path(&ann).unwrap(), "kernel");
+    becomes(&ann, "kernel").unwrap();
 }
 
 #[test]
@@ -99,7 +99,8 @@ fn one_process_keeps_what_a_file_says_and_lists_it() {
                 [[forward]]\napplication = \"other\"\nlisten = \"127.0.0.1:7002\"\n\
                 [[forward]]\napplication = \"udpecho\"\nlisten = \"127.0.0.1:7001\"\nprotocol = \"udp\"\n";
     std::fs::write(&file, text).unwrap();
-    let _connect = Forward::start(&ann, &["connect", file.to_str().unwrap()]).unwrap();
+    let mut connect = Forward::start(&ann, &["connect", file.to_str().unwrap()]).unwrap();
+    connect.process.wait_for_output("udpecho: listening on", SOON).unwrap();
     for port in [7001, 7002] {
         echo_tcp(&lab.client, ([127, 0, 0, 1], port).into(), b"hello").unwrap();
     }
