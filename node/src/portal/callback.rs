@@ -1,4 +1,4 @@
-//! `callback`: an OpenID provider has sent the browser back.
+//! `callback` and `callback/<provider>`: an OpenID provider has sent the browser back.
 
 use bytes::Bytes;
 use http::Response;
@@ -11,7 +11,8 @@ use super::Call;
 use super::form::Parameters;
 
 impl Call<'_> {
-    pub(super) async fn callback(&self) -> Response<Bytes> {
+    /// `own` is the provider whose own callback it is; empty for the one that providers share.
+    pub(super) async fn callback(&self, own: &str) -> Response<Bytes> {
         let query = Parameters::of_query(self.visit.query.as_deref());
         let state = query.one("state").unwrap_or_default();
         let Some(attempt) = self.attempt(state.split('.').next().unwrap_or_default()) else {
@@ -21,7 +22,12 @@ impl Call<'_> {
         if let Err(error) = self.charge_answer() {
             return self.failed(&error, &provider, None);
         }
+        let callback = match own {
+            "" => self.site.callback(),
+            own => self.site.callback_of(own),
+        };
         let answer = oidc::Answer {
+            callback: &callback,
             state,
             code: query.one("code"),
             issuer: query.one("iss"),

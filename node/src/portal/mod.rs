@@ -182,7 +182,7 @@ impl Call<'_> {
         match endpoint {
             Some(("login", host)) if on_auth => self.login(host).await,
             Some(("login", _)) => self.restart(),
-            Some(("callback", "")) if on_auth => self.callback().await,
+            Some(("callback", own)) if on_auth => self.callback(own).await,
             Some(("authorized", "")) if !on_auth => self.authorized().await,
             Some(("logout", "")) => self.logout().await,
             Some(("logout", "onward")) if on_auth => self.onward_logout().await,

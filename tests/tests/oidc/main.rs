@@ -2,5 +2,6 @@
 
 mod honest;
 mod hostile;
+mod mixup;
 mod outage;
 mod visit;
