@@ -93,7 +93,7 @@ impl Call<'_> {
             back: back(application, Some(wanted)),
             app_session: Some(hash_text(&mark)),
             retry,
-            fresh: false,
+            remembered: None,
         };
         let login = self.site.endpoint(&self.site.auth, &format!("login/{}", self.visit.host));
         let mut response = page::redirect(StatusCode::FOUND, &format!("{login}?{}", target.query()));

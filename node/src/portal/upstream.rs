@@ -84,7 +84,8 @@ impl Call<'_> {
             self.charge_signature()?;
         }
         let keys = self.context.saml.keys();
-        upstream.start(id, target.is_some_and(|target| target.fresh), keys.signer(self.now), self.now).await
+        let anew = target.is_some_and(|target| self.is_anew(target));
+        upstream.start(id, anew, keys.signer(self.now), self.now).await
     }
 
     /// A message on its way; `name` is what people call who it goes to.

@@ -1,5 +1,6 @@
 //! OpenID Connect against a real provider, honest and hostile.
 
+mod anew;
 mod honest;
 mod hostile;
 mod mixup;

@@ -68,7 +68,7 @@ const hmac = (secret) => (token) =>
   new jose.CompactSign(bytes(JSON.stringify(jose.decodeJwt(token)))).setProtectedHeader({ alg: 'HS256' }).sign(secret);
 
 // What each mode does to: `token` (the token response), `userinfo`, `callback` (the redirect back), `jwks`, `discovery`,
-// `reply` (the raw answer of the token endpoint).
+// `ask` (the authorization request), `reply` (the raw answer of the token endpoint).
 const tampers = {
   none: {},
   resign: { token: claims(() => {}) },
@@ -113,6 +113,12 @@ const tampers = {
   no_issuer: {
     discovery: ({ authorization_response_iss_parameter_supported: _, ...rest }) => rest,
     callback: (url) => url.searchParams.delete('iss'),
+  },
+  // Whoever is logged in is not asked again, whatever the node wants.
+  sticky: { ask: (url) => ['prompt', 'max_age'].forEach((name) => url.searchParams.delete(name)) },
+  sticky_and_old: {
+    ask: (url) => ['prompt', 'max_age'].forEach((name) => url.searchParams.delete(name)),
+    token: claims((c) => { c.auth_time = now() - 3600; }),
   },
   callback_state: { callback: (url) => url.searchParams.set('state', url.searchParams.get('state').slice(0, -4) + 'AAAA') },
   callback_no_state: { callback: (url) => url.searchParams.delete('state') },
@@ -173,6 +179,11 @@ async function answer(request, response) {
   if (path === '/token' && mode.replays && first) {
     response.writeHead(200, { 'content-type': 'application/json' }).end(first);
     return;
+  }
+  if (path === '/auth' && mode.ask) {
+    const url = new URL(request.url, options.issuer);
+    mode.ask(url);
+    request.url = `${url.pathname}${url.search}`;
   }
   const reply = await pass(request, sent);
   let content = await body(reply);

@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::flow::{Email, PersonId};
+use crate::flow::{Email, PersonId, UnixTime};
 use crate::identity::Authenticated;
 
 /// Bytes of the longest subject (OpenID Connect Core §2) and of every other text that is kept.
@@ -68,7 +68,12 @@ impl ClaimRules {
             }
             _ => Vec::new(),
         };
+        let authenticated_at = match id_token.get("auth_time") {
+            None | Some(Value::Null) => None,
+            Some(time) => Some(UnixTime(time.as_i64().ok_or("auth_time is no time")?)),
+        };
         Ok(Authenticated {
+            authenticated_at,
             person: PersonId { provider: provider.to_owned(), subject: subject.clone() },
             email,
             display_name,
@@ -187,6 +192,7 @@ mod tests {
             json!({}),
             json!({"sub": ""}),
             json!({"sub": 7}),
+            json!({"sub": "7", "auth_time": "1795924800"}),
             json!({"sub": "x".repeat(256)}),
             json!({"sub": "7", "groups": 7}),
             json!({"sub": "7", "groups": ["ops", 7]}),
@@ -194,6 +200,9 @@ mod tests {
         ] {
             assert!(rules.person("okta", &map(claims.clone()), None).is_err(), "{claims}");
         }
+        let at = |claims| rules.person("okta", &map(claims), None).unwrap().authenticated_at;
+        assert_eq!(at(json!({"sub": "7"})), None);
+        assert_eq!(at(json!({"sub": "7", "auth_time": 1_795_924_800})), Some(UnixTime(1_795_924_800)));
         let alone = rules.person("okta", &map(json!({"sub": "7", "groups": "ops"})), None).unwrap();
         assert_eq!((alone.groups, alone.display_name.as_str()), (vec!["ops".to_owned()], "7"));
     }

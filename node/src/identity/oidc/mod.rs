@@ -46,9 +46,6 @@ pub use self::claims::ClaimRules;
 /// Answers that are checked with one provider at the same time; each may wait for it.
 const CONCURRENT: usize = 32;
 
-/// Clocks may differ by this much.
-const SKEW: Duration = Duration::from_secs(60);
-
 /// Signatures that are accepted: none that the client's own secret could make.
 const ALGORITHMS: [CoreJwsSigningAlgorithm; 10] = [
     CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha256,
@@ -119,6 +116,8 @@ pub struct Secrets {
     state: String,
     nonce: String,
     verifier: String,
+    /// Only a proof since then does.
+    anew_since: Option<UnixTime>,
 }
 
 /// The parameters of the authorization response (RFC 6749 §4.1.2, RFC 9207 §2).
@@ -155,8 +154,13 @@ impl OidcProvider {
 
     /// The address of the provider's login page for an attempt named `attempt`, and what must be kept meanwhile.
     /// The state that comes back is `attempt`, a dot and a secret. With `fresh`, a login that the provider remembers does
-    /// not do.
-    pub async fn start(&self, attempt: &str, fresh: bool) -> Result<(String, Secrets), LoginError> {
+    /// not do: it is asked for another, and by `max_age` to say when that was (OpenID Connect Core §2).
+    pub async fn start(
+        &self,
+        attempt: &str,
+        fresh: bool,
+        now: UnixTime,
+    ) -> Result<(String, Secrets), LoginError> {
         let metadata = self.directory.metadata(&self.http).await?;
         if !fetch::is_protected(metadata.authorization_endpoint().url()) {
             return Err(LoginError::Unavailable("the authorization endpoint is not https".to_owned()));
@@ -171,6 +175,7 @@ impl OidcProvider {
             state: format!("{attempt}.{}", secret()),
             nonce: secret(),
             verifier: secret(),
+            anew_since: fresh.then_some(now),
         };
         let (state, nonce) = (CsrfToken::new(secrets.state.clone()), Nonce::new(secrets.nonce.clone()));
         let verifier = PkceCodeVerifier::new(secrets.verifier.clone());
@@ -180,7 +185,7 @@ impl OidcProvider {
             .add_scopes(self.scopes.iter().cloned())
             .set_pkce_challenge(PkceCodeChallenge::from_code_verifier_sha256(&verifier));
         if fresh {
-            request = request.add_prompt(CoreAuthPrompt::Login);
+            request = request.add_prompt(CoreAuthPrompt::Login).set_max_age(Duration::ZERO);
         }
         let (url, _, _) = request.url();
         Ok((url.into(), secrets))
@@ -213,7 +218,8 @@ impl OidcProvider {
         };
         self.claims
             .person(&self.name, &id_token, userinfo.as_ref())
-            .map_err(|error| LoginError::Answer(error.to_owned()))
+            .map_err(|error| LoginError::Answer(error.to_owned()))?
+            .anew(secrets.anew_since)
     }
 
     /// The state of the answer, and that it is this provider's.
@@ -301,8 +307,8 @@ impl OidcProvider {
         metadata: &Metadata,
         now: UnixTime,
     ) -> Result<CoreIdTokenVerifier<'static>, LoginError> {
-        let latest_issue = now.after(SKEW).0;
-        let expired_at = u64::try_from(now.before(SKEW).0).ok().map(Duration::from_secs);
+        let latest_issue = now.after(UnixTime::SKEW).0;
+        let expired_at = u64::try_from(now.before(UnixTime::SKEW).0).ok().map(Duration::from_secs);
         let expired_at = expired_at
             .and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since))
             .ok_or_else(|| LoginError::Internal("the clock is out of range".to_owned()))?;
