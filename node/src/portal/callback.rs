@@ -19,7 +19,8 @@ impl Call<'_> {
             return self.failed(&LoginError::State, "", None);
         };
         let provider = attempt.provider.clone();
-        if let Err(error) = self.charge_answer() {
+        // Whoever has started a login can invent answers to it, and to the next one.
+        if let Err(error) = self.charge_answer(&attempt.id).and_then(|()| self.charge(&self.portal.asked)) {
             return self.failed(&error, &provider, None);
         }
         let callback = match own {

@@ -96,6 +96,15 @@ impl Call<'_> {
     }
 
     async fn consume(&self, at: At<'_>) -> Response<Bytes> {
+        // What a page sends by script, or in a frame of its own, is nobody's login.
+        let is = |name, wanted| self.header(name).is_none_or(|value| value == wanted);
+        if !is("sec-fetch-mode", "navigate") || !is("sec-fetch-dest", "document") {
+            let (status, reason) = (StatusCode::BAD_REQUEST, Reason::BadRequest);
+            let event = self.event(Action::Login, false).reason(reason).status(status.as_u16());
+            let event = event.provider(&at.provider.name).detail("sent by a page, not by its visitor");
+            self.context.events.emit(event);
+            return self.refuse(status, reason);
+        }
         match self.accept(at).await {
             Ok(code) => {
                 let here = format!("{PREFIX}saml/{}/resume?code={code}", at.provider.name);
@@ -110,7 +119,7 @@ impl Call<'_> {
         let fault = |what: &str| LoginError::Answer(what.to_owned());
         let internal = |error: crate::store::StoreError| LoginError::Internal(error.to_string());
         // Before anything is parsed, verified or decrypted.
-        self.charge_answer()?;
+        self.charge(&self.portal.assertions)?;
         let form = Parameters::of_form(&self.visit.headers, &self.visit.body);
         let form = form.ok_or_else(|| fault("not a form"))?;
         let message = form.one(Kind::Response.parameter()).ok_or_else(|| fault("no SAMLResponse, or two"))?;
@@ -120,7 +129,7 @@ impl Call<'_> {
         if !self.context.store.use_once(ASSERTION, &hash(&once), until, self.now).await.map_err(internal)? {
             return Err(fault("it was used before"));
         }
-        self.portal.answers.refund_network(self.visit.address);
+        self.refund(&self.portal.assertions);
         let code = URL_SAFE_NO_PAD.encode(clock::random::<32>());
         let expires_at = self.now.after(CODE_LIFE);
         self.context
@@ -135,7 +144,7 @@ impl Call<'_> {
     async fn consumed(&self, at: At<'_>) -> Response<Bytes> {
         let name = &at.provider.name;
         let query = Parameters::of_query(self.visit.query.as_deref());
-        if let Err(error) = self.charge_answer() {
+        if let Err(error) = self.charge_answer(query.one("code").unwrap_or_default()) {
             return self.failed(&error, name, None);
         }
         let kept: Option<(UnixTime, Accepted)> = match query.one("code") {
@@ -185,7 +194,7 @@ impl Call<'_> {
 
     async fn logout_message(&self, at: At<'_>) -> Result<LogoutMessage, LoginError> {
         let fault = |what: &str| LoginError::Answer(what.to_owned());
-        self.charge_answer()?;
+        self.charge(&self.portal.logouts)?;
         let message = if self.visit.method == Method::POST {
             let form = Parameters::of_form(&self.visit.headers, &self.visit.body);
             let form = form.ok_or_else(|| fault("not a form"))?;
@@ -227,7 +236,7 @@ impl Call<'_> {
             return Err(LoginError::Answer("it was used before".to_owned()));
         }
         // Whoever sends what needs no signature, or was sent before, has paid for it.
-        self.portal.answers.refund_network(self.visit.address);
+        self.refund(&self.portal.logouts);
         self.end_sessions(at, named).await?;
         self.context.store.use_once(LOGOUT, &once, over_at, self.now).await.map_err(internal).map(drop)
     }

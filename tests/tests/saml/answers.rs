@@ -357,6 +357,28 @@ fn a_bomb_is_refused_and_a_network_may_not_try_for_ever() {
     assert_eq!(provider.post(&other, "<a/>").unwrap().status, 400, "another network may");
 }
 
+/// A page that a colleague has open sends garbage to the node, and so does somebody else in the office.
+#[test]
+fn an_office_is_not_kept_out_by_what_is_sent_from_there() {
+    let provider = Provider::start("").unwrap();
+    let log_in = |browser: &str| {
+        let Begun { web, request } = provider.begin(browser, 1).unwrap();
+        let answer = provider.answer(&request);
+        provider.post(&web, &provider.sealed(&answer, Seals::default()).unwrap()).unwrap()
+    };
+    let in_the_office = |browser: &str| provider.realm.web(browser).from("127.0.1.9");
+    for header in ["Sec-Fetch-Mode: no-cors", "Sec-Fetch-Dest: iframe"] {
+        let page = in_the_office("page").header(header);
+        assert!((0..30).all(|_| provider.post(&page, "<a/>").unwrap().status == 400), "{header}");
+    }
+    let first = log_in("ann");
+    assert_eq!(first.status, 200, "a network that nobody knows yet: {}", first.body);
+    let web = in_the_office("eve");
+    assert!((0..60).all(|_| provider.post(&web, "<a/>").unwrap().status == 400));
+    let again = log_in("bob");
+    assert_eq!(again.status, 200, "{}", again.body);
+}
+
 #[test]
 fn logout_requests_that_cannot_be_trusted_end_nothing() {
     let provider = Provider::start("").unwrap();
