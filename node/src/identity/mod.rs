@@ -100,3 +100,35 @@ impl LoginError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_to_be_new_is_not() {
+        let authenticated = |at: Option<i64>| Authenticated {
+            person: PersonId { provider: "okta".into(), subject: "ann".into() },
+            email: None,
+            display_name: "Ann".into(),
+            groups: vec![],
+            amr: vec![],
+            authenticated_at: at.map(UnixTime),
+            ends_at: None,
+            at_provider: None,
+        };
+        let since = Some(UnixTime(1000));
+        for (at, since, good) in [
+            (None, None, true),
+            (Some(0), None, true),
+            (None, since, false),
+            (Some(939), since, false),
+            (Some(940), since, true),
+            (Some(1000), since, true),
+        ] {
+            let held = authenticated(at).anew(since);
+            assert_eq!(held.is_ok(), good, "{at:?} since {since:?}");
+            assert!(good || held == Err(LoginError::NotAnew));
+        }
+    }
+}

@@ -19,6 +19,7 @@ mod browser;
 mod callback;
 mod cert_sign;
 mod cli;
+mod code;
 mod consumer;
 mod farewell;
 pub(crate) mod form;

@@ -65,6 +65,10 @@ fn the_answer_of_another_provider_is_refused() {
 fn a_provider_that_sends_people_on_to_another_is_given_no_code() {
     let (realm, honest, evil) = realm("no_issuer");
     let shared = realm.url(AUTH, "/cdn-cgi/access/callback");
+    let told = realm.node.admin(&["check"]).unwrap();
+    for name in ["honest", "evil"] {
+        assert!(told.contains(&format!("{shared}/{name}, or to {shared} if")), "{told}");
+    }
     let eve = realm.web("eve");
     let begun = sent_to(&realm, &eve, "honest");
     let own = part(&begun, "redirect_uri");

@@ -305,8 +305,10 @@ fn an_answer_is_worth_nothing_to_another_browser() {
     let eve = provider.begin("eve", 1).unwrap();
     let taken = eve.web.get(&resume).unwrap();
     assert_eq!((taken.status, taken.cookies().len()), (400, 0), "{}", taken.body);
-    // It was good once.
-    assert_eq!(ann.web.get(&resume).unwrap().status, 400);
+    // Who has begun the login has lost nothing by that, and it is good once.
+    let twin = ann.web.copy(&provider.realm.dir.path().join("twin.jar")).unwrap();
+    assert_eq!(ann.web.get(&resume).unwrap().status, 302);
+    assert_eq!(twin.get(&resume).unwrap().status, 400);
     for address in ["resume", "resume?code=", "resume?code=x", "resume?code=a&code=b"] {
         assert_eq!(eve.web.get(&provider.at(address)).unwrap().status, 400, "{address}");
     }
