@@ -2,7 +2,9 @@
 
 use std::net::UdpSocket;
 use std::process::Stdio;
+use std::time::Duration;
 
+use portcullis_tests::netns::Netns;
 use portcullis_tests::private_lab::{Forward, Plan, PrivateLab, becomes, echo_tcp, path};
 use portcullis_tests::process::wait_until;
 use serde_json::Value;
@@ -141,4 +143,25 @@ fn who_is_not_let_in_is_told_so_once() {
     let told = bob.fails(&["tcp", "nothing"]).unwrap();
     assert!(told.contains("there is no private application `nothing`"), "{told}");
     assert_eq!(lab.metric("portcullis_relay_sessions").unwrap(), 0);
+}
+
+/// What the documentation gives to who shares a machine, word for word.
+#[test]
+fn the_documented_rule_keeps_other_users_from_a_udp_port() {
+    let documented = include_str!("../../../docs/reference.md");
+    let rule = documented.split("```\n").find(|block| block.starts_with("table inet portcullis-access"));
+    let ns = Netns::new("udp-rule").unwrap();
+    let port = ns.enter(|| UdpSocket::bind(("127.0.0.1", 5353))).unwrap().unwrap();
+    port.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let hears = |uid: u32| {
+        let sends = "import os, socket, sys\nos.setuid(int(sys.argv[1]))\n\
+                     socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 5353))";
+        let sent = ns.command("python3").args(["-c", sends, &uid.to_string()]).output().unwrap();
+        let heard = port.recv(&mut [0; 8]).is_ok();
+        assert_eq!(sent.status.success(), heard, "{}", String::from_utf8_lossy(&sent.stderr));
+        heard
+    };
+    assert_eq!([0, 1000, 65_534].map(hears), [true; 3], "without it");
+    ns.nft(rule.expect("a rule")).unwrap();
+    assert_eq!([0, 1000, 65_534].map(hears), [true, true, false]);
 }

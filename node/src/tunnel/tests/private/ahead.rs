@@ -4,10 +4,10 @@ use std::net::UdpSocket;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::super::lab::{Lab, Outfit, until};
+use super::super::lab::{Lab, Outfit, config, until};
 use super::ends::{Client, Login, Seen, TestConnector, enrol};
 use crate::gate::{self, DatagramGate};
-use crate::tunnel::access_wire::{AccessFrame, Opened};
+use crate::tunnel::access_wire::{AccessFrame, ClientFrame, Opened};
 use crate::tunnel::relay::wire::{
     BindKey, CHALLENGE_LEN, Challenge, Ticket, is_challenge, seal_answer, seal_bind,
 };
@@ -27,7 +27,11 @@ struct Wire {
 
 impl Wire {
     fn new(lab: &Lab, key: &BindKey, session: SessionRef, leg: Leg, ticket: Ticket) -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        Self::at("127.0.0.1:0", lab, key, session, leg, ticket)
+    }
+
+    fn at(local: &str, lab: &Lab, key: &BindKey, session: SessionRef, leg: Leg, ticket: Ticket) -> Self {
+        let socket = UdpSocket::bind(local).unwrap();
         socket.connect(lab.address).unwrap();
         socket.set_read_timeout(Some(SILENCE)).unwrap();
         Self { socket, key: key.clone(), session, leg, ticket }
@@ -166,4 +170,44 @@ async fn a_victim_hears_one_challenge_whatever_is_sent_ahead_in_its_name() {
     far.send(&[0x40; 100]);
     assert_eq!(own.hear(), Some(vec![0x40; 100]));
     assert_eq!((victim.hear(), far.hear()), (None, None));
+}
+
+/// Policy judges a leg where it is: until it has, nothing goes on from there, and where it says no, nothing ever does.
+#[tokio::test(flavor = "multi_thread")]
+async fn first_packets_from_where_a_client_has_moved_wait_for_policy() {
+    let lab = Lab::start().await;
+    let office =
+        [("{ group = \"staff\" }]", "{ group = \"staff\" }]\nrequire = [{ ip = \"127.0.0.0/30\" }]")];
+    lab.desk.reload.send_replace(config(lab.directory.path(), &office));
+    let connector = bare_connector(&lab).await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    // Which of the two the node comes to first, a packet or the policy, is chance.
+    for round in 0..12 {
+        let opened = client.open("db", None).await.unwrap();
+        offered(&connector, opened.session).await;
+        let (near, far) = (Wire::of_client(&lab, &client, &opened), Wire::of_connector(&lab, &connector));
+        near.send(&near.challenged(1));
+        far.send(&far.challenged(1));
+        let AccessFrame::Ready { .. } = client.hear_all().await else { panic!("it is in force") };
+        near.send(&near.initial(1200, 1));
+        assert_eq!(far.hear(), Some(near.initial(1200, 1)), "the control");
+        let is_allowed = round == 0;
+        let local = if is_allowed { "127.0.0.2:0" } else { "127.0.0.5:0" };
+        let moved = Wire::at(local, &lab, &near.key, near.session, near.leg, near.ticket);
+        moved.send(&moved.challenged(2));
+        for mark in 2..20 {
+            moved.send(&moved.initial(1200, mark));
+        }
+        if is_allowed {
+            let heard = far.hear().expect("what is sent ahead from there");
+            assert_eq!(heard, moved.initial(1200, heard[1199]));
+            let AccessFrame::Ready { .. } = client.hear_all().await else { panic!("it is in force there") };
+            client.say(&ClientFrame::Close { session: opened.session }).await;
+            client.ended().await;
+        } else {
+            assert_eq!(client.ended().await, (opened.session, EndReason::NotAllowed));
+            assert_eq!((far.hear(), moved.hear()), (None, None));
+        }
+    }
 }
