@@ -309,6 +309,7 @@ mod tests {
             groups: vec![],
             amr: vec![],
             address: [192, 0, 2, 1].into(),
+            authenticated_at: None,
             created_at: NOW,
             expires_at: UnixTime(1000),
         };

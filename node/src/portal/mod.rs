@@ -19,6 +19,7 @@ mod browser;
 mod callback;
 mod cert_sign;
 mod cli;
+mod code;
 mod consumer;
 mod farewell;
 pub(crate) mod form;
@@ -50,7 +51,7 @@ use crate::context::Context;
 use crate::event::{Action, Event};
 use crate::flow::{Application, Host, Path, RayId, Reason, Session, UnixTime};
 use crate::identity::local::LocalLogin;
-use crate::identity::throttle::{Throttle, Writes};
+use crate::identity::throttle::{Named, Networks};
 use crate::ssh_ca::SshCa;
 
 use self::cli::Cli;
@@ -84,12 +85,17 @@ pub struct Portal {
     local: LocalLogin,
     providers: Providers,
     ssh_ca: SshCa,
-    /// Bounds how often a network can make the node ask an identity provider in vain.
-    answers: Throttle,
+    /// Bound how often a login that is at an identity provider, and a network, can make the node ask that one in vain.
+    answers: Named,
+    asked: Networks,
+    /// Bound how often a network can make the node verify what says that it comes from an identity provider: assertions,
+    /// and logouts.
+    assertions: Networks,
+    logouts: Networks,
     /// Bounds how often a network can make the node sign for nobody.
-    signatures: Throttle,
+    signatures: Networks,
     /// Bounds how often a session can make the node write to its store.
-    writes: Writes,
+    writes: Named,
     cli: Cli,
     tunnel: TunnelFacts,
     started: Instant,
@@ -102,9 +108,12 @@ impl Portal {
             local: LocalLogin::default(),
             providers: Providers::new(context.metadata.clone()),
             context,
-            answers: Throttle::default(),
-            signatures: Throttle::default(),
-            writes: Writes::default(),
+            answers: Named::answers(),
+            asked: Networks::default(),
+            assertions: Networks::default(),
+            logouts: Networks::default(),
+            signatures: Networks::default(),
+            writes: Named::writes(),
             cli: Cli::default(),
             tunnel,
             started: Instant::now(),
@@ -182,7 +191,7 @@ impl Call<'_> {
         match endpoint {
             Some(("login", host)) if on_auth => self.login(host).await,
             Some(("login", _)) => self.restart(),
-            Some(("callback", "")) if on_auth => self.callback().await,
+            Some(("callback", own)) if on_auth => self.callback(own).await,
             Some(("authorized", "")) if !on_auth => self.authorized().await,
             Some(("logout", "")) => self.logout().await,
             Some(("logout", "onward")) if on_auth => self.onward_logout().await,

@@ -208,6 +208,11 @@ ALTER TABLE saas_login ADD COLUMN answers_over_at INTEGER;
 DROP INDEX saas_login_untold;
 CREATE INDEX saas_login_untold ON saas_login (next_try) WHERE told_at IS NULL OR told_at < answers_over_at;
 ",
+    // When the people of sessions proved who they are: with a password, when the session began. What a provider said was not
+    // kept.
+    r"
+UPDATE session SET body = json_set(body, '$.authenticated_at', created_at) WHERE json_extract(body, '$.is_local');
+",
 ];
 
 /// Opens the file, sets it up for durable concurrent use and migrates it.

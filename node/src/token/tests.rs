@@ -27,6 +27,7 @@ fn session() -> Session {
         groups: vec![],
         amr: vec![],
         address: [192, 0, 2, 1].into(),
+        authenticated_at: None,
         created_at: NOW,
         expires_at: NOW.after(Duration::from_secs(3600)),
     }

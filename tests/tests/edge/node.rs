@@ -189,6 +189,7 @@ impl Node {
                 groups: vec![],
                 amr: vec!["pwd".into()],
                 address: [192, 0, 2, 1].into(),
+                authenticated_at: None,
                 created_at: now,
                 expires_at: now.after(Duration::from_secs(3600)),
             })

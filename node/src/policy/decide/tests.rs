@@ -49,6 +49,7 @@ fn session(email: &str) -> Arc<Session> {
         groups: vec!["ops".into()],
         amr: vec!["pwd".into()],
         address: [192, 0, 2, 1].into(),
+        authenticated_at: None,
         created_at: NOW,
         expires_at: UnixTime(NOW.0 + 3600),
     })
