@@ -3,6 +3,7 @@
 mod decisions;
 mod hostile;
 mod node;
+mod origins;
 mod patience;
 mod sessions;
 mod streams;
