@@ -5,6 +5,7 @@ mod hostile;
 mod node;
 mod origins;
 mod patience;
+mod posts;
 mod sessions;
 mod streams;
 mod tls;
