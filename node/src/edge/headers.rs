@@ -68,6 +68,16 @@ const AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("authentication-
 /// By which an origin says that its connection is a person's from now on.
 static PERSISTENT_AUTH: HeaderName = HeaderName::from_static("persistent-auth");
 
+static CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
+const SITE_DATA_OF_HOST: [&str; 6] = [
+    "\"cache\"",
+    "\"clientHints\"",
+    "\"executionContexts\"",
+    "\"prefetchCache\"",
+    "\"prerenderCache\"",
+    "\"storage\"",
+];
+
 /// Cookies of the node; see [`crate::cookie`].
 const OWN_COOKIES: &[&str] =
     &[cookie::AUTHORIZATION, cookie::BINDING, cookie::APP_SESSION_OWN, cookie::APP_SESSION];
@@ -141,12 +151,33 @@ pub(super) fn for_client(headers: &mut HeaderMap) {
     strip_hop_by_hop(headers);
     headers.remove(header::ALT_SVC);
     headers.remove(&PERSISTENT_AUTH);
+    keep_site_data_of_host(headers);
     strip_matching(headers, |name| name.starts_with("cf-"));
     let kept: Vec<HeaderValue> =
         headers.get_all(header::SET_COOKIE).iter().filter(|line| !sets_own_cookie(line)).cloned().collect();
     headers.remove(header::SET_COOKIE);
     for line in kept {
         headers.append(header::SET_COOKIE, line);
+    }
+}
+
+/// Takes from `Clear-Site-Data` what reaches beyond the origin's host: `"cookies"`, also as part of `"*"`, are those of the
+/// whole registrable domain, the auth domain's and other applications' among them. What is left is about the host, which is
+/// the application's own.
+fn keep_site_data_of_host(headers: &mut HeaderMap) {
+    let mut kept: Vec<&str> = Vec::new();
+    let lines: Vec<HeaderValue> = headers.get_all(&CLEAR_SITE_DATA).iter().cloned().collect();
+    for kind in lines.iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')) {
+        match kind.trim() {
+            "\"*\"" => kept.extend(SITE_DATA_OF_HOST),
+            kind => kept.extend(SITE_DATA_OF_HOST.iter().filter(|known| **known == kind)),
+        }
+    }
+    headers.remove(&CLEAR_SITE_DATA);
+    if let Ok(value) = HeaderValue::from_str(&kept.join(", "))
+        && !kept.is_empty()
+    {
+        headers.insert(&CLEAR_SITE_DATA, value);
     }
 }
 
@@ -213,7 +244,8 @@ fn plain(name: &str, separator: char) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { separator }).collect()
 }
 
-/// Removes the fields about the connection. Ours are set afterwards, so `Connection` cannot name them away.
+/// Removes the fields about the connection, and those that some server reads as one or as another framing: the name alone
+/// tells the HTTP library, and a gateway behind it another one. Ours are set afterwards, so `Connection` cannot name them away.
 fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let listed: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
@@ -224,6 +256,17 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
         .filter(|name| !FRAMING.contains(name))
         .collect();
     for name in listed.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+    let misspelt: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            let meant = plain(name.as_str(), '-');
+            meant != name.as_str() && HOP_BY_HOP.iter().chain(&FRAMING).any(|known| known.as_str() == meant)
+        })
+        .cloned()
+        .collect();
+    for name in misspelt {
         headers.remove(name);
     }
 }

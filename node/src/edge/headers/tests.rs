@@ -90,6 +90,33 @@ fn connection_cannot_name_the_assertion_away() {
 }
 
 #[test]
+fn no_spelling_of_a_framing_field_arrives() {
+    let sent = [
+        ("Transfer_Encoding", "chunked"),
+        ("transfer.encoding", "chunked"),
+        ("Content_Length", "0"),
+        ("content~length", "0"),
+        ("Keep_Alive", "1"),
+        ("Proxy_Authorization", "x"),
+        ("HTTP2_Settings", "x"),
+    ];
+    let mut headers = map(&sent);
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("3"));
+    headers.insert("x_mine", HeaderValue::from_static("1"));
+    for_origin(&mut headers, &Told { bearer: None, ..TOLD }, false).unwrap();
+    for (name, _) in sent {
+        assert!(!headers.contains_key(name), "{name}");
+    }
+    assert_eq!(
+        (&headers[header::CONTENT_LENGTH], &headers["x_mine"]),
+        (&"3".parse().unwrap(), &"1".parse().unwrap())
+    );
+    let mut found = map(&sent);
+    trailers(&mut found);
+    assert!(found.is_empty(), "{found:?}");
+}
+
+#[test]
 fn a_connection_may_be_somebodys() {
     for (name, value, bound) in [
         ("authorization", "NTLM TlRMTVNTUAABAAAA", true),
@@ -110,6 +137,28 @@ fn a_connection_may_be_somebodys() {
     }
     let ours = map(&[("authorization", "Basic x"), ("authorization", "NTLM y")]);
     assert!(binds_connection(&ours), "on any line");
+}
+
+#[test]
+fn an_origin_clears_its_own_site_data_only() {
+    for (lines, kept) in [
+        (&["\"cache\", \"cookies\", \"storage\""][..], Some("\"cache\", \"storage\"")),
+        (&["\"storage\"", "\"cookies\""], Some("\"storage\"")),
+        (
+            &["\"*\""],
+            Some(
+                "\"cache\", \"clientHints\", \"executionContexts\", \"prefetchCache\", \"prerenderCache\", \"storage\"",
+            ),
+        ),
+        (&["\"cookies\""], None),
+        (&["\"Cookies\",\"all\", cookies"], None),
+    ] {
+        let lines: Vec<(&str, &str)> = lines.iter().map(|line| ("clear-site-data", *line)).collect();
+        let mut headers = map(&lines);
+        for_client(&mut headers);
+        let found: Vec<_> = headers.get_all("clear-site-data").iter().map(|v| v.to_str().unwrap()).collect();
+        assert_eq!(found, kept.into_iter().collect::<Vec<_>>(), "{lines:?}");
+    }
 }
 
 #[test]
