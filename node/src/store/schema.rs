@@ -213,7 +213,8 @@ CREATE INDEX saas_login_untold ON saas_login (next_try) WHERE told_at IS NULL OR
 /// Opens the file, sets it up for durable concurrent use and migrates it.
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     let open_error = |source| StoreError::Open { path: path.to_owned(), source };
-    let mut connection = Connection::open(path).map_err(open_error)?;
+    let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let mut connection = Connection::open_with_flags(path, flags).map_err(open_error)?;
     connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(open_error)?;
     connection.pragma_update(None, "journal_mode", "WAL").map_err(open_error)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(open_error)?;
