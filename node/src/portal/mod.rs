@@ -30,6 +30,7 @@ mod logout;
 mod me;
 pub mod page;
 mod parked;
+mod posted;
 mod providers;
 mod saml;
 mod site;
@@ -57,6 +58,7 @@ use crate::ssh_ca::SshCa;
 use self::cli::Cli;
 pub use self::cli::TunnelFacts;
 use self::page::PageFacts;
+pub use self::posted::Posted;
 use self::providers::Providers;
 use self::site::Site;
 
@@ -70,7 +72,7 @@ pub struct Visit {
     /// Without the question mark.
     pub query: Option<String>,
     pub headers: HeaderMap,
-    /// At most 64 KiB.
+    /// Read only where [`Portal::reads`] it.
     pub body: Bytes,
     /// Source address; an IPv4-mapped IPv6 address has been turned into the IPv4 one.
     pub address: IpAddr,
@@ -155,7 +157,7 @@ impl Call<'_> {
             return self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication);
         }
         let path = self.visit.path.as_str();
-        let endpoint = path.strip_prefix(PREFIX).map(|rest| rest.split_once('/').unwrap_or((rest, "")));
+        let endpoint = posted::split(&self.visit.path);
         // Its endpoints say themselves what they take.
         if let Some(("sso", rest)) = endpoint
             && on_auth
@@ -167,12 +169,7 @@ impl Call<'_> {
         {
             return self.saml_provider(rest).await;
         }
-        let (gets, posts) = match endpoint {
-            Some(("login" | "logout", _)) => (true, true),
-            Some(("cert_sign", _)) => (false, true),
-            Some(("cli", endpoint)) => cli::methods(endpoint),
-            _ => (true, false),
-        };
+        let (gets, posts) = posted::methods(endpoint);
         let allowed = match self.visit.method {
             Method::GET | Method::HEAD => gets,
             Method::POST => posts,

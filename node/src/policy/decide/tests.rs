@@ -80,33 +80,6 @@ fn empty_means_deny() {
 }
 
 #[test]
-fn a_path_with_a_policy_for_each_reading_is_told_apart() {
-    let at = |name: &str, path: &str| {
-        let mut application = application(&[]);
-        application.name = name.into();
-        let Kind::Web(web) = &mut application.kind else { panic!("web") };
-        web.path = Path::parse(path, false).unwrap();
-        application
-    };
-    let host = Host::parse("wiki.example.com").unwrap();
-    let two = PolicySet::new(vec![at("all", "/"), at("admin", "/admin")], vec![]);
-    let one = PolicySet::new(vec![at("all", "/")], vec![]);
-    for (path, second) in [
-        ("/admin", false),
-        ("/admin/users;x=1", false),
-        ("/page;x=1/Y", false),
-        ("/administration", false),
-        ("/admin;x=1/users", true),
-        ("/Admin/users", true),
-        ("/ADMIN;", true),
-    ] {
-        let path = Path::parse(path, false).unwrap();
-        assert_eq!(two.has_second_reading(&host, &path), second, "{path}");
-        assert!(!one.has_second_reading(&host, &path), "{path}");
-    }
-}
-
-#[test]
 fn the_first_match_stops() {
     let ann = session("ann@example.com");
     let block = policy("block", Action::Block, vec![email("ann@example.com")]);
