@@ -316,6 +316,7 @@ mod tests {
             groups: vec![],
             amr: vec![],
             address: [192, 0, 2, 1].into(),
+            authenticated_at: None,
             created_at: NOW,
             expires_at: UnixTime(1000),
         };

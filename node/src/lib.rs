@@ -34,5 +34,6 @@ pub mod session;
 mod sock_diag;
 pub mod ssh_ca;
 pub mod store;
+mod terminal;
 pub mod token;
 pub mod tunnel;

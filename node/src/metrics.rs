@@ -23,6 +23,8 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Connections that were closed before a request: by cause.
     pub connections_refused: IntCounterVec,
+    /// Bytes set aside for bodies that the portal reads.
+    pub portal_body_bytes: IntGauge,
     /// Fetches of SAML metadata: by kind of its publisher, name and result (`good`, `failed`).
     pub(crate) metadata_fetches: IntCounterVec,
     /// Live tunnel connections by connector.
@@ -113,6 +115,10 @@ impl Metrics {
             "Connections closed before a request, by cause",
             &["cause"],
         )?;
+        let portal_body_bytes = gauge(
+            "portcullis_portal_body_bytes",
+            "Bytes set aside for bodies of requests to the node's own pages",
+        )?;
         let metadata_fetches = counters(
             "portcullis_metadata_fetches_total",
             "Fetches of SAML metadata, by kind of publisher, name and result (good, failed)",
@@ -194,6 +200,7 @@ impl Metrics {
             request_seconds,
             connections,
             connections_refused,
+            portal_body_bytes,
             metadata_fetches,
             tunnel_connections,
             carried_streams,

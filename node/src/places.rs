@@ -73,12 +73,13 @@ pub struct Table {
     regions: BTreeMap<IpAddr, usize>,
 }
 
-/// One place in a [`Table`], to be given back to it.
+/// Places in a [`Table`], to be given back to it.
 #[derive(Debug)]
 pub struct Taken {
     network: IpAddr,
     /// The region, of a stranger.
     region: Option<IpAddr>,
+    count: usize,
 }
 
 impl Table {
@@ -86,40 +87,41 @@ impl Table {
         Self { limits, all: 0, strangers: 0, networks: BTreeMap::new(), regions: BTreeMap::new() }
     }
 
-    /// Takes a place for `address`, whose network is known or not.
-    pub fn take(&mut self, address: IpAddr, known: bool) -> Result<Taken, Full> {
+    /// Takes so many places, all or none, for `address`, whose network is known or not.
+    pub fn take(&mut self, address: IpAddr, known: bool, count: usize) -> Result<Taken, Full> {
         let (limits, load) = (self.limits, self.load(address));
-        if load.all >= limits.all {
+        let over = |held: usize, limit: usize| held.saturating_add(count) > limit;
+        if over(load.all, limits.all) {
             return Err(Full::All);
         }
-        if load.network >= limits.network {
+        if over(load.network, limits.network) {
             return Err(Full::Network);
         }
         if !known {
-            if self.strangers >= limits.all.saturating_sub(limits.reserved) {
+            if over(self.strangers, limits.all.saturating_sub(limits.reserved)) {
                 return Err(Full::All);
             }
-            if load.region >= limits.region {
+            if over(load.region, limits.region) {
                 return Err(Full::Region);
             }
         }
         let network = network(address);
         let region = (!known).then(|| region(address));
-        self.all += 1;
-        *self.networks.entry(network).or_default() += 1;
+        self.all += count;
+        *self.networks.entry(network).or_default() += count;
         if let Some(region) = region {
-            self.strangers += 1;
-            *self.regions.entry(region).or_default() += 1;
+            self.strangers += count;
+            *self.regions.entry(region).or_default() += count;
         }
-        Ok(Taken { network, region })
+        Ok(Taken { network, region, count })
     }
 
     pub fn give_back(&mut self, taken: &Taken) {
-        self.all = self.all.saturating_sub(1);
-        one_less(&mut self.networks, taken.network);
+        self.all = self.all.saturating_sub(taken.count);
+        less(&mut self.networks, taken.network, taken.count);
         if let Some(region) = taken.region {
-            self.strangers = self.strangers.saturating_sub(1);
-            one_less(&mut self.regions, region);
+            self.strangers = self.strangers.saturating_sub(taken.count);
+            less(&mut self.regions, region, taken.count);
         }
     }
 
@@ -133,9 +135,9 @@ impl Table {
     }
 }
 
-fn one_less(counts: &mut BTreeMap<IpAddr, usize>, key: IpAddr) {
+fn less(counts: &mut BTreeMap<IpAddr, usize>, key: IpAddr, by: usize) {
     if let Some(count) = counts.get_mut(&key) {
-        *count = count.saturating_sub(1);
+        *count = count.saturating_sub(by);
         if *count == 0 {
             counts.remove(&key);
         }
@@ -146,7 +148,7 @@ fn one_less(counts: &mut BTreeMap<IpAddr, usize>, key: IpAddr) {
 #[derive(Debug, Clone)]
 pub struct Places(Arc<Mutex<Table>>);
 
-/// A place in use; free again when dropped.
+/// A place in use, or several; free again when dropped.
 #[derive(Debug)]
 pub struct Place {
     places: Places,
@@ -158,9 +160,14 @@ impl Places {
         Self(Arc::new(Mutex::new(Table::new(limits))))
     }
 
-    /// As [`Table::take`].
+    /// One place, as [`Table::take`].
     pub fn take(&self, address: IpAddr, known: bool) -> Result<Place, Full> {
-        let taken = self.lock().take(address, known)?;
+        self.take_many(address, known, 1)
+    }
+
+    /// As [`Table::take`].
+    pub fn take_many(&self, address: IpAddr, known: bool, count: usize) -> Result<Place, Full> {
+        let taken = self.lock().take(address, known, count)?;
         Ok(Place { places: self.clone(), taken })
     }
 
@@ -271,32 +278,32 @@ mod tests {
     proptest! {
         /// Whatever comes and goes: no bound is passed, the known get what is reserved, and nothing is left behind.
         #[test]
-        fn bounds_hold(steps in proptest::collection::vec((0u8..4, 0u8..6, any::<bool>(), any::<bool>(), any::<u16>()), 0..300)) {
+        fn bounds_hold(steps in proptest::collection::vec((0u8..4, 0u8..6, any::<bool>(), any::<bool>(), any::<u16>(), 1usize..4), 0..300)) {
             let mut table = Table::new(LIMITS);
             let mut held: Vec<(IpAddr, bool, Taken)> = Vec::new();
-            for (b, c, known, leave, which) in steps {
+            for (b, c, known, leave, which, count) in steps {
                 if leave && !held.is_empty() {
                     let (_, _, taken) = held.swap_remove(usize::from(which) % held.len());
                     table.give_back(&taken);
                     continue;
                 }
                 let from = IpAddr::from([10, b, c, 1]);
-                let of = |test: &dyn Fn(&(IpAddr, bool, Taken)) -> bool| held.iter().filter(|h| test(h)).count();
+                let of = |test: &dyn Fn(&(IpAddr, bool, Taken)) -> bool| held.iter().filter(|h| test(h)).map(|h| h.2.count).sum::<usize>();
                 let of_network = of(&|(at, _, _)| network(*at) == network(from));
-                let (known_held, strangers) = (of(&|h| h.1), of(&|h| !h.1));
+                let (known_held, strangers, all) = (of(&|h| h.1), of(&|h| !h.1), of(&|_| true));
                 let of_region = of(&|(at, known, _)| !known && region(*at) == region(from));
-                match table.take(from, known) {
+                match table.take(from, known, count) {
                     Ok(taken) => {
-                        prop_assert!(held.len() < LIMITS.all && of_network < LIMITS.network);
-                        prop_assert!(known || (of_region < LIMITS.region && strangers < LIMITS.all - LIMITS.reserved));
+                        prop_assert!(all + count <= LIMITS.all && of_network + count <= LIMITS.network);
+                        prop_assert!(known || (of_region + count <= LIMITS.region && strangers + count <= LIMITS.all - LIMITS.reserved));
                         held.push((from, known, taken));
                     }
-                    Err(_) if known => prop_assert!(of_network == LIMITS.network || known_held >= LIMITS.reserved),
+                    Err(_) if known => prop_assert!(of_network + count > LIMITS.network || known_held + count > LIMITS.reserved),
                     Err(full) => {
                         let due = match full {
-                            Full::All => strangers == LIMITS.all - LIMITS.reserved || held.len() == LIMITS.all,
-                            Full::Region => of_region == LIMITS.region,
-                            Full::Network => of_network == LIMITS.network,
+                            Full::All => strangers + count > LIMITS.all - LIMITS.reserved || all + count > LIMITS.all,
+                            Full::Region => of_region + count > LIMITS.region,
+                            Full::Network => of_network + count > LIMITS.network,
                         };
                         prop_assert!(due);
                     }

@@ -1,6 +1,7 @@
 //! A browser with a screen: headless Chromium, walking a scenario of `third-party/npm/browser.mjs`.
 
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 
@@ -21,7 +22,10 @@ pub fn walk(realm: &Realm, idp: Option<&Idp>, scenario: &str, device: &Value) ->
         "idp": idp.map(Idp::issuer),
         "device": device,
     });
+    // Chromium keeps crash reports and certificates there, as root where an ordinary user runs the tests by sudo.
+    let home = tempfile::tempdir()?;
     let mut child = script(None, "browser.mjs")?
+        .env("HOME", home.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -34,9 +38,13 @@ pub fn walk(realm: &Realm, idp: Option<&Idp>, scenario: &str, device: &Value) ->
     Ok(())
 }
 
-/// Where screenshots go: `target/screenshots`, to be looked at.
+/// Where screenshots go: `target/screenshots`, to be looked at, and removed, by whose target folder it is.
 fn pictures() -> Result<PathBuf> {
     let exe = std::env::current_exe()?;
     let target = exe.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists()).context("no target folder")?;
-    Ok(target.join("screenshots"))
+    let pictures = target.join("screenshots");
+    std::fs::create_dir_all(&pictures)?;
+    let owner = target.metadata()?;
+    std::os::unix::fs::chown(&pictures, Some(owner.uid()), Some(owner.gid()))?;
+    Ok(pictures)
 }

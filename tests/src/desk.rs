@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -42,11 +43,9 @@ impl Xrdp {
         let mut command = netns.command("/usr/sbin/xrdp");
         command.args(["--nodaemon", "--config", &path("xrdp.ini")]);
         let mut process = Process::spawn("xrdp", command)?;
-        let log = dir.join("xrdp.log");
-        process.wait_until("listen", START, |_| {
-            let log = fs::read_to_string(&log)?;
-            Ok(log.contains(&format!("listening to port {port}")).then_some(()))
-        })?;
+        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        // Its log says that it listens before it does.
+        process.wait_until("listen", START, |_| Ok(netns.listens(at)?.then_some(())))?;
         Ok(Self { _process: process })
     }
 }

@@ -32,11 +32,11 @@ pub struct Idp {
 
 impl Idp {
     /// Starts a provider on `https://localhost:<port>` with a certificate of `ca`, for one client that is sent back
-    /// to `redirect_uri`. `accounts` maps a login to the claims beyond `sub`. Files go to `dir`.
+    /// to `redirect_uris`. `accounts` maps a login to the claims beyond `sub`. Files go to `dir`.
     pub fn start(
         dir: &Path,
         ca: &Ca,
-        redirect_uri: &str,
+        redirect_uris: &[String],
         accounts: &Value,
         claims_in: ClaimsIn,
     ) -> Result<Self> {
@@ -49,7 +49,7 @@ impl Idp {
             "cert": files.cert,
             "key": files.key,
             "issuer": issuer,
-            "redirect_uri": redirect_uri,
+            "redirect_uris": redirect_uris,
             "client_id": CLIENT_ID,
             "client_secret": CLIENT_SECRET,
             "accounts": accounts,

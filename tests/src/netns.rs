@@ -8,6 +8,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -164,6 +165,19 @@ impl Netns {
         Ok(dir)
     }
 
+    /// Whether a program listens at a TCP address. The kernel is asked, so the program sees no connection: some take any for a
+    /// client, and some write that they listen before they do.
+    pub fn listens(&self, at: SocketAddr) -> Result<bool> {
+        Ok(!self.run(&format!("ss --no-header --listening --tcp --numeric src {at}"))?.trim().is_empty())
+    }
+
+    /// Datagrams so far that the namespace's sockets had no room for: of a program that gets no CPU, the kernel drops them, and
+    /// counts them (RFC 4113 has them among the errors).
+    pub fn datagrams_without_room(&self) -> Result<u64> {
+        let counts = self.run("nstat -asz UdpRcvbufErrors Udp6RcvbufErrors")?;
+        Ok(counts.lines().filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum())
+    }
+
     /// The processes that are in the namespace now.
     pub fn pids(&self) -> Result<Vec<i32>> {
         pids(self.name())
@@ -287,7 +301,7 @@ fn lock() -> Result<File> {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::net::{TcpListener, TcpStream};
     use std::time::Duration;
 
     use super::*;
@@ -313,6 +327,7 @@ mod tests {
             let mut client =
                 b.enter(|| TcpStream::connect_timeout(&address, Duration::from_secs(20))).unwrap().unwrap();
             client.write_all(b"x").unwrap();
+            assert!(a.listens(address).unwrap() && !b.listens(address).unwrap());
             let mut byte = [0];
             listener.accept().unwrap().0.read_exact(&mut byte).unwrap();
             assert_eq!(byte, *b"x");

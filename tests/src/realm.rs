@@ -68,6 +68,11 @@ impl Plan {
         format!("https://{AUTH}:{}/cdn-cgi/access/callback", self.port)
     }
 
+    /// The redirection URIs that are registered for the provider called `name`.
+    pub fn callbacks(&self, name: &str) -> [String; 2] {
+        [self.callback(), format!("{}/{name}", self.callback())]
+    }
+
     /// Starts everything. With `local`, local users may log in too. `more` is further configuration, where `ORIGIN`
     /// stands for the recording origin's address.
     pub fn start(self, local: bool, providers: &[Provider<'_>], more: &str) -> Result<Realm> {

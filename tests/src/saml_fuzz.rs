@@ -8,9 +8,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use portcullis::flow::UnixTime;
 use portcullis::saml::{
-    ANSWER_LIMITS, AuthnRequest, Certificate, Decrypter, Expected, Kind, LogoutRequest, LogoutResponse,
-    MESSAGE_LIMITS, METADATA_LIMITS, Oaep, Provider, ServiceProvider, accept, canonical, of_form, of_query,
-    parse,
+    ANSWER_LIMITS, AuthnRequest, Certificate, Decrypter, Ended, Expected, Kind, LogoutRequest,
+    LogoutResponse, MESSAGE_LIMITS, METADATA_LIMITS, Oaep, Peer, Provider, ServiceProvider, accept,
+    canonical, has_ended, of_form, of_query, parse,
 };
 use zeroize::Zeroizing;
 
@@ -24,6 +24,8 @@ pub enum Target {
     /// The same with its assertion encrypted, so that what was changed is inside.
     Sealed,
     Metadata,
+    /// What service providers answer by SOAP that were asked to end a session.
+    Soap,
 }
 
 /// What became of the documents of one target.
@@ -48,6 +50,9 @@ pub struct Corpus {
     /// Signed requests, and what is read of each.
     signed: Vec<(Vec<u8>, String)>,
     key: Certificate,
+    /// Answers by SOAP, and the key of who has signed some of them.
+    soap: Vec<Vec<u8>>,
+    peer: Certificate,
 }
 
 /// The moment at which the answers of the corpus are good, and who they are between.
@@ -101,7 +106,7 @@ const TOKENS: &[&str] = &[
 impl Corpus {
     pub fn read(home: &Path) -> Result<Self> {
         let mut documents = Vec::new();
-        for folder in ["xml", "messages", "metadata", "answers"] {
+        for folder in ["xml", "messages", "metadata", "answers", "soap"] {
             for (_, bytes) in files(&home.join(folder))? {
                 documents.push(bytes);
             }
@@ -119,12 +124,19 @@ impl Corpus {
                 signed.push((bytes, read));
             }
         }
+        let soap: Vec<Vec<u8>> = files(&home.join("soap"))?.into_iter().map(|(_, bytes)| bytes).collect();
+        let peer = Certificate::from_pem(&std::fs::read(home.join("soap/key.pem")).context("key.pem")?)?;
+        let mut vouched_for = Vec::new();
+        for bytes in &soap {
+            vouched_for.extend(said(bytes, &peer).map_err(anyhow::Error::msg)?.vouched_for);
+        }
+        anyhow::ensure!(vouched_for.contains(&Ended::Now) && vouched_for.contains(&Ended::Unknown));
         let encrypted = answers.iter().filter(|(bytes, read)| {
             sealed(bytes).and_then(|bytes| answer(&bytes, &key)).is_ok_and(|found| found == *read)
         });
         anyhow::ensure!(encrypted.count() > 1, "no answer is read as the same when it is encrypted");
         anyhow::ensure!(!answers.is_empty() && !signed.is_empty() && documents.len() > 10);
-        Ok(Self { documents, answers, signed, key })
+        Ok(Self { documents, answers, signed, key, soap, peer })
     }
 
     pub fn len(&self) -> usize {
@@ -141,6 +153,7 @@ impl Corpus {
         let mut document = match target {
             Target::Answer | Target::Sealed => self.answers[random.usize(..self.answers.len())].0.clone(),
             Target::Form if random.bool() => self.signed[random.usize(..self.signed.len())].0.clone(),
+            Target::Soap => self.soap[random.usize(..self.soap.len())].clone(),
             _ => all[random.usize(..all.len())].clone(),
         };
         for _ in 0..random.usize(1..5) {
@@ -209,8 +222,8 @@ fn element(document: &[u8], random: &mut fastrand::Rng) -> Option<std::ops::Rang
 }
 
 impl Target {
-    pub const ALL: [Self; 6] =
-        [Self::Xml, Self::Query, Self::Form, Self::Answer, Self::Sealed, Self::Metadata];
+    pub const ALL: [Self; 7] =
+        [Self::Xml, Self::Query, Self::Form, Self::Answer, Self::Sealed, Self::Metadata, Self::Soap];
 
     /// Whether the document is accepted; an error where a promise is broken.
     pub fn read(self, document: &[u8], corpus: &Corpus) -> Result<bool, String> {
@@ -271,7 +284,52 @@ impl Target {
                 }
                 Ok(read.is_ok() || provider.is_ok())
             }
+            Self::Soap => said(document, &corpus.peer).map(|said| said.vouched_for.is_some()),
         }
+    }
+}
+
+/// What a service provider is taken to have said of a session that it was asked to end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Said {
+    /// By who reads its key and nothing else.
+    pub vouched_for: Option<Ended>,
+    /// By who cannot tell.
+    pub claimed: Option<Ended>,
+}
+
+/// The requests that were answered under the key of the corpus, and by what.
+const ANSWERED: [(&str, Option<Ended>); 4] = [
+    ("_asked", Some(Ended::Now)),
+    ("_asked_too", Some(Ended::Unknown)),
+    ("_asked_in_vain", None),
+    ("_nobody_asked", None),
+];
+
+/// An error where a promise is broken.
+pub fn said(document: &[u8], key: &Certificate) -> Result<Said, String> {
+    let mut all = Vec::new();
+    for (id, signed) in ANSWERED {
+        let by = |keys, is_certain| {
+            has_ended(document, id, Peer { entity_id: "https://sp.example", keys, is_certain }).ok()
+        };
+        let keys = std::slice::from_ref(key);
+        let said = Said { vouched_for: by(keys, false), claimed: by(&[], false) };
+        let over_tls = by(keys, true);
+        if said.vouched_for.is_some() && said.vouched_for != signed {
+            return Err(format!("nobody has signed {said:?} for {id}"));
+        }
+        if said.vouched_for.is_some() && (said.vouched_for != over_tls || said.vouched_for != said.claimed)
+            || over_tls.is_some() && over_tls != said.claimed
+        {
+            return Err(format!("{id}: {said:?} and over TLS {over_tls:?}"));
+        }
+        all.extend(said.claimed.is_some().then_some(said));
+    }
+    match all[..] {
+        [] => Ok(Said::default()),
+        [said] => Ok(said),
+        _ => Err(format!("one answer to several requests: {all:?}")),
     }
 }
 

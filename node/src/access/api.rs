@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use crate::clock;
 use crate::fetch::{FetchError, HttpClient, RootsError};
 use crate::portal;
+use crate::terminal::shown;
 use crate::token::dpop::{self, Signer};
 
 use super::profile::{Profile, ProfileError};
@@ -181,9 +182,9 @@ fn read<T: DeserializeOwned>(url: &str, answer: &http::Response<Vec<u8>>) -> Res
     Err(Refusal { code: plain(&refusal.error), words: plain(&words) }.into())
 }
 
-/// What a node says ends up on a terminal: no control characters, and not too much.
+/// What a node says ends up on a terminal: not too much.
 pub(super) fn plain(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(500).collect()
+    shown(text).chars().take(500).collect()
 }
 
 fn words(error: &FetchError) -> String {

@@ -13,6 +13,7 @@ use crate::admin::wire::{Password, Request};
 use crate::config::{Config, Secret};
 use crate::flow::{Email, Kind, Session};
 use crate::store::{SessionFilter, Store, User};
+use crate::terminal::shown;
 use crate::token::{KeyState, KeySummary};
 use crate::tunnel::wire::Authority;
 
@@ -403,7 +404,7 @@ fn private_rows(sessions: &[SessionRow]) -> Vec<Vec<String>> {
 }
 
 fn user_of(session: &Session) -> String {
-    session.email.as_ref().map_or_else(|| session.person.to_string(), ToString::to_string)
+    shown(&session.email.as_ref().map_or_else(|| session.person.to_string(), ToString::to_string))
 }
 
 async fn keys(target: &Target, command: KeysCommand) -> anyhow::Result<()> {

@@ -47,6 +47,15 @@ pub(super) fn run(path: &Path) -> anyhow::Result<()> {
             "note: identity provider `{provider}` has no `email_domains`: beside the other providers it could vouch for anybody's address"
         ))?;
     }
+    let callback = format!("https://{}/cdn-cgi/access/callback", config.node.authority());
+    if config.oidc_providers().nth(1).is_some() {
+        for provider in config.oidc_providers() {
+            let name = &provider.name;
+            output::line(&format!(
+                "note: identity provider `{name}`, being one of several, sends browsers back to {callback}/{name}, or to {callback} if its metadata has `authorization_response_iss_parameter_supported`: register both there"
+            ))?;
+        }
+    }
     for name in config.service_tokens() {
         if !service_tokens.iter().any(|token| token.name == name) {
             output::line(&format!(

@@ -7,6 +7,7 @@ use crate::admin::client::Target;
 use crate::admin::wire::Request;
 use crate::config::parse_duration;
 use crate::store::EventFilter;
+use crate::terminal::shown;
 
 use super::output;
 
@@ -80,7 +81,7 @@ fn sent(event: &Value) -> Vec<String> {
 fn printable(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
-        Value::String(text) => text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect(),
+        Value::String(text) => shown(text),
         other => other.to_string(),
     }
 }

@@ -236,6 +236,11 @@ impl Config {
         self.identity_providers.iter().filter(unbounded).map(|provider| provider.name.as_str()).collect()
     }
 
+    /// The OpenID providers. With several, each that does not name itself in its answers has a callback of its own.
+    pub fn oidc_providers(&self) -> impl Iterator<Item = &IdentityProvider> {
+        self.identity_providers.iter().filter(|provider| matches!(provider.kind, ProviderKind::Oidc(_)))
+    }
+
     /// Names of the service tokens that policies ask for.
     pub fn service_tokens(&self) -> BTreeSet<&str> {
         self.policies.iter().flat_map(|policy| policy.rule.service_tokens()).collect()

@@ -79,6 +79,9 @@ pub(super) fn parse_url(text: &str, node: &NodeConfig) -> Result<(HostPattern, c
         let trimmed = path.as_str().trim_end_matches('/').to_owned();
         path = crate::flow::Path::parse(&trimmed, false).map_err(|error| wrong(&error.to_string()))?;
     }
+    if path.readings().is_none() {
+        return Err(wrong("some servers would read another path in this one"));
+    }
     if path.as_str().starts_with("/cdn-cgi/access") {
         return Err(wrong("/cdn-cgi/access belongs to the node"));
     }

@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::IntGauge;
 use rustls::server::Acceptor;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -44,6 +45,8 @@ pub(super) struct Peer {
     /// The strict reading of an HTTP/1.1 connection.
     pub(super) strict: Option<Arc<Shared>>,
     pub(super) activity: Arc<Activity>,
+    /// Bodies for the portal that it may have unanswered at a time.
+    pub(super) posts: Semaphore,
     /// The client was told that it may open tunnels.
     carries: bool,
     /// Closes the connection at once.
@@ -124,6 +127,7 @@ pub(super) async fn serve(edge: Arc<Edge>, stream: TcpStream, address: IpAddr, p
         certificate,
         strict,
         activity,
+        posts: Semaphore::new(limits::CONNECTION_POSTS),
         carries,
         stop: CancellationToken::new(),
         _place: place,

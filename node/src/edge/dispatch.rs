@@ -7,11 +7,9 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
-use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
-use tokio::time::timeout;
 
 use crate::clock;
 use crate::config::Active;
@@ -29,7 +27,7 @@ use super::record::{About, Record};
 use super::request::{Asked, Misread, canonicalise};
 use super::shares::Holders;
 use super::strict::Violation;
-use super::{Edge, headers, limits, upgrade};
+use super::{Edge, headers, upgrade};
 
 /// Answers a request; writes its one event, unless the portal does.
 pub(super) async fn answer(
@@ -179,15 +177,22 @@ impl Call {
                 "a body where none belongs",
             );
         }
-        let whole = Limited::new(body, portal_body(asked.path.as_str())).collect();
-        let body = match timeout(limits::PORTAL_BODY_TIME, whole).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-                return self.refuse(StatusCode::PAYLOAD_TOO_LARGE, Reason::BadRequest, error);
+        let (edge, peer) = (Arc::clone(&self.edge), Arc::clone(&self.peer));
+        let read = match edge.portal.reads(&asked.host, &asked.path) {
+            Some(posted) => {
+                let from = (peer.address, edge.ctx.recent.contains(peer.address, clock::now()));
+                edge.posts.read(body, posted, from, &peer.posts).await.map(Some)
             }
-            Ok(Err(error)) => return self.refuse(StatusCode::BAD_REQUEST, Reason::BadRequest, error),
-            Err(late) => return self.refuse(StatusCode::REQUEST_TIMEOUT, Reason::BadRequest, late),
+            None => Ok(None),
         };
+        let post = match read {
+            Ok(post) => post,
+            Err(unread) => {
+                let (status, reason) = unread.answer();
+                return self.refuse(status, reason, unread);
+            }
+        };
+        let body = post.as_ref().map(|post| post.bytes.clone()).unwrap_or_default();
         let reply = self.edge.portal.answer(self.visit(asked, headers, body)).await;
         self.edge.ctx.metrics.request_seconds.observe(self.started.elapsed().as_secs_f64());
         self.own(reply, None)
@@ -415,15 +420,6 @@ impl Call {
 
 fn is_portal(path: &str) -> bool {
     path.starts_with(PREFIX) || path == PREFIX.trim_end_matches('/')
-}
-
-/// How much of a body the portal reads. A SAML answer is larger than any other form: `saml/<provider>/acs`.
-fn portal_body(path: &str) -> usize {
-    let below = path.strip_prefix(PREFIX).and_then(|path| path.strip_prefix("saml/"));
-    match below.and_then(|path| path.strip_suffix("/acs")) {
-        Some(name) if !name.contains('/') => limits::ANSWER_BODY,
-        _ => limits::PORTAL_BODY,
-    }
 }
 
 fn is_event_stream(value: &HeaderValue) -> bool {

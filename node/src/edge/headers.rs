@@ -60,6 +60,24 @@ static HOP_BY_HOP: [HeaderName; 9] = [
 /// Fields that frame or route a message: `Connection` cannot take them away, nor trailers bring them.
 static FRAMING: [HeaderName; 2] = [header::HOST, header::CONTENT_LENGTH];
 
+/// Authentication that holds for a connection, and not for a message as RFC 9110 §3.3 has it: NTLM, and Negotiate (RFC 4559),
+/// which falls back to it. No other scheme in IANA's registry does.
+const OF_CONNECTION: [&str; 3] = ["ntlm", "negotiate", "kerberos"];
+
+const AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("authentication-info");
+/// By which an origin says that its connection is a person's from now on.
+static PERSISTENT_AUTH: HeaderName = HeaderName::from_static("persistent-auth");
+
+static CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
+const SITE_DATA_OF_HOST: [&str; 6] = [
+    "\"cache\"",
+    "\"clientHints\"",
+    "\"executionContexts\"",
+    "\"prefetchCache\"",
+    "\"prerenderCache\"",
+    "\"storage\"",
+];
+
 /// Cookies of the node; see [`crate::cookie`].
 const OWN_COOKIES: &[&str] =
     &[cookie::AUTHORIZATION, cookie::BINDING, cookie::APP_SESSION_OWN, cookie::APP_SESSION];
@@ -91,6 +109,10 @@ pub(super) fn for_origin(
     headers.remove(header::EXPECT);
     let cookies = foreign_cookies(headers);
     headers.remove(header::COOKIE);
+    // Everybody shares a connection to such an origin.
+    if http2 && binds_connection(headers) {
+        headers.remove(header::AUTHORIZATION);
+    }
 
     // `te: trailers` is the one hop-by-hop field of HTTP/2 (RFC 9113 §8.2.2), and gRPC servers insist on it.
     if trailers && http2 {
@@ -128,6 +150,8 @@ pub(super) fn for_origin(
 pub(super) fn for_client(headers: &mut HeaderMap) {
     strip_hop_by_hop(headers);
     headers.remove(header::ALT_SVC);
+    headers.remove(&PERSISTENT_AUTH);
+    keep_site_data_of_host(headers);
     strip_matching(headers, |name| name.starts_with("cf-"));
     let kept: Vec<HeaderValue> =
         headers.get_all(header::SET_COOKIE).iter().filter(|line| !sets_own_cookie(line)).cloned().collect();
@@ -135,6 +159,46 @@ pub(super) fn for_client(headers: &mut HeaderMap) {
     for line in kept {
         headers.append(header::SET_COOKIE, line);
     }
+}
+
+/// Takes from `Clear-Site-Data` what reaches beyond the origin's host: `"cookies"`, also as part of `"*"`, are those of the
+/// whole registrable domain, the auth domain's and other applications' among them. What is left is about the host, which is
+/// the application's own.
+fn keep_site_data_of_host(headers: &mut HeaderMap) {
+    let mut kept: Vec<&str> = Vec::new();
+    let lines: Vec<HeaderValue> = headers.get_all(&CLEAR_SITE_DATA).iter().cloned().collect();
+    for kind in lines.iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')) {
+        match kind.trim() {
+            "\"*\"" => kept.extend(SITE_DATA_OF_HOST),
+            kind => kept.extend(SITE_DATA_OF_HOST.iter().filter(|known| **known == kind)),
+        }
+    }
+    headers.remove(&CLEAR_SITE_DATA);
+    if let Ok(value) = HeaderValue::from_str(&kept.join(", "))
+        && !kept.is_empty()
+    {
+        headers.insert(&CLEAR_SITE_DATA, value);
+    }
+}
+
+/// Whether a request or a response may make its connection somebody's, for the origin. A false accept gives what one person
+/// may do to the next one on the line; a false reject costs a new connection.
+pub(super) fn binds_connection(headers: &HeaderMap) -> bool {
+    let of_connection =
+        |word: &[u8]| OF_CONNECTION.iter().any(|scheme| word.eq_ignore_ascii_case(scheme.as_bytes()));
+    // Anywhere in a challenge, but only where a scheme stands in credentials: a token may have any word in it.
+    let words = |text: &[u8]| text.split(|byte| !byte.is_ascii_alphanumeric()).any(of_connection);
+    let schemes = |text: &[u8]| {
+        text.split(|byte| *byte == b',')
+            .filter_map(|part| part.trim_ascii().split(|byte| !byte.is_ascii_alphanumeric()).next())
+            .any(of_connection)
+    };
+    headers.contains_key(&PERSISTENT_AUTH)
+        || headers.get_all(header::AUTHORIZATION).iter().any(|value| schemes(value.as_bytes()))
+        || [header::WWW_AUTHENTICATE, AUTHENTICATION_INFO]
+            .iter()
+            .flat_map(|name| headers.get_all(name))
+            .any(|value| words(value.as_bytes()))
 }
 
 /// Trailers, either way: a server may merge them into the header section, so the same rules hold for them.
@@ -180,7 +244,8 @@ fn plain(name: &str, separator: char) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { separator }).collect()
 }
 
-/// Removes the fields about the connection. Ours are set afterwards, so `Connection` cannot name them away.
+/// Removes the fields about the connection, and those that some server reads as one or as another framing: the name alone
+/// tells the HTTP library, and a gateway behind it another one. Ours are set afterwards, so `Connection` cannot name them away.
 fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let listed: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
@@ -191,6 +256,17 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
         .filter(|name| !FRAMING.contains(name))
         .collect();
     for name in listed.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+    let misspelt: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            let meant = plain(name.as_str(), '-');
+            meant != name.as_str() && HOP_BY_HOP.iter().chain(&FRAMING).any(|known| known.as_str() == meant)
+        })
+        .cloned()
+        .collect();
+    for name in misspelt {
         headers.remove(name);
     }
 }
@@ -225,153 +301,4 @@ fn secret(value: &str) -> Result<HeaderValue, header::InvalidHeaderValue> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TOLD: Told<'static> = Told {
-        origin_host: "wiki.example.com",
-        public_host: "wiki.example.com",
-        address: IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7)),
-        ray: RayId::from_bytes([1; 8]),
-        bearer: Some(("a.b.c", Some("ann@example.com"))),
-    };
-
-    fn map(fields: &[(&str, &str)]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in fields {
-            headers.append(
-                HeaderName::from_bytes(name.as_bytes()).unwrap(),
-                HeaderValue::from_bytes(value.as_bytes()).unwrap(),
-            );
-        }
-        headers
-    }
-
-    fn to_origin(fields: &[(&str, &str)], told: &Told<'_>) -> HeaderMap {
-        let mut headers = map(fields);
-        for_origin(&mut headers, told, false).unwrap();
-        headers
-    }
-
-    #[test]
-    fn an_identity_from_outside_never_arrives() {
-        let forged: Vec<(&str, &str)> = [
-            "Cf-Access-Jwt-Assertion",
-            "CF_ACCESS_JWT_ASSERTION",
-            "cf.access.jwt.assertion",
-            "cf-access_authenticated-user~email",
-            "Cf-Access-Authenticated-User-Email",
-            "Cf-Access-Client-Id",
-            "cf-connecting-ip",
-            "Cf_Connecting_Ip",
-            "Cf-Ray",
-            "X-Forwarded-For",
-            "x_forwarded_for",
-            "X-Forwarded-User",
-            "X-Forwarded-Host",
-            "Forwarded",
-            "X-Real-IP",
-            "x_real_ip",
-            "True-Client-IP",
-            "X-Original-URL",
-            "X_Rewrite_Url",
-            "Proxy",
-            "Early-Data",
-        ]
-        .into_iter()
-        .flat_map(|name| [(name, "forged"), (name, "twice")])
-        .collect();
-        for told in [TOLD, Told { bearer: None, ..TOLD }] {
-            let headers = to_origin(&forged, &told);
-            for (name, value) in &headers {
-                assert!(!value.as_bytes().starts_with(b"forged") && value != "twice", "{name}");
-            }
-            let expected = if told.bearer.is_some() { 8 } else { 5 };
-            assert_eq!(headers.len(), expected, "{headers:?}");
-        }
-    }
-
-    #[test]
-    fn connection_cannot_name_the_assertion_away() {
-        let headers = to_origin(
-            &[
-                ("Connection", "close, cf-access-jwt-assertion, X-Hop, cookie, host"),
-                ("Connection", "x-forwarded-for"),
-                ("X-Hop", "a"),
-                ("Keep-Alive", "timeout=5"),
-                ("TE", "trailers"),
-                ("Upgrade", "h2c"),
-                ("HTTP2-Settings", "x"),
-                ("Accept", "*/*"),
-            ],
-            &TOLD,
-        );
-        assert_eq!(headers[ASSERTION], "a.b.c");
-        assert_eq!(headers[EMAIL], "ann@example.com");
-        assert_eq!(headers[header::COOKIE], "CF_Authorization=a.b.c");
-        assert_eq!(headers[FORWARDED_FOR], "192.0.2.7");
-        assert_eq!(headers[header::HOST], "wiki.example.com");
-        assert_eq!(headers[header::ACCEPT], "*/*");
-        for gone in ["connection", "x-hop", "keep-alive", "te", "upgrade", "http2-settings"] {
-            assert!(!headers.contains_key(gone), "{gone}");
-        }
-    }
-
-    #[test]
-    fn own_cookies_are_replaced_and_others_kept() {
-        let sent = &[
-            ("Cookie", "a=1; CF_Authorization=other.app.token; cf.authorization=x;__Host-CF_Binding=secret"),
-            ("Cookie", "CF_AppSession=y; b=caf\u{e9}"),
-        ];
-        let headers = to_origin(sent, &TOLD);
-        assert_eq!(headers[header::COOKIE].as_bytes(), "CF_Authorization=a.b.c; a=1; b=caf\u{e9}".as_bytes());
-        let bypass = to_origin(sent, &Told { bearer: None, ..TOLD });
-        assert_eq!(bypass[header::COOKIE].as_bytes(), "a=1; b=caf\u{e9}".as_bytes());
-        assert!(!bypass.contains_key(ASSERTION) && !bypass.contains_key(EMAIL));
-        let none = to_origin(&[("Cookie", "CF_AppSession=y")], &Told { bearer: None, ..TOLD });
-        assert!(!none.contains_key(header::COOKIE));
-    }
-
-    #[test]
-    fn an_origin_cannot_set_our_cookies_or_move_the_client() {
-        let mut headers = map(&[
-            ("Set-Cookie", "CF_Authorization=x; Path=/"),
-            ("Set-Cookie", "__host-cf_binding=x; Secure; Path=/"),
-            ("Set-Cookie", " CF_AppSession =x"),
-            ("Set-Cookie", "mine=1"),
-            ("Set-Cookie", "CF_Authorization2=1"),
-            ("Alt-Svc", "h3=\":443\""),
-            ("CF-Access-Domain", "evil.example"),
-            ("Connection", "x-inner"),
-            ("X-Inner", "1"),
-            ("Keep-Alive", "timeout=5"),
-            ("Content-Type", "text/html"),
-        ]);
-        for_client(&mut headers);
-        let cookies: Vec<_> = headers.get_all(header::SET_COOKIE).iter().collect();
-        assert_eq!(cookies, ["mine=1", "CF_Authorization2=1"]);
-        assert_eq!(headers.len(), 3, "{headers:?}");
-    }
-
-    #[test]
-    fn trailers_bring_no_identity() {
-        let mut found = map(&[
-            ("cf_access_jwt_assertion", "x"),
-            ("x-forwarded-for", "x"),
-            ("cookie", "CF_Authorization=x"),
-            ("content-length", "3"),
-            ("grpc-status", "0"),
-        ]);
-        trailers(&mut found);
-        assert_eq!(found, map(&[("grpc-status", "0")]));
-    }
-
-    #[test]
-    fn te_trailers_reaches_http2_origins_only() {
-        for (http2, kept) in [(true, true), (false, false)] {
-            let mut headers = map(&[("te", "gzip;q=0.5, trailers")]);
-            for_origin(&mut headers, &TOLD, http2).unwrap();
-            assert_eq!(headers.contains_key(header::TE), kept);
-        }
-    }
-}
+mod tests;

@@ -63,11 +63,17 @@ pub(super) const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 pub(super) const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Body of a request to the portal.
-pub(super) const PORTAL_BODY: usize = 16 * 1024;
+pub(super) const POSTED_FORM: usize = 16 * 1024;
 /// Body of an identity provider's answer (SAML, HTTP-POST): encrypted, with a thousand groups.
-pub(super) const ANSWER_BODY: usize = 256 * 1024;
-/// Time for that body to arrive.
-pub(super) const PORTAL_BODY_TIME: Duration = Duration::from_secs(30);
+pub(super) const POSTED_ANSWER: usize = 256 * 1024;
+/// Time for such a body to arrive.
+pub(super) const POST_TIME: Duration = Duration::from_secs(30);
+/// All such bodies at a time, in units of so many bytes: 64 MiB, a quarter of them for known networks. A network has 8 MiB,
+/// which is everybody in an office logging in at once.
+pub(super) const POST_UNIT: usize = 16 * 1024;
+pub(super) const POSTS: Limits = Limits { all: 4096, reserved: 1024, network: 512, region: 1024 };
+/// Bodies of one connection that are unanswered at a time.
+pub(super) const CONNECTION_POSTS: usize = 16;
 
 /// Opening a connection to an origin, its TLS handshake included.
 pub(super) const ORIGIN_CONNECT: Duration = Duration::from_secs(15);

@@ -26,6 +26,7 @@ mod lasting;
 mod limits;
 mod listener;
 mod origin_tls;
+mod posts;
 mod private;
 mod proxy;
 mod record;
@@ -64,6 +65,7 @@ struct Edge {
     upstreams: upstream::Upstreams,
     assertions: assertions::Assertions,
     places: Places,
+    posts: posts::Posts,
     shares: Arc<shares::Shares>,
     patience: Patience,
     tasks: TaskTracker,
@@ -83,6 +85,7 @@ pub async fn serve(
     patience: Patience,
 ) {
     let edge = Arc::new(Edge {
+        posts: posts::Posts::new(ctx.metrics.portal_body_bytes.clone()),
         ctx,
         portal,
         upstreams: upstream::Upstreams::new(tls.system_roots()),

@@ -3,6 +3,8 @@
 //! A request is sent again only when nothing of it was sent: the connection had closed before. Where a connection
 //! from the pool breaks before the first byte of the response, a request without a body whose method is safe (RFC
 //! 9110 §9.2.1) is sent once more on a new one; anything else is a 502. A POST is never replayed.
+//!
+//! A connection on which request or response speak of NTLM or Negotiate serves nobody after that.
 
 use std::sync::Arc;
 
@@ -16,6 +18,7 @@ use crate::policy::PermitOf;
 use crate::tunnel::{OpenError, Registry};
 
 use super::body::{Broken, Upload};
+use super::headers::binds_connection;
 use super::lasting::Lease;
 use super::upstream::{ConnectError, Line, Upstream, Upstreams};
 
@@ -80,12 +83,13 @@ pub(super) async fn proxy(
     let (broken, lease) = (body.broken(), Arc::clone(body.lease()));
     let safe = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS) && body.is_end_stream();
     let again = safe.then(|| head.clone());
+    let bound = binds_connection(&head.headers);
     let request = Request::from_parts(head, body);
     let mut request = addressed(request, &upstream, target, permit)?;
 
     if let Some(mut line) = upstream.resting() {
         match line.send(request).await {
-            Ok(response) => return answered(&upstream, line, response),
+            Ok(response) => return answered(&upstream, line, response, bound),
             Err(Unsent { request: Some(unsent) }) => request = *unsent,
             Err(Unsent { request: None }) => match again {
                 Some(_) if broken.is_set() => return Err(ProxyError::Body),
@@ -99,7 +103,7 @@ pub(super) async fn proxy(
     }
     let mut line = upstream.connect(permit, registry).await?;
     match line.send(request).await {
-        Ok(response) => answered(&upstream, line, response),
+        Ok(response) => answered(&upstream, line, response, bound),
         Err(Unsent { .. }) => Err(no_response(&broken)),
     }
 }
@@ -126,11 +130,13 @@ fn answered(
     upstream: &Arc<Upstream>,
     line: Line,
     response: Response<Incoming>,
+    bound: bool,
 ) -> Result<Response<Incoming>, ProxyError> {
     if response.status().is_informational() {
         return Err(ProxyError::Protocol);
     }
-    upstream.take_back(line);
+    let anybodys = !bound && !binds_connection(response.headers());
+    upstream.take_back(line, anybodys);
     Ok(response)
 }
 

@@ -1,7 +1,7 @@
 //! Connections to the origin of one application: opened through [`Registry::open`], kept while they are idle.
 //!
-//! HTTP/1.1 connections serve one request at a time and rest in a pool between them; an HTTP/2 origin gets one
-//! connection for all requests. Nobody gets a connection without a permit.
+//! HTTP/1.1 connections serve one request at a time and rest in a pool between them, unless the origin may take them for
+//! one person's; an HTTP/2 origin gets one connection for all requests. Nobody gets a connection without a permit.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -226,15 +226,16 @@ impl Upstream {
         Ok((Box::new(stream), draining))
     }
 
-    /// Takes a connection back when its response is over; until then it waits here.
-    pub(super) fn take_back(self: &Arc<Self>, line: Line) {
+    /// Takes a connection back when its response is over; until then it waits here. It rests only where it is
+    /// `anybodys`: the next request on it is another person's.
+    pub(super) fn take_back(self: &Arc<Self>, line: Line, anybodys: bool) {
         let Line::Http1 { mut sender, draining, busy } = line else { return };
         let upstream = Arc::clone(self);
         tokio::spawn(async move {
             let ready = sender.ready().await.is_ok();
             drop(busy);
             let mut idle = upstream.lock();
-            if ready && !draining.is_cancelled() && idle.rest.len() < limits::ORIGIN_IDLE {
+            if anybodys && ready && !draining.is_cancelled() && idle.rest.len() < limits::ORIGIN_IDLE {
                 idle.rest.push_back(Idle { sender, draining, since: Instant::now() });
             }
         });

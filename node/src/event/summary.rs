@@ -185,6 +185,7 @@ mod tests {
             groups: vec![],
             amr: vec![],
             address: [192, 0, 2, 1].into(),
+            authenticated_at: None,
             created_at: UnixTime(0),
             expires_at: UnixTime(100),
         };

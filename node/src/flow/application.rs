@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Host, Path, Private, Saas};
+use super::{Host, Path, Private, Reading, Saas};
 
 /// Audience tag of an application: 64 hexadecimal digits, derived from the auth domain and the application's name,
 /// so it survives restarts and needs no storage. Not a secret.
@@ -204,10 +204,12 @@ impl Application {
         }
     }
 
-    /// Whether `path` would belong to it for a server that strips parameters and ignores case.
-    pub fn holds_loosely(&self, path: &Path) -> bool {
+    /// Whether a path would belong to it for a server that makes `reading` of it.
+    pub fn holds_loosely(&self, reading: &Reading) -> bool {
         match &self.kind {
-            Kind::Web(web) => path.loose().is_under(&web.path.loose()),
+            Kind::Web(web) => {
+                web.path.readings().is_some_and(|own| own.iter().any(|own| reading.is_under(own)))
+            }
             Kind::Private(_) => true,
             Kind::Saas(_) => false,
         }

@@ -151,6 +151,7 @@ mod tests {
             groups: vec!["git-admin".into(), "hr".into(), "git-dev".into()],
             amr: vec![],
             address: [127, 0, 0, 1].into(),
+            authenticated_at: None,
             created_at: UnixTime(0),
             expires_at: UnixTime(1000),
         }

@@ -53,6 +53,8 @@ pub enum Reason {
     Throttled,
     /// The identity provider answered something that does not verify.
     ProviderAnswer,
+    /// The person had to prove anew who they are, and the identity provider did not say that they did.
+    NotAnew,
     /// The identity provider could not be reached.
     ProviderUnavailable,
     /// What the application publishes about itself could not be fetched.
@@ -94,6 +96,7 @@ impl Reason {
             Self::BadCredentials => "bad_credentials",
             Self::Throttled => "throttled",
             Self::ProviderAnswer => "provider_answer",
+            Self::NotAnew => "not_anew",
             Self::ProviderUnavailable => "provider_unavailable",
             Self::MetadataUnavailable => "metadata_unavailable",
             Self::BadState => "bad_state",

@@ -104,6 +104,9 @@ random_id!(ClientId);
 pub struct UnixTime(pub i64);
 
 impl UnixTime {
+    /// The clocks of others may differ from ours by this much.
+    pub const SKEW: Duration = Duration::from_secs(60);
+
     /// Later by `duration`, in whole seconds, saturating.
     pub fn after(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)))

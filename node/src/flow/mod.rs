@@ -21,6 +21,7 @@ mod ids;
 mod path;
 mod person;
 mod private;
+mod reading;
 mod saas;
 mod saml;
 mod service;
@@ -33,6 +34,7 @@ pub use ids::{ClientId, RayId, SessionId, UnixTime};
 pub use path::{Path, PathError};
 pub use person::{Email, EmailError, PersonId, Session};
 pub use private::{Ports, PortsError, Private, Protocol, SshSettings, Target};
+pub use reading::Reading;
 pub use saas::{BackchannelLogout, ClientAuthentication, OidcClient, Saas, SaasProtocol};
 pub use saml::{
     SamlApplication, SamlAttribute, SamlBinding, SamlConsumer, SamlLogout, SamlNameId, SamlProviderSource,

@@ -102,11 +102,20 @@ pub struct Session {
     pub amr: Vec<String>,
     /// Where the login came from.
     pub address: std::net::IpAddr,
+    /// When the person proved who they are; unknown where their provider did not say.
+    pub authenticated_at: Option<UnixTime>,
     pub created_at: UnixTime,
     pub expires_at: UnixTime,
 }
 
 impl Session {
+    /// Whether it began after `moment` with a proof from after it. A provider's clock may be behind by
+    /// [`UnixTime::SKEW`].
+    pub fn is_newer_than(&self, moment: UnixTime) -> bool {
+        let proven = self.authenticated_at.is_some_and(|at| at >= moment.before(UnixTime::SKEW));
+        proven && self.created_at >= moment
+    }
+
     /// Whether it is one of the local user `name`. One that an older version began is taken for local: to end somebody
     /// else's of the same name costs a login, to miss one leaves a removed user in.
     pub fn is_of_local_user(&self, name: &str) -> bool {

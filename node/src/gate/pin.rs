@@ -6,10 +6,15 @@
 //! <pin>/links/eth0/egress        the tcx link (on kernels without tcx there is none)
 //! ```
 //! A bpffs takes no dot in a name; `%` and `.` of an interface's name are written `%25` and `%2e`.
+//!
+//! Whoever could write here could take the gate off, and whoever could open the directory could hold its lock: it is its
+//! owner's alone, and so is a bpffs that is mounted for it.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use portcullis_common::layout;
 use rustix::fs::{FlockOperation, flock, statfs};
@@ -22,6 +27,10 @@ use super::sys::Hook;
 const BPFFS: u64 = 0xcafe_4a11;
 const LINKS: &str = "links";
 const MAPS_PREFIX: &str = "maps_";
+
+/// How long another process may take to put a gate up, and how often it is asked for.
+const OTHERS_TURN: Duration = Duration::from_secs(60);
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Debug)]
 pub(super) struct PinDir {
@@ -37,19 +46,15 @@ impl PinDir {
     pub(super) fn prepare(&self) -> Result<(), GateError> {
         let failed = |source| GateError::Pin { path: self.root.clone(), source };
         ensure_bpffs(&self.root).map_err(failed)?;
-        fs::create_dir_all(self.maps()).map_err(failed)?;
-        fs::create_dir_all(self.links()).map_err(failed)
+        make_private(&self.root).map_err(failed)?;
+        make_dir(&self.maps()).map_err(failed)?;
+        make_dir(&self.links()).map_err(failed)
     }
 
     /// Waits until no other process puts the gate up here, and keeps them waiting while the file is held: one that
     /// fails half way takes off what it found absent, which must not be what another has just put on.
     pub(super) fn lock(&self) -> Result<File, GateError> {
-        let lock = || -> io::Result<File> {
-            let file = File::open(&self.root)?;
-            flock(&file, FlockOperation::LockExclusive)?;
-            Ok(file)
-        };
-        lock().map_err(|source| GateError::Pin { path: self.root.clone(), source })
+        lock(&self.root).map_err(|source| GateError::Pin { path: self.root.clone(), source })
     }
 
     pub(super) fn maps(&self) -> PathBuf {
@@ -136,19 +141,49 @@ fn ensure_bpffs(root: &Path) -> io::Result<()> {
         return Err(io::ErrorKind::NotFound.into());
     };
     if is_bpffs(existing)? {
-        return fs::create_dir_all(root);
+        return make_dir(root);
     }
     // Two nodes that start at once must not mount one bpffs over the other's.
-    let lock = File::open(existing)?;
-    flock(&lock, FlockOperation::LockExclusive)?;
+    let _lock = lock(existing)?;
     if is_bpffs(existing)? {
-        return fs::create_dir_all(root);
+        return make_dir(root);
     }
-    let target = if fs::create_dir_all(root).is_ok() { root } else { existing };
+    let target = if make_dir(root).is_ok() { root } else { existing };
     if !is_bpffs(target)? {
-        mount("bpf", target, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None)?;
+        // Without a mode it would be everybody's to write to, as /tmp is (kernel/bpf/inode.c).
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount("bpf", target, "bpf", flags, Some(c"mode=0700"))?;
     }
-    fs::create_dir_all(root)
+    make_dir(root)
+}
+
+/// Makes a directory and those around it that are missing, for nobody else.
+fn make_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// What somebody else has made is not used. What an earlier version made may be open to others.
+fn make_private(root: &Path) -> io::Result<()> {
+    let found = fs::symlink_metadata(root)?;
+    if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is no directory of this user"));
+    }
+    fs::set_permissions(root, Permissions::from_mode(0o700))
+}
+
+/// Locks a directory until the file is closed. One that somebody holds for longer than it takes is an error.
+fn lock(directory: &Path) -> io::Result<File> {
+    let file = File::open(directory)?;
+    let until = Instant::now() + OTHERS_TURN;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(ASK_AGAIN),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "another process holds its lock"));
+            }
+            result => return Ok(result.map(|()| file)?),
+        }
+    }
 }
 
 fn is_bpffs(path: &Path) -> io::Result<bool> {

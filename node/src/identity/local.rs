@@ -85,6 +85,7 @@ impl LocalLogin {
                 self.throttle.refund(attempt);
                 let proven = Proven { name: user.name.clone(), password_hash: user.password_hash };
                 let person = Authenticated {
+                    authenticated_at: None,
                     person: PersonId { provider: provider.to_owned(), subject: user.name.clone() },
                     email: Some(user.email),
                     display_name: user.name,

@@ -29,10 +29,23 @@ pub struct Authenticated {
     pub groups: Vec<String>,
     /// Authentication methods (RFC 8176).
     pub amr: Vec<String>,
+    /// When they proved it, by the provider's clock and where it says so. Who brings a password does so now.
+    pub authenticated_at: Option<UnixTime>,
     /// When the provider's own session ends, where it says so.
     pub ends_at: Option<UnixTime>,
     /// Where the provider takes and sends logouts.
     pub at_provider: Option<Heard>,
+}
+
+impl Authenticated {
+    /// Refuses a login from before `since`, where that is asked, and one from nobody knows when.
+    fn anew(self, since: Option<UnixTime>) -> Result<Self, LoginError> {
+        let since = since.map(|since| since.before(UnixTime::SKEW));
+        match since {
+            Some(since) if self.authenticated_at.is_none_or(|at| at < since) => Err(LoginError::NotAnew),
+            _ => Ok(self),
+        }
+    }
 }
 
 /// What a provider calls a login of its own, and when it said so: by its own clock, and not after the node heard it.
@@ -65,6 +78,9 @@ pub enum LoginError {
     /// The provider's answer does not verify.
     #[error("the identity provider's answer: {0}")]
     Answer(String),
+    /// A login that the provider remembered does not do, and it is not known to be another.
+    #[error("the identity provider did not say that the person proved anew who they are")]
+    NotAnew,
     #[error("the identity provider is unavailable: {0}")]
     Unavailable(String),
     #[error("internal: {0}")]
@@ -78,8 +94,41 @@ impl LoginError {
             Self::Throttled { .. } => Reason::Throttled,
             Self::State => Reason::BadState,
             Self::Refused(_) | Self::Answer(_) => Reason::ProviderAnswer,
+            Self::NotAnew => Reason::NotAnew,
             Self::Unavailable(_) => Reason::ProviderUnavailable,
             Self::Internal(_) => Reason::Internal,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_to_be_new_is_not() {
+        let authenticated = |at: Option<i64>| Authenticated {
+            person: PersonId { provider: "okta".into(), subject: "ann".into() },
+            email: None,
+            display_name: "Ann".into(),
+            groups: vec![],
+            amr: vec![],
+            authenticated_at: at.map(UnixTime),
+            ends_at: None,
+            at_provider: None,
+        };
+        let since = Some(UnixTime(1000));
+        for (at, since, good) in [
+            (None, None, true),
+            (Some(0), None, true),
+            (None, since, false),
+            (Some(939), since, false),
+            (Some(940), since, true),
+            (Some(1000), since, true),
+        ] {
+            let held = authenticated(at).anew(since);
+            assert_eq!(held.is_ok(), good, "{at:?} since {since:?}");
+            assert!(good || held == Err(LoginError::NotAnew));
         }
     }
 }

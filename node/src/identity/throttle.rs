@@ -1,5 +1,6 @@
 //! How often passwords may be tried: token buckets per account and per network, in memory of fixed size. And how often a
-//! session may make the node write: the store waits for the disk, and everybody for the store.
+//! session may make the node write, since the store waits for the disk, and everybody for the store; and how often whoever
+//! has proven nothing can make it ask or verify.
 //!
 //! An attempt is charged before the password is looked at and refunded when it was right, so only failures count and
 //! attempts in parallel gain nothing. Buckets refill by themselves: nobody is locked out for good. A browser that has
@@ -9,17 +10,20 @@
 //! The tables have a fixed number of slots, indexed by a keyed hash: strangers can allocate nothing, and whoever
 //! shares a slot by chance shares its budget.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-
-use crate::flow::SessionId;
 
 /// Failures in a row before an account has to wait, and the time until one more is allowed.
 const ACCOUNT: Rate = Rate { burst: 10, interval: Duration::from_secs(30) };
 /// The same for a /24 (IPv4) or /56 (IPv6).
 const NETWORK: Rate = Rate { burst: 20, interval: Duration::from_secs(10) };
+/// Things in vain, of networks where somebody has lately logged in: what a page makes the browsers of an office send must
+/// not keep its people out.
+const KNOWN_NETWORK: Rate = Rate { burst: 200, interval: Duration::from_secs(1) };
+/// Answers to one login elsewhere.
+const ANSWERS: Rate = Rate { burst: 5, interval: Duration::from_secs(60) };
 /// What one session may have written at once, and the time until once more is allowed.
 const WRITES: Rate = Rate { burst: 50, interval: Duration::from_millis(100) };
 /// Slots of each table: 64 KiB.
@@ -73,16 +77,6 @@ impl Throttle {
         }
     }
 
-    /// Takes one attempt from the network's bucket alone, for logins that end at an identity provider.
-    pub fn charge_network(&self, address: IpAddr, now: Duration) -> Result<(), Duration> {
-        self.networks.charge(self.key.hash_one(prefix(address)), now)
-    }
-
-    /// Gives an attempt of [`Throttle::charge_network`] back.
-    pub fn refund_network(&self, address: IpAddr) {
-        self.networks.refund(self.key.hash_one(prefix(address)));
-    }
-
     fn slots(&self, attempt: Attempt<'_>) -> (u64, Option<u64>) {
         let account = attempt.account.to_ascii_lowercase();
         match attempt.known_browser {
@@ -99,22 +93,56 @@ impl Throttle {
     }
 }
 
-/// The buckets of all sessions.
-pub struct Writes {
-    sessions: Buckets,
+/// Buckets of networks, where no account is named. Those with a recent login have buckets apart.
+pub struct Networks {
+    strangers: Buckets,
+    known: Buckets,
     key: RandomState,
 }
 
-impl Default for Writes {
+impl Default for Networks {
     fn default() -> Self {
-        Self { sessions: Buckets::new(WRITES), key: RandomState::new() }
+        Self { strangers: Buckets::new(NETWORK), known: Buckets::new(KNOWN_NETWORK), key: RandomState::new() }
     }
 }
 
-impl Writes {
-    /// Takes one write from a session's bucket, or says how long to wait.
-    pub fn charge(&self, session: SessionId, now: Duration) -> Result<(), Duration> {
-        self.sessions.charge(self.key.hash_one(session), now)
+impl Networks {
+    /// Takes one thing from the bucket of the network of `address`, or says how long to wait. `known` says that somebody has
+    /// lately logged in from there.
+    pub fn charge(&self, address: IpAddr, known: bool, now: Duration) -> Result<(), Duration> {
+        self.of(known).charge(self.key.hash_one(prefix(address)), now)
+    }
+
+    /// Gives it back: it was right.
+    pub fn refund(&self, address: IpAddr, known: bool) {
+        self.of(known).refund(self.key.hash_one(prefix(address)));
+    }
+
+    const fn of(&self, known: bool) -> &Buckets {
+        if known { &self.known } else { &self.strangers }
+    }
+}
+
+/// Buckets of what has a name of its own, such as a session.
+pub struct Named {
+    buckets: Buckets,
+    key: RandomState,
+}
+
+impl Named {
+    /// For what sessions make the node write.
+    pub fn writes() -> Self {
+        Self { buckets: Buckets::new(WRITES), key: RandomState::new() }
+    }
+
+    /// For answers to logins that are at an identity provider.
+    pub fn answers() -> Self {
+        Self { buckets: Buckets::new(ANSWERS), key: RandomState::new() }
+    }
+
+    /// Takes one thing from the bucket of `name`, or says how long to wait.
+    pub fn charge(&self, name: impl Hash, now: Duration) -> Result<(), Duration> {
+        self.buckets.charge(self.key.hash_one(name), now)
     }
 }
 
@@ -190,6 +218,7 @@ fn prefix(address: IpAddr) -> [u8; 8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::SessionId;
     use proptest::prelude::*;
 
     fn attempt<'a>(account: &'a str, address: &str) -> Attempt<'a> {
@@ -230,13 +259,26 @@ mod tests {
 
     #[test]
     fn a_session_has_a_rate_of_writes_and_another_has_its_own() {
-        let writes = Writes::default();
+        let writes = Named::writes();
         let [ann, bob] = [1, 2].map(|id| SessionId::from_bytes([id; 16]));
         let at = |millis| Duration::from_secs(1000) + Duration::from_millis(millis);
         let written = (0..200).filter(|_| writes.charge(ann, at(0)).is_ok()).count();
         assert_eq!((written, writes.charge(ann, at(0))), (50, Err(Duration::from_millis(100))));
         assert_eq!(writes.charge(bob, at(0)), Ok(()));
         assert_eq!((0..200).filter(|_| writes.charge(ann, at(1000)).is_ok()).count(), 10);
+    }
+
+    #[test]
+    fn strangers_of_elsewhere_and_a_page_in_an_office_keep_no_office_out() {
+        let networks = Networks::default();
+        let [office, colleague]: [IpAddr; 2] = ["192.0.2.1", "192.0.2.77"].map(|ip| ip.parse().unwrap());
+        let tried =
+            |known| (0..1000).filter(|_| networks.charge(office, known, Duration::ZERO).is_ok()).count();
+        assert_eq!((tried(false), tried(true)), (20, 200));
+        assert!(networks.charge(colleague, true, Duration::ZERO).is_err());
+        assert_eq!(networks.charge(colleague, true, Duration::from_secs(1)), Ok(()));
+        networks.refund(office, false);
+        assert_eq!(networks.charge(colleague, false, Duration::ZERO), Ok(()));
     }
 
     #[test]

@@ -52,7 +52,7 @@ impl Upstream {
     ) -> Result<(Onward, Kept), LoginError> {
         match self {
             Self::Oidc(provider) => {
-                let (url, secrets) = provider.start(attempt, fresh).await?;
+                let (url, secrets) = provider.start(attempt, fresh, now).await?;
                 Ok((Onward::Open(url), Kept::Oidc(secrets)))
             }
             Self::Saml(provider) => {

@@ -53,11 +53,18 @@ impl PolicySet {
         self.on_host(host).filter(|a| a.holds(path)).max_by_key(|a| a.path().len())
     }
 
-    /// Whether an origin that strips path parameters (`/admin;x=1`) or ignores case (`/Admin`) would take the path
-    /// for one of another application on the host. Such a path has two readings, and one policy for each.
+    /// Whether some origin would take the path for one of another application on the host. Such a path has two
+    /// readings, and one policy for each.
     pub fn has_second_reading(&self, host: &Host, path: &Path) -> bool {
-        let other = self.on_host(host).filter(|a| a.holds_loosely(path)).max_by_key(|a| a.path().len());
-        other.map(|a| &a.name) != self.route(host, path).map(|a| &a.name)
+        if self.on_host(host).nth(1).is_none() {
+            return false;
+        }
+        let Some(readings) = path.readings() else { return true };
+        let routed = self.route(host, path).map(|a| &a.name);
+        readings.iter().any(|reading| {
+            let other = self.on_host(host).filter(|a| a.holds_loosely(reading));
+            other.max_by_key(|a| a.path().len()).map(|a| &a.name) != routed
+        })
     }
 
     /// The applications of the most specific pattern that matches the host.
@@ -68,3 +75,6 @@ impl PolicySet {
             .filter(move |a| a.answers_on(host))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! What a browser proves with its cookies.
 
-use http::Response;
 use http::header;
+use http::{Method, Response};
 
 use bytes::Bytes;
 
@@ -44,10 +44,19 @@ impl Call<'_> {
             .filter_map(|value| self.context.tokens.check_binding(value, &self.visit.host))
     }
 
-    /// Whether this request demonstrably comes from a page of this very host, or from nobody's page (an address typed
-    /// in or a bookmark). What an old browser does not say counts as no.
+    /// Whether this request demonstrably is a visit by the person's own doing: a page to be shown in the tab, and not
+    /// ahead of time, at an address typed in, a bookmark, or a link of this very host. On an application's host whoever
+    /// may write there makes links, images and redirects: only a click counts. What an old browser does not say is no.
     pub(super) fn is_own_navigation(&self) -> bool {
-        matches!(self.header("sec-fetch-site"), Some("same-origin" | "none"))
+        let says = |name: &str, value: &str| self.header(name) == Some(value);
+        let shown = says("sec-fetch-mode", "navigate") && says("sec-fetch-dest", "document");
+        let ahead = ["sec-purpose", "purpose"].iter().any(|name| self.visit.headers.contains_key(*name));
+        let own = match self.header("sec-fetch-site") {
+            Some("none") => true,
+            Some("same-origin") => self.visit.host == self.site.auth || says("sec-fetch-user", "?1"),
+            _ => false,
+        };
+        shown && !ahead && own && self.visit.method != Method::HEAD
     }
 
     /// Whether the browser says that another site's page sent this form.

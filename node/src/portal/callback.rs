@@ -1,4 +1,4 @@
-//! `callback`: an OpenID provider has sent the browser back.
+//! `callback` and `callback/<provider>`: an OpenID provider has sent the browser back.
 
 use bytes::Bytes;
 use http::Response;
@@ -11,17 +11,24 @@ use super::Call;
 use super::form::Parameters;
 
 impl Call<'_> {
-    pub(super) async fn callback(&self) -> Response<Bytes> {
+    /// `own` is the provider whose own callback it is; empty for the one that providers share.
+    pub(super) async fn callback(&self, own: &str) -> Response<Bytes> {
         let query = Parameters::of_query(self.visit.query.as_deref());
         let state = query.one("state").unwrap_or_default();
         let Some(attempt) = self.attempt(state.split('.').next().unwrap_or_default()) else {
             return self.failed(&LoginError::State, "", None);
         };
         let provider = attempt.provider.clone();
-        if let Err(error) = self.charge_answer() {
+        // Whoever has started a login can invent answers to it, and to the next one.
+        if let Err(error) = self.charge_answer(&attempt.id).and_then(|()| self.charge(&self.portal.asked)) {
             return self.failed(&error, &provider, None);
         }
+        let callback = match own {
+            "" => self.site.callback(),
+            own => self.site.callback_of(own),
+        };
         let answer = oidc::Answer {
+            callback: &callback,
             state,
             code: query.one("code"),
             issuer: query.one("iss"),

@@ -13,13 +13,10 @@
 
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Method, Response, StatusCode};
 
-use crate::clock;
 use crate::config::{IdentityProvider, ProviderKind};
 use crate::event::Action;
 use crate::flow::{Reason, UnixTime};
@@ -32,10 +29,13 @@ use crate::store::SessionFilter;
 use super::form::Parameters;
 use super::page;
 use super::target::hash;
+use super::upstream::Attempt;
 use super::{Call, PREFIX};
 
 /// Life of a one-time code.
 const CODE_LIFE: Duration = Duration::from_secs(60);
+/// What it is for; its holder is the attempt that was answered.
+const CODE: &str = "saml answer";
 /// What assertions and logout requests are remembered for.
 const ASSERTION: &str = "saml assertion";
 const LOGOUT: &str = "saml provider's logout";
@@ -96,6 +96,15 @@ impl Call<'_> {
     }
 
     async fn consume(&self, at: At<'_>) -> Response<Bytes> {
+        // What a page sends by script, or in a frame of its own, is nobody's login.
+        let is = |name, wanted| self.header(name).is_none_or(|value| value == wanted);
+        if !is("sec-fetch-mode", "navigate") || !is("sec-fetch-dest", "document") {
+            let (status, reason) = (StatusCode::BAD_REQUEST, Reason::BadRequest);
+            let event = self.event(Action::Login, false).reason(reason).status(status.as_u16());
+            let event = event.provider(&at.provider.name).detail("sent by a page, not by its visitor");
+            self.context.events.emit(event);
+            return self.refuse(status, reason);
+        }
         match self.accept(at).await {
             Ok(code) => {
                 let here = format!("{PREFIX}saml/{}/resume?code={code}", at.provider.name);
@@ -110,7 +119,7 @@ impl Call<'_> {
         let fault = |what: &str| LoginError::Answer(what.to_owned());
         let internal = |error: crate::store::StoreError| LoginError::Internal(error.to_string());
         // Before anything is parsed, verified or decrypted.
-        self.charge_answer()?;
+        self.charge(&self.portal.assertions)?;
         let form = Parameters::of_form(&self.visit.headers, &self.visit.body);
         let form = form.ok_or_else(|| fault("not a form"))?;
         let message = form.one(Kind::Response.parameter()).ok_or_else(|| fault("no SAMLResponse, or two"))?;
@@ -120,38 +129,33 @@ impl Call<'_> {
         if !self.context.store.use_once(ASSERTION, &hash(&once), until, self.now).await.map_err(internal)? {
             return Err(fault("it was used before"));
         }
-        self.portal.answers.refund_network(self.visit.address);
-        let code = URL_SAFE_NO_PAD.encode(clock::random::<32>());
-        let expires_at = self.now.after(CODE_LIFE);
-        self.context
-            .store
-            .put_code(hash(&code), &(expires_at, accepted), expires_at)
-            .await
-            .map_err(internal)?;
-        Ok(code)
+        self.refund(&self.portal.assertions);
+        let attempt = accepted.attempt().map(str::to_owned);
+        let kept = self.keep_for_code(CODE, attempt, &accepted, self.now.after(CODE_LIFE)).await;
+        kept.map_err(LoginError::Internal)
     }
 
     /// The browser comes for what its provider's answer says.
     async fn consumed(&self, at: At<'_>) -> Response<Bytes> {
         let name = &at.provider.name;
-        let query = Parameters::of_query(self.visit.query.as_deref());
-        if let Err(error) = self.charge_answer() {
-            return self.failed(&error, name, None);
+        match self.fetched().await {
+            Ok((attempt, accepted)) => self.conclude(name, attempt, Answer::Saml(Box::new(accepted))).await,
+            Err(error) => self.failed(&error, name, None),
         }
-        let kept: Option<(UnixTime, Accepted)> = match query.one("code") {
-            Some(code) => match self.context.store.take_code(hash(code), self.now).await {
-                Ok(kept) => kept,
-                Err(error) => return self.failed(&LoginError::Internal(error.to_string()), name, None),
-            },
+    }
+
+    /// What is kept under the code, with the attempt of this browser that it answers. One of another browser spends nothing.
+    async fn fetched(&self) -> Result<(Option<Attempt>, Accepted), LoginError> {
+        let query = Parameters::of_query(self.visit.query.as_deref());
+        let text = query.one("code").unwrap_or_default();
+        let code = self.code(CODE, text).ok_or(LoginError::State)?;
+        let attempt = match &code.holder {
+            Some(attempt) => Some(self.attempt(attempt).ok_or(LoginError::State)?),
             None => None,
         };
-        match kept.filter(|(expires_at, _)| *expires_at > self.now) {
-            Some((_, accepted)) => {
-                let attempt = accepted.attempt().and_then(|id| self.attempt(id));
-                self.conclude(name, attempt, Answer::Saml(Box::new(accepted))).await
-            }
-            None => self.failed(&LoginError::State, name, None),
-        }
+        self.charge_answer(text)?;
+        let kept = self.take(CODE, &code).await.map_err(|error| LoginError::Internal(error.to_string()))?;
+        Ok((attempt, kept.ok_or(LoginError::State)?))
     }
 
     /// A logout message of the provider's. It names the sessions it ends, so that no cookie is needed.
@@ -185,7 +189,7 @@ impl Call<'_> {
 
     async fn logout_message(&self, at: At<'_>) -> Result<LogoutMessage, LoginError> {
         let fault = |what: &str| LoginError::Answer(what.to_owned());
-        self.charge_answer()?;
+        self.charge(&self.portal.logouts)?;
         let message = if self.visit.method == Method::POST {
             let form = Parameters::of_form(&self.visit.headers, &self.visit.body);
             let form = form.ok_or_else(|| fault("not a form"))?;
@@ -227,7 +231,7 @@ impl Call<'_> {
             return Err(LoginError::Answer("it was used before".to_owned()));
         }
         // Whoever sends what needs no signature, or was sent before, has paid for it.
-        self.portal.answers.refund_network(self.visit.address);
+        self.refund(&self.portal.logouts);
         self.end_sessions(at, named).await?;
         self.context.store.use_once(LOGOUT, &once, over_at, self.now).await.map_err(internal).map(drop)
     }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock;
 use crate::cookie::{self, SetCookie};
 use crate::event::{Action, Event};
-use crate::flow::{Application, ClientId, Facts, Reason, Session, SessionId, UnixTime};
+use crate::flow::{Application, ClientId, Facts, Reason, Session, SessionId};
 use crate::policy::{Decision, Denial, Permit, decide};
 use crate::session::LiveSession;
 
@@ -26,10 +26,12 @@ use super::Call;
 use super::browser::set_cookies;
 use super::form::Parameters;
 use super::page::{self, Frame, MessagePage, PageFacts};
-use super::target::{Destination, Target, back, hash, hash_text};
+use super::target::{Destination, Target, back, hash_text};
 
 /// Life of a one-time code.
 const CODE_LIFE: Duration = Duration::from_secs(60);
+/// What it is for.
+const CODE: &str = "hand-over";
 
 /// What a one-time code stands for.
 #[derive(Serialize, Deserialize)]
@@ -37,7 +39,6 @@ struct Grant {
     session: SessionId,
     destination: Destination,
     by: By,
-    expires_at: UnixTime,
 }
 
 /// Who is handed over.
@@ -93,7 +94,7 @@ impl Call<'_> {
             back: back(application, Some(wanted)),
             app_session: Some(hash_text(&mark)),
             retry,
-            fresh: false,
+            remembered: None,
         };
         let login = self.site.endpoint(&self.site.auth, &format!("login/{}", self.visit.host));
         let mut response = page::redirect(StatusCode::FOUND, &format!("{login}?{}", target.query()));
@@ -134,28 +135,25 @@ impl Call<'_> {
             let event = self.event(Action::Login, false).session(session);
             return self.too_fast(wait, Some(&target.application), event);
         }
-        let code = URL_SAFE_NO_PAD.encode(clock::random::<32>());
-        let expires_at = self.now.after(CODE_LIFE);
-        let grant = Grant { session: session.id, destination: target.destination(), by, expires_at };
-        match self.context.store.put_code(hash(&code), &grant, expires_at).await {
-            Ok(()) => {
+        let grant = Grant { session: session.id, destination: target.destination(), by };
+        match self.keep_for_code(CODE, None, &grant, self.now.after(CODE_LIFE)).await {
+            Ok(code) => {
                 let authorized = self.site.endpoint(&target.host, "authorized");
                 (page::redirect(status, &format!("{authorized}?code={code}")), event)
             }
-            Err(error) => self.broken(&error.to_string(), &target.application, session),
+            Err(error) => self.broken(&error, &target.application, session),
         }
     }
 
     /// Redeems a one-time code on the application host.
     pub(super) async fn authorized(&self) -> Response<Bytes> {
         let query = Parameters::of_query(self.visit.query.as_deref());
-        let code = query.one("code").filter(|code| code.len() == 43);
-        let grant = match code {
-            Some(code) => self.context.store.take_code::<Grant>(hash(code), self.now).await,
+        let grant = match query.one("code").and_then(|code| self.code(CODE, code)) {
+            Some(code) => self.take::<Grant>(CODE, &code).await,
             None => Ok(None),
         };
         let grant = match grant {
-            Ok(grant) => grant.filter(|grant| grant.expires_at > self.now),
+            Ok(grant) => grant,
             Err(error) => {
                 return self.not_authorized(
                     StatusCode::SERVICE_UNAVAILABLE,

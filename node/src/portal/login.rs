@@ -1,5 +1,7 @@
 //! The login page of the auth domain: who may log in how, the form of local users, and what follows a login.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Method, Response, StatusCode};
@@ -9,7 +11,7 @@ use zeroize::Zeroizing;
 use crate::clock;
 use crate::cookie::{self, SetCookie};
 use crate::event::{Action, Event};
-use crate::flow::{Reason, Session, UnixTime};
+use crate::flow::{Application, Kind, Reason, Session, UnixTime};
 use crate::identity::local::Proven;
 use crate::identity::throttle::Attempt;
 use crate::identity::{Authenticated, LoginError};
@@ -36,6 +38,7 @@ pub(super) const ATTEMPT_LIFE: std::time::Duration = std::time::Duration::from_s
 const LONGEST_HINT: usize = 255;
 
 const TICKET: &str = "login form";
+const REMEMBERED: &str = "remembered login does";
 
 /// Proves that a form was made by this node for this browser, and lets it be used once.
 #[derive(Serialize, Deserialize)]
@@ -78,11 +81,55 @@ impl Call<'_> {
         response
     }
 
+    /// To the login for a sign-in elsewhere, which goes on at `back`; with `anew`, a login that is remembered does not do. That
+    /// one does is what the address says, sealed: what it says without could be cut off.
+    pub(super) fn to_login_elsewhere(
+        &self,
+        application: &Arc<Application>,
+        back: String,
+        anew: bool,
+        hint: Option<&str>,
+    ) -> Response<Bytes> {
+        let expires_at = self.now.after(ATTEMPT_LIFE);
+        let remembered = match anew {
+            true => None,
+            false => match self.context.seal.seal(REMEMBERED, &(&back, expires_at)) {
+                Ok(sealed) => Some(sealed),
+                Err(_) => return self.refuse(StatusCode::SERVICE_UNAVAILABLE, Reason::Internal),
+            },
+        };
+        let auth = &self.site.auth;
+        let target = Target {
+            application: Arc::clone(application),
+            host: auth.clone(),
+            back,
+            app_session: None,
+            retry: false,
+            remembered,
+        };
+        let mut query = url::form_urlencoded::Serializer::new(target.query());
+        if let Some(hint) = hint {
+            query.append_pair("login_hint", hint);
+        }
+        let login = self.site.endpoint(auth, &format!("login/{auth}"));
+        page::redirect(StatusCode::FOUND, &format!("{login}?{}", query.finish()))
+    }
+
+    /// Whether the person has to prove anew who they are.
+    pub(super) fn is_anew(&self, target: &Target) -> bool {
+        let remembered = |sealed: &String| {
+            let word = self.context.seal.open::<(String, UnixTime)>(REMEMBERED, sealed);
+            word.is_some_and(|(back, expires_at)| back == target.back && expires_at > self.now)
+        };
+        matches!(target.application.kind, Kind::Saas(_))
+            && !target.remembered.as_ref().is_some_and(remembered)
+    }
+
     /// Goes on with the session there is, or with the one provider there is, or asks.
     async fn begin(&self, target: Option<&Target>, wanted: Option<&str>, hint: &str) -> Response<Bytes> {
         let providers = providers::allowed(&self.active, target.map(|target| &*target.application));
-        let fresh = target.is_some_and(|target| target.fresh);
-        if let Some(live) = self.global_session().filter(|_| !fresh) {
+        let anew = target.is_some_and(|target| self.is_anew(target));
+        if let Some(live) = self.global_session().filter(|_| !anew) {
             match target {
                 None => return self.go_on(StatusCode::FOUND),
                 Some(target) if providers.iter().any(|p| p.name == live.session.person.provider) => {
@@ -241,6 +288,10 @@ impl Call<'_> {
             groups: authenticated.groups,
             amr: authenticated.amr,
             address: self.visit.address,
+            authenticated_at: match proven {
+                Some(_) => Some(self.now),
+                None => authenticated.authenticated_at.map(|at| at.min(self.now)),
+            },
             created_at: self.now,
             expires_at: authenticated.ends_at.map_or(longest, |end| end.min(longest)),
         };
@@ -316,7 +367,9 @@ impl Call<'_> {
             LoginError::Unavailable(_) | LoginError::Internal(_) => StatusCode::SERVICE_UNAVAILABLE,
             LoginError::Throttled { .. } => StatusCode::TOO_MANY_REQUESTS,
             LoginError::BadCredentials => StatusCode::UNAUTHORIZED,
-            LoginError::State | LoginError::Refused(_) | LoginError::Answer(_) => StatusCode::BAD_REQUEST,
+            LoginError::State | LoginError::Refused(_) | LoginError::Answer(_) | LoginError::NotAnew => {
+                StatusCode::BAD_REQUEST
+            }
         };
         let mut event = self.event(Action::Login, false).reason(error.reason()).status(status.as_u16());
         event = event.detail(error.to_string());

@@ -19,6 +19,7 @@ mod browser;
 mod callback;
 mod cert_sign;
 mod cli;
+mod code;
 mod consumer;
 mod farewell;
 pub(crate) mod form;
@@ -29,6 +30,7 @@ mod logout;
 mod me;
 pub mod page;
 mod parked;
+mod posted;
 mod providers;
 mod saml;
 mod site;
@@ -50,12 +52,13 @@ use crate::context::Context;
 use crate::event::{Action, Event};
 use crate::flow::{Application, Host, Path, RayId, Reason, Session, UnixTime};
 use crate::identity::local::LocalLogin;
-use crate::identity::throttle::{Throttle, Writes};
+use crate::identity::throttle::{Named, Networks};
 use crate::ssh_ca::SshCa;
 
 use self::cli::Cli;
 pub use self::cli::TunnelFacts;
 use self::page::PageFacts;
+pub use self::posted::Posted;
 use self::providers::Providers;
 use self::site::Site;
 
@@ -69,7 +72,7 @@ pub struct Visit {
     /// Without the question mark.
     pub query: Option<String>,
     pub headers: HeaderMap,
-    /// At most 64 KiB.
+    /// Read only where [`Portal::reads`] it.
     pub body: Bytes,
     /// Source address; an IPv4-mapped IPv6 address has been turned into the IPv4 one.
     pub address: IpAddr,
@@ -84,12 +87,17 @@ pub struct Portal {
     local: LocalLogin,
     providers: Providers,
     ssh_ca: SshCa,
-    /// Bounds how often a network can make the node ask an identity provider in vain.
-    answers: Throttle,
+    /// Bound how often a login that is at an identity provider, and a network, can make the node ask that one in vain.
+    answers: Named,
+    asked: Networks,
+    /// Bound how often a network can make the node verify what says that it comes from an identity provider: assertions,
+    /// and logouts.
+    assertions: Networks,
+    logouts: Networks,
     /// Bounds how often a network can make the node sign for nobody.
-    signatures: Throttle,
+    signatures: Networks,
     /// Bounds how often a session can make the node write to its store.
-    writes: Writes,
+    writes: Named,
     cli: Cli,
     tunnel: TunnelFacts,
     started: Instant,
@@ -102,9 +110,12 @@ impl Portal {
             local: LocalLogin::default(),
             providers: Providers::new(context.metadata.clone()),
             context,
-            answers: Throttle::default(),
-            signatures: Throttle::default(),
-            writes: Writes::default(),
+            answers: Named::answers(),
+            asked: Networks::default(),
+            assertions: Networks::default(),
+            logouts: Networks::default(),
+            signatures: Networks::default(),
+            writes: Named::writes(),
             cli: Cli::default(),
             tunnel,
             started: Instant::now(),
@@ -146,7 +157,7 @@ impl Call<'_> {
             return self.refuse(StatusCode::NOT_FOUND, Reason::NoApplication);
         }
         let path = self.visit.path.as_str();
-        let endpoint = path.strip_prefix(PREFIX).map(|rest| rest.split_once('/').unwrap_or((rest, "")));
+        let endpoint = posted::split(&self.visit.path);
         // Its endpoints say themselves what they take.
         if let Some(("sso", rest)) = endpoint
             && on_auth
@@ -158,12 +169,7 @@ impl Call<'_> {
         {
             return self.saml_provider(rest).await;
         }
-        let (gets, posts) = match endpoint {
-            Some(("login" | "logout", _)) => (true, true),
-            Some(("cert_sign", _)) => (false, true),
-            Some(("cli", endpoint)) => cli::methods(endpoint),
-            _ => (true, false),
-        };
+        let (gets, posts) = posted::methods(endpoint);
         let allowed = match self.visit.method {
             Method::GET | Method::HEAD => gets,
             Method::POST => posts,
@@ -182,7 +188,7 @@ impl Call<'_> {
         match endpoint {
             Some(("login", host)) if on_auth => self.login(host).await,
             Some(("login", _)) => self.restart(),
-            Some(("callback", "")) if on_auth => self.callback().await,
+            Some(("callback", own)) if on_auth => self.callback(own).await,
             Some(("authorized", "")) if !on_auth => self.authorized().await,
             Some(("logout", "")) => self.logout().await,
             Some(("logout", "onward")) if on_auth => self.onward_logout().await,

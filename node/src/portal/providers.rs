@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::config::{Active, IdentityProvider, ProviderKind};
 use crate::flow::Application;
 use crate::identity::LoginError;
-use crate::identity::oidc::{ClaimRules, OidcProvider, OidcSettings};
+use crate::identity::oidc::{Callbacks, ClaimRules, OidcProvider, OidcSettings};
 use crate::identity::saml::{MetadataSource, SamlSettings, SamlUpstream, Source};
 use crate::identity::upstream::Upstream;
 use crate::metadata::Metadata;
@@ -44,7 +44,8 @@ impl Providers {
         if let Some(upstream) = made.upstreams.get(&provider.name) {
             return Ok(Some(Arc::clone(upstream)));
         }
-        let Some(upstream) = make(site, provider, &self.metadata)? else { return Ok(None) };
+        let alone = active.config.oidc_providers().nth(1).is_none();
+        let Some(upstream) = make(site, provider, alone, &self.metadata)? else { return Ok(None) };
         let upstream = Arc::new(upstream);
         made.upstreams.insert(provider.name.clone(), Arc::clone(&upstream));
         Ok(Some(upstream))
@@ -54,6 +55,7 @@ impl Providers {
 fn make(
     site: &Site,
     provider: &IdentityProvider,
+    alone: bool,
     metadata: &Metadata,
 ) -> Result<Option<Upstream>, LoginError> {
     let name = provider.name.as_str();
@@ -70,7 +72,7 @@ fn make(
                 email_domains: config.email_domains.clone(),
             },
             ca: config.ca.as_deref(),
-            redirect: site.callback(),
+            callbacks: Callbacks { shared: site.callback(), own: site.callback_of(name), alone },
         })?))),
         ProviderKind::Saml(config) => {
             let source = match &config.metadata {

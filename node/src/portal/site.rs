@@ -29,8 +29,13 @@ impl Site {
         format!("{}{PREFIX}{endpoint}", self.origin(host))
     }
 
-    /// The redirection URI of OpenID Connect.
+    /// The redirection URI of OpenID Connect that providers share.
     pub(super) fn callback(&self) -> String {
         self.endpoint(&self.auth, "callback")
+    }
+
+    /// The redirection URI of one provider.
+    pub(super) fn callback_of(&self, provider: &str) -> String {
+        format!("{}/{provider}", self.callback())
     }
 }

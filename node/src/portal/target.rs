@@ -40,8 +40,8 @@ pub(super) struct Target {
     pub(super) back: String,
     pub(super) app_session: Option<String>,
     pub(super) retry: bool,
-    /// The session there is does not do: the person has to prove anew who they are.
-    pub(super) fresh: bool,
+    /// Of a sign-in elsewhere: the node's word, sealed, that a login which is remembered does.
+    pub(super) remembered: Option<String>,
 }
 
 impl Target {
@@ -70,7 +70,7 @@ impl Target {
                 }
             },
             retry: query.has("retry"),
-            fresh: query.has("fresh"),
+            remembered: query.one("remembered").map(str::to_owned),
         })
     }
 
@@ -84,7 +84,7 @@ impl Target {
             host,
             app_session: destination.app_session.clone(),
             retry: destination.retry,
-            fresh: false,
+            remembered: None,
         })
     }
 
@@ -108,8 +108,8 @@ impl Target {
         if self.retry {
             query.append_pair("retry", "1");
         }
-        if self.fresh {
-            query.append_pair("fresh", "1");
+        if let Some(sealed) = &self.remembered {
+            query.append_pair("remembered", sealed);
         }
         query.finish()
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::IdentityProvider;
 use crate::cookie::{self, SetCookie};
 use crate::flow::UnixTime;
+use crate::identity::throttle::Networks;
 use crate::identity::upstream::{Answer, Kept};
 use crate::identity::{Authenticated, LoginError};
 use crate::saml::Onward;
@@ -30,7 +31,7 @@ const MOST_ATTEMPTS: usize = 6;
 #[derive(Serialize, Deserialize)]
 pub(super) struct Attempt {
     /// 16 hexadecimal digits, like a ray id.
-    id: String,
+    pub(super) id: String,
     pub(super) provider: String,
     kept: Kept,
     destination: Option<Destination>,
@@ -84,7 +85,8 @@ impl Call<'_> {
             self.charge_signature()?;
         }
         let keys = self.context.saml.keys();
-        upstream.start(id, target.is_some_and(|target| target.fresh), keys.signer(self.now), self.now).await
+        let anew = target.is_some_and(|target| self.is_anew(target));
+        upstream.start(id, anew, keys.signer(self.now), self.now).await
     }
 
     /// A message on its way; `name` is what people call who it goes to.
@@ -135,8 +137,11 @@ impl Call<'_> {
         }
         let (kept, once) =
             attempt.map(|attempt| (attempt.kept, (hash(&attempt.id), attempt.expires_at))).unzip();
+        let was_asked = matches!(answer, Answer::Oidc(_));
         let person = upstream.finish(kept, answer, self.now).await?;
-        self.portal.answers.refund_network(self.visit.address);
+        if was_asked {
+            self.refund(&self.portal.asked);
+        }
         // Only now: a stranger's answer makes the store remember nothing.
         if let Some((attempt, until)) = once {
             let first = self
@@ -152,12 +157,25 @@ impl Call<'_> {
         Ok(person)
     }
 
-    /// Takes an answer from this network's budget: whoever has started a login can invent answers to it, and each costs
-    /// something. Right ones are given back.
-    pub(super) fn charge_answer(&self) -> Result<(), LoginError> {
+    /// Takes something that may be in vain from this network's budget of `networks`.
+    pub(super) fn charge(&self, networks: &Networks) -> Result<(), LoginError> {
+        let known = self.context.recent.contains(self.visit.address, self.now);
+        networks
+            .charge(self.visit.address, known, self.portal.started.elapsed())
+            .map_err(|retry_after| LoginError::Throttled { retry_after })
+    }
+
+    /// Gives it back: it was not in vain.
+    pub(super) fn refund(&self, networks: &Networks) {
+        let known = self.context.recent.contains(self.visit.address, self.now);
+        networks.refund(self.visit.address, known);
+    }
+
+    /// Takes an answer from the budget of the login or code called `name`, which is known to be the node's own.
+    pub(super) fn charge_answer(&self, name: &str) -> Result<(), LoginError> {
         self.portal
             .answers
-            .charge_network(self.visit.address, self.portal.started.elapsed())
+            .charge(name, self.portal.started.elapsed())
             .map_err(|retry_after| LoginError::Throttled { retry_after })
     }
 
@@ -167,10 +185,7 @@ impl Call<'_> {
         if self.context.recent.contains(self.visit.address, self.now) {
             return Ok(());
         }
-        self.portal
-            .signatures
-            .charge_network(self.visit.address, self.portal.started.elapsed())
-            .map_err(|retry_after| LoginError::Throttled { retry_after })
+        self.charge(&self.portal.signatures)
     }
 
     fn open_attempts(&self) -> impl Iterator<Item = &str> {

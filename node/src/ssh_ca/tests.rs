@@ -46,6 +46,7 @@ fn permit(application: &Application, subject: &str, lives: u64) -> Permit {
         groups: vec![],
         amr: vec![],
         address: [192, 0, 2, 1].into(),
+        authenticated_at: None,
         created_at: NOW,
         expires_at: NOW.after(Duration::from_secs(lives)),
     });

@@ -243,6 +243,7 @@ mod tests {
                 groups: vec![],
                 amr: vec![],
                 address: [192, 0, 2, 1].into(),
+                authenticated_at: None,
                 created_at: UnixTime(0),
                 expires_at: UnixTime(1000),
             };
@@ -397,6 +398,7 @@ mod tests {
             groups: vec![],
             amr: vec![],
             address: [192, 0, 2, 1].into(),
+            authenticated_at: None,
             created_at: later,
             expires_at: UnixTime(later.0 + 1000),
         };

@@ -134,6 +134,14 @@ impl Store {
 }
 
 #[cfg(test)]
+impl Store {
+    /// Makes every use of codes fail from now on.
+    pub(crate) async fn break_codes(&self) {
+        self.run(|connection| Ok(connection.execute_batch("DROP TABLE code")?)).await.unwrap();
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

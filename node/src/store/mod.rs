@@ -22,12 +22,14 @@ mod service_tokens;
 mod sessions;
 mod users;
 
-use std::fs;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::{fs, io};
 
 use rusqlite::Connection;
+use rustix::fs::{Mode, OFlags};
 use tokio::sync::oneshot;
 
 pub use clients::{Client, NewClient, NotLoggedIn, Rotation};
@@ -49,7 +51,7 @@ use reader::{ReadLane, Reader};
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("{path}: {source}")]
-    File { path: PathBuf, source: std::io::Error },
+    File { path: PathBuf, source: io::Error },
     #[error("{path}: {source}")]
     Open { path: PathBuf, source: rusqlite::Error },
     #[error("{path} was written by a newer version (schema {found}, this one knows {known})")]
@@ -67,7 +69,7 @@ pub enum StoreError {
     #[error("the backup takes too long, and is given up")]
     Slow,
     #[error("the store's thread cannot be started: {0}")]
-    Thread(std::io::Error),
+    Thread(io::Error),
 }
 
 /// The store of one node. Clones share it.
@@ -159,19 +161,31 @@ impl Store {
 fn connect(directory: &Path) -> Result<(Connection, PathBuf), StoreError> {
     let file_error = |source| StoreError::File { path: directory.to_owned(), source };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(file_error)?;
-    let path = directory.join(FILE);
-    if !path.exists() {
-        let mut options = fs::OpenOptions::new();
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        options
-            .create_new(true)
-            .write(true)
-            .open(&path)
-            .map_err(|source| StoreError::File { path: path.clone(), source })?;
-    }
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
-        .map_err(|source| StoreError::File { path: path.clone(), source })?;
+    // The directory's own place may be behind links, which SQLite would take for links to the file.
+    let path = fs::canonicalize(directory).map_err(file_error)?.join(FILE);
+    make_private(&path).map_err(|source| StoreError::File { path: path.clone(), source })?;
     Ok((schema::open(&path)?, path))
+}
+
+/// Makes the file, or takes from others what they may do with it. An administrator's commands run as root in a directory
+/// that the unprivileged daemon may write to: a link there leads to no other file.
+fn make_private(path: &Path) -> io::Result<()> {
+    let made = fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path).map(|_| ());
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        other => return other,
+    }
+    // Opened for its mode alone: to close it otherwise would end this process's locks on it (fcntl(2), F_SETLK).
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a link or no file"));
+    }
+    if found.permissions().mode() & 0o777 == 0o600 {
+        return Ok(());
+    }
+    fs::set_permissions(format!("/proc/self/fd/{}", file.as_raw_fd()), fs::Permissions::from_mode(0o600))
 }
 
 #[cfg(test)]
@@ -193,6 +207,32 @@ mod tests {
         assert_eq!((mode(&state), mode(&state.join(FILE))), (0o700, 0o600));
         Connection::open(state.join(FILE)).unwrap().pragma_update(None, "user_version", 999).unwrap();
         assert!(matches!(Store::open(&state), Err(StoreError::Newer { found: 999, .. })));
+    }
+
+    #[test]
+    fn a_link_in_the_directory_leads_nowhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let state = directory.path().join("state");
+        drop(Store::open(&state).unwrap());
+        fs::set_permissions(state.join(FILE), fs::Permissions::from_mode(0o644)).unwrap();
+        drop(Store::open(&state).unwrap());
+        assert_eq!(mode(&state.join(FILE)), 0o600);
+
+        let other = directory.path().join("other");
+        fs::rename(state.join(FILE), &other).unwrap();
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o644)).unwrap();
+        std::os::unix::fs::symlink(&other, state.join(FILE)).unwrap();
+        assert!(matches!(Store::open(&state), Err(StoreError::File { .. })));
+        assert!(Store::gate_was_confirmed(&state).is_err());
+        assert_eq!(mode(&other), 0o644);
+        assert!(schema::open(&state.join(FILE)).is_err(), "nor does SQLite follow one that comes later");
+
+        // Where the state is kept is the administrator's to say.
+        let link = directory.path().join("link");
+        fs::remove_file(state.join(FILE)).unwrap();
+        std::os::unix::fs::symlink(&state, &link).unwrap();
+        assert!(Store::open(&link).is_ok());
     }
 
     #[tokio::test]

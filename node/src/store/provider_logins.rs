@@ -130,6 +130,7 @@ mod tests {
                 groups: vec![],
                 amr: vec![],
                 address: [192, 0, 2, 1].into(),
+                authenticated_at: None,
                 created_at: UnixTime(0),
                 expires_at: UnixTime(if id == 4 { 50 } else { 1000 }),
             };
@@ -178,6 +179,7 @@ mod tests {
                 groups: vec![],
                 amr: vec![],
                 address: [192, 0, 2, 1].into(),
+                authenticated_at: None,
                 created_at: UnixTime(heard),
                 expires_at: UnixTime(1000),
             };

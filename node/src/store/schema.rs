@@ -209,6 +209,11 @@ ALTER TABLE saas_login ADD COLUMN answers_over_at INTEGER;
 DROP INDEX saas_login_untold;
 CREATE INDEX saas_login_untold ON saas_login (next_try) WHERE told_at IS NULL OR told_at < answers_over_at;
 ",
+    // When the people of sessions proved who they are: with a password, when the session began. What a provider said was not
+    // kept.
+    r"
+UPDATE session SET body = json_set(body, '$.authenticated_at', created_at) WHERE json_extract(body, '$.is_local');
+",
     // Each refusal goes to the end of it. What is at a place of its own each time, as a user is, would cost every batch of events,
     // and a revocation behind it, more than a search through the log costs those who do not wait for it.
     "CREATE INDEX event_denied ON event (allowed) WHERE allowed = 0;",
@@ -223,7 +228,8 @@ const LONGEST_LOG: i64 = 16 << 20;
 /// Opens the file, sets it up for durable concurrent use and migrates it.
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     let open_error = |source| StoreError::Open { path: path.to_owned(), source };
-    let mut connection = Connection::open(path).map_err(open_error)?;
+    let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let mut connection = Connection::open_with_flags(path, flags).map_err(open_error)?;
     connection.busy_timeout(BUSY).map_err(open_error)?;
     connection.pragma_update(None, "journal_mode", "WAL").map_err(open_error)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(open_error)?;
@@ -237,7 +243,8 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
 /// Opens the file, which this process has open already, for reading only.
 pub(super) fn open_to_read(path: &Path) -> Result<Connection, StoreError> {
     let open_error = |source| StoreError::Open { path: path.to_owned(), source };
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(path, flags).map_err(open_error)?;
     connection.busy_timeout(BUSY).map_err(open_error)?;
     connection.set_prepared_statement_cache_capacity(64);

@@ -166,3 +166,33 @@ impl Store {
         .unwrap();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+
+    /// Of sessions that an older version began it is known when a password was given, and nothing else.
+    #[tokio::test]
+    async fn sessions_of_an_older_version_say_when_a_password_was_given() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(Store::open(directory.path()).unwrap());
+        let older = Connection::open(directory.path().join("store.sqlite")).unwrap();
+        for (id, local) in [(1_u8, "true"), (2, "false"), (3, "null")] {
+            let id = SessionId::from_bytes([id; 16]);
+            let body = format!(
+                r#"{{"id":"{id}","person":{{"provider":"p","subject":"ann"}},"is_local":{local},"email":null,"display_name":"Ann","groups":[],"amr":[],"address":"192.0.2.1","created_at":1000,"expires_at":9000}}"#
+            );
+            let insert = "INSERT INTO session (id, person, body, created_at, expires_at) VALUES (?1, 'p:ann', ?2, 1000, 9000)";
+            older.execute(insert, params![id.as_bytes(), body]).unwrap();
+        }
+        older.pragma_update(None, "user_version", 12).unwrap();
+        drop(older);
+        let store = Store::open(directory.path()).unwrap();
+        let mut sessions = store.live_sessions(UnixTime(2000)).await.unwrap();
+        sessions.sort_by_key(|session| *session.id.as_bytes());
+        let known: Vec<_> = sessions.iter().map(|session| session.authenticated_at).collect();
+        assert_eq!(known, [Some(UnixTime(1000)), None, None]);
+    }
+}

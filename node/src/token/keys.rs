@@ -19,6 +19,7 @@ use crate::flow::UnixTime;
 use crate::store::{SigningKey, Store};
 
 use super::TokenError;
+use super::verified::Verified;
 
 const DAY: Duration = Duration::from_secs(86_400);
 const SIGN_FOR: Duration = Duration::from_secs(42 * 86_400);
@@ -54,6 +55,7 @@ pub(super) struct KeyRing {
     keys: Vec<Loaded>,
     certs: String,
     jwks: String,
+    verified: Verified,
 }
 
 struct Loaded {
@@ -139,6 +141,11 @@ impl KeyRing {
             .map(|key| &key.verifier)
     }
 
+    /// Tokens whose signature by one of these keys has held.
+    pub(super) const fn verified(&self) -> &Verified {
+        &self.verified
+    }
+
     pub(super) fn certs(&self) -> &str {
         &self.certs
     }
@@ -185,7 +192,7 @@ impl KeyRing {
         let jwks: Vec<_> = keys.iter().map(|key| &key.jwk).collect();
         let certs = json!({ "keys": jwks, "public_cert": public.last(), "public_certs": public }).to_string();
         let jwks = json!({ "keys": jwks }).to_string();
-        Ok(Self { keys, certs, jwks })
+        Ok(Self { keys, certs, jwks, verified: Verified::default() })
     }
 }
 

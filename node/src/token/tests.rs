@@ -27,6 +27,7 @@ fn session() -> Session {
         groups: vec![],
         amr: vec![],
         address: [192, 0, 2, 1].into(),
+        authenticated_at: None,
         created_at: NOW,
         expires_at: NOW.after(Duration::from_secs(3600)),
     }
@@ -124,6 +125,46 @@ async fn hostile_tokens_are_refused() {
     assert!(!accepts(&unsigned));
     assert!(!accepts(&".".repeat(1_000_000)));
     assert!(matches!(tokens.verify(&"a".repeat(5000), Kind::Global, NOW), Err(TokenError::TooLong)));
+}
+
+/// A signature that is remembered makes nothing of what depends on who asks, and when.
+#[tokio::test]
+async fn a_token_that_has_been_verified_is_looked_at_again_all_the_same() {
+    let (_directory, tokens) = tokens().await;
+    let (wiki, jira) = (aud("wiki"), aud("jira"));
+    let header = json!({ "alg": "RS256", "typ": "JWT", "kid": kid(&tokens) });
+    let jwt = sign(&tokens, header, &claims());
+    let verify = |kind, now| tokens.verify(&jwt, kind, now);
+    let is_remembered = || tokens.ring().verified().has(&Digest::of(&jwt).unwrap());
+    // Of another audience, and yet signed.
+    assert!(!is_remembered());
+    assert!(matches!(verify(Kind::Global, NOW), Err(TokenError::Audience)) && is_remembered());
+    let first = verify(Kind::Application(&wiki), NOW).unwrap();
+    assert_eq!(verify(Kind::Application(&wiki), NOW).unwrap(), first);
+    for (kind, now) in [
+        (Kind::Application(&wiki), NOW.after(Duration::from_secs(60))),
+        (Kind::Application(&wiki), UnixTime(NOW.0 - SKEW - 1)),
+    ] {
+        assert!(matches!(verify(kind, now), Err(TokenError::Time)), "{now:?}");
+    }
+    assert!(matches!(verify(Kind::Application(&jira), NOW), Err(TokenError::Audience)));
+    // Every other token is another one, whatever of it is the same.
+    for at in 0..jwt.len() {
+        let mut changed = jwt.clone().into_bytes();
+        changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
+        let changed = String::from_utf8(changed).unwrap();
+        let read = tokens.verify(&changed, Kind::Application(&wiki), NOW);
+        assert!(read.is_err() && !tokens.ring().verified().has(&Digest::of(&changed).unwrap()), "{at}");
+    }
+    // The key that signed it is no longer published, or is gone.
+    let last = tokens.keys(NOW)[0].publish_until;
+    assert!(matches!(verify(Kind::Application(&wiki), last), Err(TokenError::Invalid)));
+    assert!(verify(Kind::Application(&wiki), NOW).is_ok() && is_remembered(), "the control");
+    tokens.rotate(false, NOW).await.unwrap();
+    assert!(!is_remembered(), "every rotation begins anew");
+    assert!(verify(Kind::Application(&wiki), NOW).is_ok() && is_remembered());
+    tokens.rotate(true, NOW).await.unwrap();
+    assert!(matches!(verify(Kind::Application(&wiki), NOW), Err(TokenError::Invalid)));
 }
 
 #[tokio::test]

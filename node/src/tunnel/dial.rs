@@ -65,12 +65,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_ways_to_fail_are_told_apart() {
-        let free = {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            listener.local_addr().unwrap()
-        };
+        // Held, so that nobody else listens there.
+        let closed = tokio::net::TcpSocket::new_v4().unwrap();
+        closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = closed.local_addr().unwrap();
         let authority = |text: &str| text.parse::<Authority>().unwrap();
-        assert_eq!(dial(&authority(&free.to_string())).await.unwrap_err(), DialFailure::ConnectionRefused);
+        assert_eq!(dial(&authority(&address.to_string())).await.unwrap_err(), DialFailure::ConnectionRefused);
         assert_eq!(dial(&authority("no-such-host.invalid:80")).await.unwrap_err(), DialFailure::NoAddress);
     }
 }

@@ -104,7 +104,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_unreachable_port_is_silence_not_an_error() {
-        let peer = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        // An address that no other test has, so that the port is free again later.
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let peer = UdpSocket::bind((Ipv4Addr::new(127, 1, high, low), 0)).unwrap();
         let address = peer.local_addr().unwrap();
         let (socket, _) = dial_socket(address).unwrap();
         let mine = socket.local_addr().unwrap();

@@ -1,7 +1,7 @@
 //! What strangers send by SAML, changed in every way that comes to mind, for as long as asked: `cargo xtask fuzz saml`.
 //!
 //! Each round takes a document of the corpus, changes it (bytes, tokens, whole elements, pieces of another one) and gives it
-//! to whatever reads it: XML, canonical form, the bindings, requests, answers, metadata. Beside "no panic" it holds the
+//! to whatever reads it: XML, canonical form, the bindings, requests, answers, metadata, what peers say of logouts by SOAP. Beside "no panic" it holds the
 //! readers to what they promise: what is written is read as the same, and a signature that still holds after a change is
 //! over what was signed. Memory is measured all the while.
 
@@ -20,7 +20,7 @@ struct Args {
     /// Where randomness begins; printed, so that a run can be done again
     #[arg(long)]
     seed: Option<u64>,
-    /// Documents to begin with, one folder each for `xml`, `messages`, `metadata` and `answers`
+    /// Documents to begin with, one folder each for `xml`, `messages`, `metadata`, `answers` and `soap`
     #[arg(long)]
     corpus: Option<PathBuf>,
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::netns::Netns;
 use crate::portcullis::START;
-use crate::process::Process;
+use crate::process::{Process, wait_until};
 use crate::third_party;
 
 const FIREWALL: &str = "
@@ -78,9 +78,21 @@ impl Office {
         Ok(())
     }
 
-    /// Whether nginx has seen a request for a path.
-    pub(super) fn has_seen(&self, path: &str) -> Result<bool> {
-        Ok(self.requests()?.iter().any(|line| line.split(' ').nth(1) == Some(path)))
+    /// Waits until nginx has written down a request, which it does after it has answered. What was answered before is written by
+    /// then, too: there is one worker.
+    pub(super) fn await_request(&self, seen: &str) -> Result<()> {
+        wait_until(&format!("nginx to log “{seen}”"), START, || {
+            Ok(self.requests()?.iter().any(|line| line == seen).then_some(()))
+        })
+    }
+
+    /// Who asked for a path, as far as nginx has written it down.
+    pub(super) fn seen_at(&self, path: &str) -> Result<Vec<String>> {
+        let at = |line: String| {
+            let mut words = line.split(' ').skip(1);
+            (words.next() == Some(path)).then(|| words.next().unwrap_or_default().to_owned())
+        };
+        Ok(self.requests()?.into_iter().filter_map(at).collect())
     }
 }
 

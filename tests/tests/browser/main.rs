@@ -30,8 +30,9 @@ policies = ["staff"]
 fn realm(oidc: bool) -> (Realm, Option<Idp>) {
     let plan = Plan::new().unwrap();
     let accounts = json!({ "ann": { "email": "ann@example.com", "email_verified": true } });
-    let idp = oidc
-        .then(|| Idp::start(plan.path(), &plan.ca, &plan.callback(), &accounts, ClaimsIn::Userinfo).unwrap());
+    let idp = oidc.then(|| {
+        Idp::start(plan.path(), &plan.ca, &plan.callbacks("okta"), &accounts, ClaimsIn::Userinfo).unwrap()
+    });
     let providers: Vec<Provider<'_>> =
         idp.iter().map(|idp| Provider { name: "okta", idp, more: "label = \"Okta\"" }).collect();
     let realm = plan.start(true, &providers, MORE).unwrap();

@@ -3,7 +3,9 @@
 mod decisions;
 mod hostile;
 mod node;
+mod origins;
 mod patience;
+mod posts;
 mod sessions;
 mod streams;
 mod tls;

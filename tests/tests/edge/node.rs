@@ -189,6 +189,7 @@ impl Node {
                 groups: vec![],
                 amr: vec!["pwd".into()],
                 address: [192, 0, 2, 1].into(),
+                authenticated_at: None,
                 created_at: now,
                 expires_at: now.after(Duration::from_secs(3600)),
             })
@@ -270,9 +271,13 @@ impl Node {
 
     /// The same to another of the node's addresses.
     pub async fn connect_to(&self, address: SocketAddr, sni: &str, alpn: &[&str]) -> TlsStream<TcpStream> {
+        self.handshake(TcpStream::connect(address).await.unwrap(), sni, alpn).await
+    }
+
+    /// TLS on a connection that is open.
+    pub async fn handshake(&self, stream: TcpStream, sni: &str, alpn: &[&str]) -> TlsStream<TcpStream> {
         let mut config = ClientConfig::builder().with_root_certificates(self.roots()).with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        let stream = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from(sni.to_owned()).unwrap();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         timeout(SOON, connector.connect(name, stream)).await.unwrap().unwrap()

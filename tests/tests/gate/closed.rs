@@ -10,7 +10,7 @@ use portcullis_common::layout::{HOST_FLOWS, TUNNELS, VERSION};
 use portcullis_tests::meanwhile::{Pace, StopOnDrop};
 use portcullis_tests::netns::Netns;
 
-use crate::lab::{ANSWER, EDGE, Echo, Lab, STRANGER, settle};
+use crate::lab::{EDGE, Echo, Lab, STRANGER, settle};
 use crate::lifecycle::Holder;
 
 const PLANTED: u16 = 5353;
@@ -65,7 +65,7 @@ fn nothing_arrives_through_kills_upgrades_other_settings_and_full_maps() {
     arrives();
 
     let mut holder = Holder::start(&lab, &[]);
-    await_quiet(&lab);
+    await_quiet(&lab, &planted);
     arrived();
     let maps = lab.pin.path.join(format!("maps_{VERSION}"));
     let other = lab.pin.path.join("maps_1");
@@ -96,15 +96,14 @@ fn nothing_arrives_through_kills_upgrades_other_settings_and_full_maps() {
 }
 
 /// Waits until the planted server has taken all that was under way when the gate came up.
-pub fn await_quiet(lab: &Lab) {
+pub fn await_quiet(lab: &Lab, planted: &Echo) {
     // Of an idle socket both queues are empty; a listener's second one is its backlog.
     let waiting = || {
         let shown = lab.edge.run(&format!("ss -Htuna sport = :{PLANTED}")).unwrap();
         shown.lines().any(|line| line.split_whitespace().nth(2) != Some("0"))
     };
     settle(|| !waiting());
-    // Taken and not yet counted.
-    std::thread::sleep(ANSWER / 40);
+    planted.counts_all();
 }
 
 /// Every map that grows is filled: peers until there is no place, and more flows of the host's own, all to one address, than are kept.

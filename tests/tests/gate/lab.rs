@@ -126,6 +126,8 @@ fn reaches_udp(from: &Netns, address: &str, port: u16, patience: Duration) -> bo
 pub struct Echo {
     stop: Arc<AtomicBool>,
     pub received: Arc<AtomicU32>,
+    /// How often each thread has counted all that it had taken.
+    turns: [Arc<AtomicU32>; 2],
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -137,9 +139,11 @@ impl Echo {
             netns.enter(|| (TcpListener::bind(any).unwrap(), UdpSocket::bind(any).unwrap())).unwrap();
         tcp.set_nonblocking(true).unwrap();
         udp.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&received));
+        let turns = [(); 2].map(|()| Arc::new(AtomicU32::new(0)));
+        let (stopped, count, turn) = (Arc::clone(&stop), Arc::clone(&received), Arc::clone(&turns[0]));
         let tcp = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
+                turn.fetch_add(1, Ordering::Release);
                 match tcp.accept() {
                     Ok((mut stream, _)) => {
                         count.fetch_add(1, Ordering::Relaxed);
@@ -153,16 +157,24 @@ impl Echo {
                 }
             }
         });
-        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&received));
+        let (stopped, count, turn) = (Arc::clone(&stop), Arc::clone(&received), Arc::clone(&turns[1]));
         let udp = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
+                turn.fetch_add(1, Ordering::Release);
                 if let Ok((_, from)) = udp.recv_from(&mut [0; 64]) {
                     count.fetch_add(1, Ordering::Relaxed);
                     udp.send_to(b"!", from).unwrap();
                 }
             }
         });
-        Self { stop, received, threads: vec![tcp, udp] }
+        Self { stop, received, turns, threads: vec![tcp, udp] }
+    }
+
+    /// Waits until all is counted that it has taken so far.
+    pub fn counts_all(&self) {
+        let turns = || self.turns.each_ref().map(|turns| turns.load(Ordering::Acquire));
+        let before = turns();
+        settle(|| turns().iter().zip(before).all(|(turns, before)| *turns > before));
     }
 }
 

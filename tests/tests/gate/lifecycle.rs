@@ -1,7 +1,10 @@
 //! Up, killed, taken over, replaced, taken down.
 
+use std::error::Error;
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::atomic::Ordering;
@@ -276,9 +279,33 @@ fn a_bpffs_is_mounted_where_there_is_none() {
     let gate = lab.open(&config).unwrap();
     let is_up = || lab.edge.enter(|| gate::status(&pin)).unwrap().unwrap().is_up();
     assert!(is_up());
+    // Nobody else may write to it, look into it or hold its lock.
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(&pin), 0o700);
     drop(gate);
     lab.edge.enter(|| gate::detach(&pin)).unwrap().unwrap();
     assert!(!is_up());
+}
+
+#[test]
+fn pins_are_their_owners_alone() {
+    let lab = Lab::new();
+    let pin = lab.config().pin;
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    // As an earlier version made it.
+    std::fs::create_dir_all(&pin).unwrap();
+    std::fs::set_permissions(&pin, Permissions::from_mode(0o755)).unwrap();
+    drop(lab.open(&lab.config()).unwrap());
+    assert_eq!((mode(&pin), mode(&pin.join("links"))), (0o700, 0o700));
+    lab.detach();
+
+    // Somebody who was here first could take the gate off.
+    std::fs::create_dir_all(&pin).unwrap();
+    std::os::unix::fs::chown(&pin, Some(65_534), None).unwrap();
+    let refused = lab.open(&lab.config()).err().unwrap();
+    assert!(refused.source().unwrap().to_string().contains("no directory of this user"), "{refused:?}");
+    assert!(!pin.join("links").exists(), "nothing was put up");
+    std::os::unix::fs::chown(&pin, Some(0), None).unwrap();
 }
 
 /// Unmounted at the end, before the directory around it is removed.

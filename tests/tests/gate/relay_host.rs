@@ -1,7 +1,7 @@
 //! Sessions that the gate lets through to the node's own socket: judged like those that it relays by itself.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use portcullis::gate::{
     self, Detour, FlowGrant, Leg, PeerAddress, Placed, Placement, Relay, RelayError, Standing, Usage, Way,
@@ -211,13 +211,16 @@ fn what_must_not_be_granted_is_not_let_through_either() {
 
 fn place(relay: &Relay, grant: &FlowGrant) -> Way {
     let wanted = [Placement { grant: *grant, to_host: false }];
-    for _ in 0..20 {
+    let deadline = Instant::now() + ANSWER;
+    loop {
         match relay.place_all(&wanted).remove(0) {
-            Err(RelayError::Detour(Detour::Unresolved)) => std::thread::sleep(Duration::from_millis(10)),
+            Err(RelayError::Detour(Detour::Unresolved)) => {
+                assert!(Instant::now() < deadline, "a neighbour is not found");
+                std::thread::sleep(Duration::from_millis(10));
+            }
             placed => return placed.unwrap(),
         }
     }
-    panic!("a neighbour is not found")
 }
 
 /// What a daemon does that starts again and hears both ends bind anew, from where they were or from elsewhere.

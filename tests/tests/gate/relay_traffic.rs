@@ -6,7 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use portcullis::clock;
 use portcullis::gate::{self, FlowGrant, Gate, Leg, PeerAddress, Relay};
@@ -15,6 +15,7 @@ use portcullis_common::{ConnectionId, SipKey};
 use portcullis_tests::gate::vlan::{self, Tag};
 use portcullis_tests::gate::wire::Wire;
 use portcullis_tests::netns::{Netns, run};
+use portcullis_tests::process::wait_until;
 use portcullis_tests::relay::{RelayEnd, RelayNode};
 
 use crate::lab::{ANSWER, mac};
@@ -160,26 +161,19 @@ fn iperf3(lab: &RelayLab) {
         };
         install(&relay, &grant).unwrap();
         lab.hop_tagger()();
-        let full = no_room(&lab.connector);
+        let full = lab.connector.datagrams_without_room().unwrap();
         let mut command = lab.client.command("iperf3");
         command.args(["-u", "-c", &ends.node_client.to_string(), "-p", "443", "--cport", "40443"]);
         command.args(["-B", &ends.client.to_string(), "-l", "1200", "-b", "20M", "-t", "2", "-J"]);
         let report: serde_json::Value = serde_json::from_str(&run(&mut command).unwrap()).unwrap();
         let sum = &report["end"]["sum"];
         let (packets, lost) = (sum["packets"].as_u64().unwrap(), sum["lost_packets"].as_u64().unwrap());
-        // Of a program that gets no CPU, the kernel drops what its socket has no room for, and counts it.
-        let full = no_room(&lab.connector) - full;
+        let full = lab.connector.datagrams_without_room().unwrap() - full;
         assert!(lost <= full, "{ends:?}: {lost} lost, {full} for want of room");
         assert!(packets - lost > 1_000, "{report}");
         let ended = relay.revoke(session).unwrap().unwrap();
         assert!(ended.usage[0].packets >= packets, "{:?} {packets}", ended.usage);
     }
-}
-
-/// Datagrams that the namespace's sockets had no room for (RFC 4113 counts them among the errors).
-fn no_room(netns: &Netns) -> u64 {
-    let counts = netns.run("nstat -asz UdpRcvbufErrors Udp6RcvbufErrors").unwrap();
-    counts.lines().filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
 }
 
 /// A TCP proxy in a namespace.
@@ -239,15 +233,10 @@ impl Server {
     fn start(netns: &Netns, ends: &Ends) -> Self {
         let mut command: Command = netns.command("iperf3");
         command.args(["-s", "-p", "443", "-B", &ends.connector.to_string()]).stdout(Stdio::null());
-        let child = command.spawn().unwrap();
+        let server = Self { child: command.spawn().unwrap() };
         let at = SocketAddr::new(ends.connector, PORT);
-        let deadline = Instant::now() + SOON;
-        // A probe that it takes for a client would make it print an error, so it is asked for its port alone.
-        while netns.enter(|| TcpListener::bind(at).is_ok()).unwrap() {
-            assert!(Instant::now() < deadline, "iperf3 does not listen");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Self { child }
+        wait_until("iperf3 to listen", SOON, || Ok(netns.listens(at)?.then_some(()))).unwrap();
+        server
     }
 }
 

@@ -123,7 +123,13 @@ fn the_log_is_read_by_user_application_and_verdict() {
         let out = realm.node.admin(&[&["events", "--json"], args].concat()).unwrap();
         out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     };
-    let of_page: Vec<_> = read(&["--denied"]).into_iter().filter(|e| e["ray_id"] == ray.as_str()).collect();
+    let of_page = || -> Vec<_> {
+        read(&["--denied"]).into_iter().filter(|event| event["ray_id"] == ray.as_str()).collect()
+    };
+    // It is written when the answer is done, which whoever reads it may know first.
+    wait_until("the page's event", Duration::from_secs(60), || Ok((!of_page().is_empty()).then_some(())))
+        .unwrap();
+    let of_page = of_page();
     assert_eq!(of_page.len(), 1, "exactly one event for the page with ray {ray}");
     assert_eq!(of_page[0]["user_email"], "bob@example.com");
     assert!(read(&["--app", "wiki"]).iter().all(|e| e["app_name"] == "wiki"));

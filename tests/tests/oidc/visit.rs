@@ -19,7 +19,7 @@ pub fn accounts() -> Value {
 /// A realm with one provider called `okta` and nothing else.
 pub fn realm(claims_in: ClaimsIn, more: &str) -> Result<(Realm, Idp)> {
     let plan = Plan::new()?;
-    let idp = Idp::start(plan.path(), &plan.ca, &plan.callback(), &accounts(), claims_in)?;
+    let idp = Idp::start(plan.path(), &plan.ca, &plan.callbacks("okta"), &accounts(), claims_in)?;
     let more = format!(
         "scopes = [\"openid\", \"email\", \"profile\", \"groups\"]\ngroups_claim = \"groups\"\n{more}"
     );

@@ -305,8 +305,10 @@ fn an_answer_is_worth_nothing_to_another_browser() {
     let eve = provider.begin("eve", 1).unwrap();
     let taken = eve.web.get(&resume).unwrap();
     assert_eq!((taken.status, taken.cookies().len()), (400, 0), "{}", taken.body);
-    // It was good once.
-    assert_eq!(ann.web.get(&resume).unwrap().status, 400);
+    // Who has begun the login has lost nothing by that, and it is good once.
+    let twin = ann.web.copy(&provider.realm.dir.path().join("twin.jar")).unwrap();
+    assert_eq!(ann.web.get(&resume).unwrap().status, 302);
+    assert_eq!(twin.get(&resume).unwrap().status, 400);
     for address in ["resume", "resume?code=", "resume?code=x", "resume?code=a&code=b"] {
         assert_eq!(eve.web.get(&provider.at(address)).unwrap().status, 400, "{address}");
     }
@@ -355,6 +357,28 @@ fn a_bomb_is_refused_and_a_network_may_not_try_for_ever() {
     assert!(limited);
     let other = web.from("127.0.2.1");
     assert_eq!(provider.post(&other, "<a/>").unwrap().status, 400, "another network may");
+}
+
+/// A page that a colleague has open sends garbage to the node, and so does somebody else in the office.
+#[test]
+fn an_office_is_not_kept_out_by_what_is_sent_from_there() {
+    let provider = Provider::start("").unwrap();
+    let log_in = |browser: &str| {
+        let Begun { web, request } = provider.begin(browser, 1).unwrap();
+        let answer = provider.answer(&request);
+        provider.post(&web, &provider.sealed(&answer, Seals::default()).unwrap()).unwrap()
+    };
+    let in_the_office = |browser: &str| provider.realm.web(browser).from("127.0.1.9");
+    for header in ["Sec-Fetch-Mode: no-cors", "Sec-Fetch-Dest: iframe"] {
+        let page = in_the_office("page").header(header);
+        assert!((0..30).all(|_| provider.post(&page, "<a/>").unwrap().status == 400), "{header}");
+    }
+    let first = log_in("ann");
+    assert_eq!(first.status, 200, "a network that nobody knows yet: {}", first.body);
+    let web = in_the_office("eve");
+    assert!((0..60).all(|_| provider.post(&web, "<a/>").unwrap().status == 400));
+    let again = log_in("bob");
+    assert_eq!(again.status, 200, "{}", again.body);
 }
 
 #[test]

@@ -1,12 +1,14 @@
-//! Bytes from strangers: XML, messages and metadata. As tests these run on the corpus beside this file, and for a moment on
+//! Bytes from strangers: XML, messages, metadata and answers by SOAP. As tests these run on the corpus beside this file, and for a moment on
 //! random input; as fuzz targets (`cargo bolero test fuzz::<name> --corpus-dir tests/tests/saml/corpus/<name>`) for as
 //! long as one likes.
 
 use std::path::Path;
 
 use portcullis::saml::{
-    AuthnRequest, Kind, MESSAGE_LIMITS, METADATA_LIMITS, ServiceProvider, canonical, of_form, of_query, parse,
+    AuthnRequest, Certificate, Ended, Kind, MESSAGE_LIMITS, METADATA_LIMITS, ServiceProvider, canonical,
+    of_form, of_query, parse,
 };
+use portcullis_tests::saml_fuzz::{Said, said};
 
 /// What is read and written is read as the same.
 fn read_and_write(bytes: &[u8]) {
@@ -72,6 +74,26 @@ fn metadata() {
     }
     bolero::check!().for_each(|bytes: &[u8]| {
         describe(bytes);
+    });
+}
+
+#[test]
+fn soap() {
+    let files = corpus("soap");
+    let key = files.iter().find_map(|(name, bytes)| (name == "key.pem").then_some(bytes)).unwrap();
+    let key = Certificate::from_pem(key).unwrap();
+    for (name, bytes) in &files {
+        let (vouched_for, claimed) = match name.as_str() {
+            "ended.xml" => (Some(Ended::Now), Some(Ended::Now)),
+            "unknown.xml" => (Some(Ended::Unknown), Some(Ended::Unknown)),
+            // A failure that was signed, inside of a success that was not.
+            "unsigned.xml" | "wrapped.xml" | "lifted.xml" => (None, Some(Ended::Now)),
+            _ => (None, None),
+        };
+        assert_eq!(said(bytes, &key), Ok(Said { vouched_for, claimed }), "{name}");
+    }
+    bolero::check!().for_each(|bytes: &[u8]| {
+        said(bytes, &key).unwrap();
     });
 }
 

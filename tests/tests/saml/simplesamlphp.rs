@@ -119,8 +119,8 @@ impl Site {
         match behind {
             Behind::Nobody => {}
             Behind::Oidc(accounts) => {
-                let callback = plan.callback();
-                idp = Some(Idp::start(plan.path(), &plan.ca, &callback, accounts, ClaimsIn::Userinfo)?);
+                let callbacks = plan.callbacks("okta");
+                idp = Some(Idp::start(plan.path(), &plan.ca, &callbacks, accounts, ClaimsIn::Userinfo)?);
             }
             Behind::Saml => {
                 let provider = SimpleSaml::start(plan.path(), &plan.ca, Choices::default())?;

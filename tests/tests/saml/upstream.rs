@@ -117,7 +117,8 @@ fn a_logout_here_leads_to_applications_and_to_the_provider() {
     assert!(web.get(&endpoint).unwrap().field("SAMLResponse").is_ok());
 
     let logout = site.realm.url(WIKI, "/cdn-cgi/access/logout");
-    let page = web.clone().header("Sec-Fetch-Site: none").get(&logout).unwrap();
+    let typed = web.clone().header("Sec-Fetch-Site: none").header("Sec-Fetch-Mode: navigate");
+    let page = typed.header("Sec-Fetch-Dest: document").get(&logout).unwrap();
     assert_eq!(page.status, 200, "{}", page.body);
     let onward = page.between("http-equiv=\"refresh\" content=\"0; url=", "\"").unwrap();
     assert_eq!(

@@ -6,6 +6,7 @@ use std::net::UdpSocket;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use portcullis_tests::private_lab::{Forward, Plan, PrivateLab, echo_tcp};
 use portcullis_tests::process::wait_until;
 
@@ -116,8 +117,12 @@ fn goes_on_whatever_udp_does(at_client: bool, at_office: bool) {
     conversation.goes_on_until(&lab, &ann, ("userspace", over_tcp));
     all_streams(expected);
     conversation.end();
-    let table = ann.ok(&["status"]).unwrap();
-    assert_eq!(table.contains("userspace, over TCP"), at_client, "{table}");
+    wait_until("the same as a table", SOON, || {
+        let table = ann.ok(&["status"])?;
+        ensure!(table.contains("userspace, over TCP") == at_client, "{table}");
+        Ok(Some(()))
+    })
+    .unwrap();
     let datagrams = Forward::start(&ann, &["udp", "udpecho", "--listen", "127.0.0.1:0"]).unwrap();
     let socket = lab.client.enter(|| UdpSocket::bind(("127.0.0.1", 0))).unwrap().unwrap();
     socket.set_read_timeout(Some(SOON)).unwrap();

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use portcullis_tests::access::Machine;
 use portcullis_tests::private_lab::{Forward, Plan, PrivateLab, becomes, echo_tcp};
 use portcullis_tests::process::{Process, wait_until};
@@ -62,6 +63,16 @@ fn a_killed_node_is_not_noticed_and_both_ends_come_back_to_the_next() {
     assert!(ended["bytes_up"].as_u64().unwrap() > 0 && ended["bytes_down"].as_u64().unwrap() > 0, "{ended}");
 }
 
+/// Waits until what the gate relays is such.
+fn await_flows(lab: &PrivateLab, is_such: impl Fn(&str) -> bool) {
+    wait_until("the gate's flows", SOON, || {
+        let flows = lab.node.admin(&["gate", "flows"])?;
+        ensure!(is_such(&flows), "{flows}");
+        Ok(Some(()))
+    })
+    .unwrap();
+}
+
 /// Moves an end from one address to the next; at each, the conversation goes on and the gate knows no other.
 fn goes_on_from(
     lab: &PrivateLab,
@@ -73,8 +84,8 @@ fn goes_on_from(
     for [from, to] in addresses.array_windows() {
         moves(from, to);
         conversation.goes_on_until(lab, ann, IN_KERNEL);
-        let flows = lab.node.admin(&["gate", "flows"]).unwrap();
-        assert!(flows.contains(&format!("{to}:")) && !flows.contains(&format!("{from}:")), "{flows}");
+        // What an end says of its path is of a moment ago.
+        await_flows(lab, |flows| flows.contains(&format!("{to}:")) && !flows.contains(&format!("{from}:")));
     }
     let worst = conversation.end();
     assert!(worst < Duration::from_secs(12), "an answer took {worst:?}");
@@ -187,8 +198,8 @@ fn a_translator_that_forgets_is_survived() {
     let (ann, forward) = start(&lab);
     let conversation = Conversation::start(&lab, &forward);
     let translated = "192.0.2.2:61";
-    let flows = || lab.node.admin(&["gate", "flows"]).unwrap();
-    assert!(!flows().contains(translated), "{}", flows());
+    let flows = lab.node.admin(&["gate", "flows"]).unwrap();
+    assert!(!flows.contains(translated), "{flows}");
     // Like any translator, it lets in only what answers: an answer that came first would be taken for a beginning, and
     // what follows it would pass untranslated. So would what leaves while connections are followed and rules are not yet in
     // force: nothing is followed until they are.
@@ -202,10 +213,10 @@ fn a_translator_that_forgets_is_survived() {
         lab.client.nft(rules).unwrap();
     }
     conversation.goes_on_until(&lab, &ann, IN_KERNEL);
-    assert!(flows().contains(translated), "{}", flows());
+    await_flows(&lab, |flows| flows.contains(translated));
     lab.client.nft("").unwrap();
     conversation.goes_on_until(&lab, &ann, IN_KERNEL);
-    assert!(!flows().contains(translated), "{}", flows());
+    await_flows(&lab, |flows| flows.contains("192.0.2.2:") && !flows.contains(translated));
     let worst = conversation.end();
     assert!(worst < Duration::from_secs(15), "an answer took {worst:?}");
 }

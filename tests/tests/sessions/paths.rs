@@ -2,8 +2,10 @@
 
 use std::net::UdpSocket;
 use std::process::Stdio;
+use std::time::Duration;
 
-use portcullis_tests::private_lab::{Forward, Plan, PrivateLab, becomes, echo_tcp, path};
+use portcullis_tests::netns::Netns;
+use portcullis_tests::private_lab::{Forward, Plan, PrivateLab, becomes, echo_tcp};
 use portcullis_tests::process::wait_until;
 use serde_json::Value;
 
@@ -64,7 +66,7 @@ fn datagrams_of_every_size_pass() {
         let length = socket.recv(&mut back).unwrap_or_else(|error| panic!("{size} bytes: {error}"));
         assert!(back[..length] == sent, "{length} of {size} bytes came back");
     }
-    assert_eq!(path(&ann).unwrap(), "kernel");
+    becomes(&ann, "kernel").unwrap();
 }
 
 #[test]
@@ -97,7 +99,8 @@ fn one_process_keeps_what_a_file_says_and_lists_it() {
                 [[forward]]\napplication = \"other\"\nlisten = \"127.0.0.1:7002\"\n\
                 [[forward]]\napplication = \"udpecho\"\nlisten = \"127.0.0.1:7001\"\nprotocol = \"udp\"\n";
     std::fs::write(&file, text).unwrap();
-    let _connect = Forward::start(&ann, &["connect", file.to_str().unwrap()]).unwrap();
+    let mut connect = Forward::start(&ann, &["connect", file.to_str().unwrap()]).unwrap();
+    connect.process.wait_for_output("udpecho: listening on", SOON).unwrap();
     for port in [7001, 7002] {
         echo_tcp(&lab.client, ([127, 0, 0, 1], port).into(), b"hello").unwrap();
     }
@@ -141,4 +144,25 @@ fn who_is_not_let_in_is_told_so_once() {
     let told = bob.fails(&["tcp", "nothing"]).unwrap();
     assert!(told.contains("there is no private application `nothing`"), "{told}");
     assert_eq!(lab.metric("portcullis_relay_sessions").unwrap(), 0);
+}
+
+/// What the documentation gives to who shares a machine, word for word.
+#[test]
+fn the_documented_rule_keeps_other_users_from_a_udp_port() {
+    let documented = include_str!("../../../docs/reference.md");
+    let rule = documented.split("```\n").find(|block| block.starts_with("table inet portcullis-access"));
+    let ns = Netns::new("udp-rule").unwrap();
+    let port = ns.enter(|| UdpSocket::bind(("127.0.0.1", 5353))).unwrap().unwrap();
+    port.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let hears = |uid: u32| {
+        let sends = "import os, socket, sys\nos.setuid(int(sys.argv[1]))\n\
+                     socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 5353))";
+        let sent = ns.command("python3").args(["-c", sends, &uid.to_string()]).output().unwrap();
+        let heard = port.recv(&mut [0; 8]).is_ok();
+        assert_eq!(sent.status.success(), heard, "{}", String::from_utf8_lossy(&sent.stderr));
+        heard
+    };
+    assert_eq!([0, 1000, 65_534].map(hears), [true; 3], "without it");
+    ns.nft(rule.expect("a rule")).unwrap();
+    assert_eq!([0, 1000, 65_534].map(hears), [true, true, false]);
 }

@@ -151,9 +151,24 @@ const scenarios = {
     }
     await page.goto(at(AUTH));
     await heading(page, 'Your applications');
-    // The person can.
+    // Nor does an image that somebody has put into an application.
     await page.goto(at(WIKI));
-    await page.evaluate(() => { location.href = '/cdn-cgi/access/logout'; });
+    await page.evaluate(() => new Promise((shown) => {
+      const image = document.createElement('img');
+      image.onload = image.onerror = shown;
+      image.src = '/cdn-cgi/access/logout';
+      document.body.append(image);
+    }));
+    await page.goto(at(WIKI));
+    await seen(page);
+    // The person can, with a click.
+    await page.evaluate(() => {
+      const link = document.createElement('a');
+      link.href = '/cdn-cgi/access/logout';
+      link.textContent = 'Leave';
+      document.body.append(link);
+    });
+    await page.getByRole('link', { name: 'Leave' }).click();
     await arrives(page, at(WIKI, '/cdn-cgi/access/logout'));
     await heading(page, 'You are signed out');
     await page.goto(at(SHOP));

@@ -1,6 +1,6 @@
 // A real OpenID provider (npm `oidc-provider`) behind a proxy that can be told to cheat.
 //
-//   node idp.mjs '{"port": …, "internal": …, "cert": …, "key": …, "issuer": …, "redirect_uri": …, "client_id": …,
+//   node idp.mjs '{"port": …, "internal": …, "cert": …, "key": …, "issuer": …, "redirect_uris": […], "client_id": …,
 //                  "client_secret": …, "accounts": {"ann": {claims}}, "claims_in": "userinfo" | "id_token"}'
 //
 // The proxy terminates TLS on `port` and passes everything on to the provider on `internal`. `POST /_tamper` with a
@@ -21,7 +21,7 @@ const provider = new Provider(options.issuer, {
   clients: [{
     client_id: options.client_id,
     client_secret: options.client_secret,
-    redirect_uris: [options.redirect_uri],
+    redirect_uris: options.redirect_uris,
     response_types: ['code'],
     grant_types: ['authorization_code'],
   }],
@@ -67,8 +67,8 @@ const bytes = (text) => new TextEncoder().encode(text);
 const hmac = (secret) => (token) =>
   new jose.CompactSign(bytes(JSON.stringify(jose.decodeJwt(token)))).setProtectedHeader({ alg: 'HS256' }).sign(secret);
 
-// What each mode does to: `token` (the token response), `userinfo`, `callback` (the redirect back), `jwks`, `reply`
-// (the raw answer of the token endpoint).
+// What each mode does to: `token` (the token response), `userinfo`, `callback` (the redirect back), `jwks`, `discovery`,
+// `ask` (the authorization request), `reply` (the raw answer of the token endpoint).
 const tampers = {
   none: {},
   resign: { token: claims(() => {}) },
@@ -109,6 +109,17 @@ const tampers = {
   userinfo_list: { userinfo: (c) => [c] },
   callback_issuer: { callback: (url) => url.searchParams.set('iss', 'https://evil.test') },
   callback_no_issuer: { callback: (url) => url.searchParams.delete('iss') },
+  // As providers are that know nothing of RFC 9207.
+  no_issuer: {
+    discovery: ({ authorization_response_iss_parameter_supported: _, ...rest }) => rest,
+    callback: (url) => url.searchParams.delete('iss'),
+  },
+  // Whoever is logged in is not asked again, whatever the node wants.
+  sticky: { ask: (url) => ['prompt', 'max_age'].forEach((name) => url.searchParams.delete(name)) },
+  sticky_and_old: {
+    ask: (url) => ['prompt', 'max_age'].forEach((name) => url.searchParams.delete(name)),
+    token: claims((c) => { c.auth_time = now() - 3600; }),
+  },
   callback_state: { callback: (url) => url.searchParams.set('state', url.searchParams.get('state').slice(0, -4) + 'AAAA') },
   callback_no_state: { callback: (url) => url.searchParams.delete('state') },
   callback_two_codes: { callback: (url) => url.searchParams.append('code', 'another') },
@@ -169,17 +180,27 @@ async function answer(request, response) {
     response.writeHead(200, { 'content-type': 'application/json' }).end(first);
     return;
   }
+  if (path === '/auth' && mode.ask) {
+    const url = new URL(request.url, options.issuer);
+    mode.ask(url);
+    request.url = `${url.pathname}${url.search}`;
+  }
   const reply = await pass(request, sent);
   let content = await body(reply);
   const headers = { ...reply.headers };
-  const change = { '/token': mode.token, '/me': mode.userinfo, '/jwks': mode.jwks }[path];
+  const change = {
+    '/token': mode.token,
+    '/me': mode.userinfo,
+    '/jwks': mode.jwks,
+    '/.well-known/openid-configuration': mode.discovery,
+  }[path];
   if (change && reply.statusCode === 200) {
     content = Buffer.from(JSON.stringify(await change(JSON.parse(content))));
     headers['content-length'] = content.length;
     delete headers['transfer-encoding'];
   }
   if (path === '/token' && mode.replays) first = content;
-  if (mode.callback && headers.location?.startsWith(options.redirect_uri)) {
+  if (mode.callback && options.redirect_uris.some((uri) => headers.location?.startsWith(uri))) {
     const url = new URL(headers.location);
     mode.callback(url);
     headers.location = url.href;

@@ -1,4 +1,8 @@
 //! A local UDP port that leads to an application: each peer is a flow of the application's session.
+//!
+//! On loopback it is every user's of the machine. Whose the socket is that has the sender's port can be asked, but only once the
+//! datagram is here, and by then the port may be another's: who sends, lets go of his port and leaves it to a program of the
+//! person's would pass for that. A datagram carries no sender's credentials, so nothing here tells for sure.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -40,7 +40,7 @@ struct Forward {
     #[serde(default = "tcp")]
     protocol: Carried,
     destination: Option<Authority>,
-    /// As `--any-user` of `access tcp`; a UDP port takes everybody's in any case.
+    /// As `--any-user` of `access tcp` and `access udp`.
     #[serde(default)]
     any_user: bool,
 }
@@ -69,6 +69,7 @@ pub(super) async fn run(node: Option<&str>, args: ConnectArgs) -> anyhow::Result
             Carried::Udp => {
                 let forward = forwards.listen_udp(&target, one.listen)?;
                 let address = forward.address();
+                forward::warn_of_udp(address, one.any_user);
                 running.spawn(forward.run());
                 address
             }

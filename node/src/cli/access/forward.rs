@@ -83,6 +83,9 @@ pub(super) struct UdpArgs {
     which: Which,
     #[arg(long, value_name = "ADDR")]
     listen: SocketAddr,
+    /// Say nothing of it that every user of this machine can send to a port on loopback, and acts as you
+    #[arg(long)]
+    any_user: bool,
 }
 
 impl From<Which> for Target {
@@ -110,6 +113,7 @@ pub(super) async fn udp(profile: Profile, args: UdpArgs) -> anyhow::Result<()> {
     let target = Target::from(args.which);
     let forwards = Arc::new(Forwards::new(profile.clone())?);
     let forward = forwards.listen_udp(&target, args.listen)?;
+    warn_of_udp(forward.address(), args.any_user);
     until_signal(&forwards, &profile, forwards.prepare(&target)).await?;
     output::line(&format!("listening on {} (UDP)", forward.address()))?;
     until_signal(&forwards, &profile, async {
@@ -117,6 +121,23 @@ pub(super) async fn udp(profile: Profile, args: UdpArgs) -> anyhow::Result<()> {
         Ok(())
     })
     .await
+}
+
+/// Where a UDP port takes everybody's datagrams, and that is not what was asked for, it is said.
+pub(super) fn warn_of_udp(address: SocketAddr, any_user: bool) {
+    if let Some(warning) = open_to_all(address, any_user) {
+        output::warning(&warning);
+    }
+}
+
+fn open_to_all(address: SocketAddr, any_user: bool) -> Option<String> {
+    (address.ip().to_canonical().is_loopback() && !any_user).then(|| {
+        format!(
+            "every user of this machine can use UDP port {} and acts as you, since the kernel does not say who has sent a \
+             datagram; `--any-user` says that this is meant",
+            address.port()
+        )
+    })
 }
 
 pub(super) async fn ssh(profile: Profile, args: SshArgs) -> anyhow::Result<()> {
@@ -222,4 +243,20 @@ async fn name_of(profile: &Profile, host: String) -> anyhow::Result<String> {
 fn is_installed(program: &str) -> bool {
     std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|place| place.join(program).is_file()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_udp_port_that_is_every_users_says_so_unless_it_is_meant_to_be() {
+        let warning = |address: &str, any_user| open_to_all(address.parse().unwrap(), any_user);
+        for address in ["127.0.0.1:5353", "127.9.9.9:5353", "[::1]:5353", "[::ffff:127.0.0.1]:5353"] {
+            assert!(warning(address, false).unwrap().contains("port 5353"), "{address}");
+            assert_eq!(warning(address, true), None, "{address}");
+        }
+        // Who listens there wants others to come.
+        assert_eq!((warning("192.0.2.1:5353", false), warning("[::]:5353", false)), (None, None));
+    }
 }

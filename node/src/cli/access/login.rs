@@ -9,6 +9,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
 use crate::access::{self, Login, Profile, Prompt};
+use crate::terminal::shown;
 
 use super::super::output;
 use super::time;
@@ -41,7 +42,7 @@ pub(super) async fn login(args: LoginArgs) -> anyhow::Result<()> {
     output::line(&format!(
         "logged in at {} as {} until {}",
         profile.url(),
-        super::plain(&profile.person()?),
+        shown(&profile.person()?),
         time(profile.login_expires_at()?)
     ))
 }

@@ -14,6 +14,7 @@ use time::OffsetDateTime;
 
 use crate::access::Profile;
 use crate::flow::UnixTime;
+use crate::terminal::shown;
 
 use super::output;
 
@@ -113,7 +114,7 @@ async fn whoami(profile: &Profile, json: bool) -> anyhow::Result<()> {
         ("device", &who.device),
         ("until", &time(UnixTime(who.login_expires_at))),
     ] {
-        output::line(&format!("{name:7} {}", plain(value)))?;
+        output::line(&format!("{name:7} {}", shown(value)))?;
     }
     Ok(())
 }
@@ -128,14 +129,9 @@ async fn apps(profile: &Profile, json: bool) -> anyhow::Result<()> {
     }
     let rows: Vec<Vec<String>> = apps
         .iter()
-        .map(|app| [&app.name, &app.kind, app.url.as_deref().unwrap_or("-")].map(plain).to_vec())
+        .map(|app| [&app.name, &app.kind, app.url.as_deref().unwrap_or("-")].map(str::to_owned).to_vec())
         .collect();
     output::table(&["NAME", "TYPE", "ADDRESS"], &rows)
-}
-
-/// What a node says, without what could move a terminal's cursor.
-fn plain(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 /// `2026-05-01 17:30 UTC`.

@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::flow::{Email, PersonId};
+use crate::flow::{Email, PersonId, UnixTime};
 use crate::identity::Authenticated;
 
 /// Bytes of the longest subject (OpenID Connect Core §2) and of every other text that is kept.
@@ -37,16 +37,14 @@ impl ClaimRules {
         userinfo: Option<&Map<String, Value>>,
     ) -> Result<Authenticated, &'static str> {
         let subject = match id_token.get("sub") {
-            Some(Value::String(subject)) if !subject.is_empty() && subject.len() <= TEXT_LIMIT => subject,
-            _ => return Err("the subject is missing, empty or too long"),
+            Some(Value::String(subject)) if is_text(subject) => subject,
+            _ => return Err("the subject is missing, empty, too long or has control characters"),
         };
         if userinfo.is_some_and(|claims| claims.get("sub").and_then(Value::as_str) != Some(subject)) {
             return Err("userinfo is about another subject");
         }
         let claim = |name: &str| id_token.get(name).or_else(|| userinfo.and_then(|claims| claims.get(name)));
-        let text = |name: &str| {
-            claim(name).and_then(Value::as_str).filter(|text| !text.is_empty() && text.len() <= TEXT_LIMIT)
-        };
+        let text = |name: &str| claim(name).and_then(Value::as_str).filter(|text| is_text(text));
         // The address and the word about it come from the same document, or one could vouch for the other's.
         let about_email = match userinfo {
             Some(userinfo) if !id_token.contains_key("email") => userinfo,
@@ -63,12 +61,21 @@ impl ClaimRules {
             .unwrap_or(subject)
             .to_owned();
         let amr = match id_token.get("amr") {
-            Some(Value::Array(methods)) => {
-                methods.iter().filter_map(Value::as_str).take(16).map(str::to_owned).collect()
-            }
+            Some(Value::Array(methods)) => methods
+                .iter()
+                .filter_map(Value::as_str)
+                .filter(|method| is_text(method))
+                .take(16)
+                .map(str::to_owned)
+                .collect(),
             _ => Vec::new(),
         };
+        let authenticated_at = match id_token.get("auth_time") {
+            None | Some(Value::Null) => None,
+            Some(time) => Some(UnixTime(time.as_i64().ok_or("auth_time is no time")?)),
+        };
         Ok(Authenticated {
+            authenticated_at,
             person: PersonId { provider: provider.to_owned(), subject: subject.clone() },
             email,
             display_name,
@@ -92,15 +99,22 @@ impl ClaimRules {
     }
 }
 
+/// Whether a text is one that is kept. It is shown in terminals, which take some characters for commands.
+fn is_text(text: &str) -> bool {
+    !text.is_empty() && text.len() <= TEXT_LIMIT && !text.chars().any(char::is_control)
+}
+
 /// Group names: a list, or one name alone as some providers send it.
 fn groups(claim: Option<&Value>) -> Result<Vec<String>, &'static str> {
+    let group = |value: &Value| match value.as_str() {
+        Some(name) if !name.chars().any(char::is_control) => Ok(name.to_owned()),
+        Some(_) => Err("a group has control characters"),
+        None => Err("a group is not a text"),
+    };
     match claim {
         None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::String(group)) => Ok(vec![group.clone()]),
-        Some(Value::Array(groups)) if groups.len() <= GROUP_LIMIT => groups
-            .iter()
-            .map(|group| group.as_str().map(str::to_owned).ok_or("a group is not a text"))
-            .collect(),
+        Some(name @ Value::String(_)) => Ok(vec![group(name)?]),
+        Some(Value::Array(groups)) if groups.len() <= GROUP_LIMIT => groups.iter().map(group).collect(),
         Some(Value::Array(_)) => Err("the person is in more than 1000 groups"),
         Some(_) => Err("the groups claim is neither a list nor a text"),
     }
@@ -187,13 +201,29 @@ mod tests {
             json!({}),
             json!({"sub": ""}),
             json!({"sub": 7}),
+            json!({"sub": "7", "auth_time": "1795924800"}),
             json!({"sub": "x".repeat(256)}),
+            json!({"sub": "7\n"}),
+            json!({"sub": "7\u{1b}[2J"}),
+            json!({"sub": "7\u{9b}2J"}),
+            json!({"sub": "7", "groups": ["ops\u{1b}]52;"]}),
+            json!({"sub": "7", "groups": "ops\r"}),
             json!({"sub": "7", "groups": 7}),
             json!({"sub": "7", "groups": ["ops", 7]}),
             json!({"sub": "7", "groups": vec!["g"; 1001]}),
         ] {
             assert!(rules.person("okta", &map(claims.clone()), None).is_err(), "{claims}");
         }
+        let named = rules.person(
+            "okta",
+            &map(json!({"sub": "7", "name": "A\u{1b}[2J", "amr": ["pwd", "m\n"]})),
+            None,
+        );
+        let named = named.unwrap();
+        assert_eq!((named.display_name.as_str(), named.amr), ("7", vec!["pwd".to_owned()]));
+        let at = |claims| rules.person("okta", &map(claims), None).unwrap().authenticated_at;
+        assert_eq!(at(json!({"sub": "7"})), None);
+        assert_eq!(at(json!({"sub": "7", "auth_time": 1_795_924_800})), Some(UnixTime(1_795_924_800)));
         let alone = rules.person("okta", &map(json!({"sub": "7", "groups": "ops"})), None).unwrap();
         assert_eq!((alone.groups, alone.display_name.as_str()), (vec!["ops".to_owned()], "7"));
     }

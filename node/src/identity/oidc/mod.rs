@@ -3,10 +3,13 @@
 //! 1. [`OidcProvider::start`] makes the address of the provider's login page and the [`Secrets`] that the browser
 //!    keeps, sealed, until it comes back.
 //! 2. The provider sends the browser back with a code and the state.
-//! 3. [`OidcProvider::finish`] checks state and issuer, redeems the code, verifies the ID token and answers who it
-//!    is about.
+//! 3. [`OidcProvider::finish`] checks state and origin of the answer, redeems the code, verifies the ID token and answers
+//!    who it is about.
 //!
-//! OpenID Connect Core 1.0, RFC 7636 (PKCE), RFC 9207 (issuer in the response).
+//! One of several providers can send the browser on to another, with its own state: the code that comes back must not go to
+//! the token endpoint of the first. So an answer either names its issuer, or comes to an address of its provider's own.
+//!
+//! OpenID Connect Core 1.0, RFC 7636 (PKCE), RFC 9207 (issuer in the response), RFC 9700 §4.4 (mix-up).
 
 mod claims;
 mod directory;
@@ -43,9 +46,6 @@ pub use self::claims::ClaimRules;
 /// Answers that are checked with one provider at the same time; each may wait for it.
 const CONCURRENT: usize = 32;
 
-/// Clocks may differ by this much.
-const SKEW: Duration = Duration::from_secs(60);
-
 /// Signatures that are accepted: none that the client's own secret could make.
 const ALGORITHMS: [CoreJwsSigningAlgorithm; 10] = [
     CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha256,
@@ -80,8 +80,18 @@ pub struct OidcSettings<'a> {
     pub claims: ClaimRules,
     /// PEM file of roots to trust besides the system's.
     pub ca: Option<&'a Path>,
-    /// The callback of this node, registered at the provider.
-    pub redirect: String,
+    pub callbacks: Callbacks,
+}
+
+/// Where this node takes answers, registered at the provider.
+#[derive(Debug, Clone)]
+pub struct Callbacks {
+    /// For every provider whose answers name their issuer, and for one that is alone.
+    pub shared: String,
+    /// For this provider only.
+    pub own: String,
+    /// Whether there is no other OpenID provider.
+    pub alone: bool,
 }
 
 /// One provider.
@@ -92,7 +102,7 @@ pub struct OidcProvider {
     client_secret: Option<ClientSecret>,
     scopes: Vec<Scope>,
     claims: ClaimRules,
-    redirect: RedirectUrl,
+    callbacks: Callbacks,
     directory: Directory,
     http: HttpClient,
     turns: Semaphore,
@@ -101,14 +111,20 @@ pub struct OidcProvider {
 /// What must come back, or is needed when it does. Kept by the browser, sealed.
 #[derive(Serialize, Deserialize)]
 pub struct Secrets {
+    /// The callback that the provider was told.
+    callback: String,
     state: String,
     nonce: String,
     verifier: String,
+    /// Only a proof since then does.
+    anew_since: Option<UnixTime>,
 }
 
 /// The parameters of the authorization response (RFC 6749 §4.1.2, RFC 9207 §2).
 #[derive(Debug, Clone, Copy)]
 pub struct Answer<'a> {
+    /// The callback that it came to.
+    pub callback: &'a str,
     pub state: &'a str,
     pub code: Option<&'a str>,
     pub issuer: Option<&'a str>,
@@ -129,7 +145,7 @@ impl OidcProvider {
             client_secret: settings.client_secret.map(|secret| ClientSecret::new(secret.to_owned())),
             scopes: settings.scopes.iter().filter(|s| *s != "openid").cloned().map(Scope::new).collect(),
             claims: settings.claims,
-            redirect: RedirectUrl::new(settings.redirect).map_err(|e| broken("callback", &e))?,
+            callbacks: settings.callbacks,
             directory: Directory::new(issuer),
             http: HttpClient::new(settings.ca).map_err(|e| broken("ca", &e))?,
             turns: Semaphore::new(CONCURRENT),
@@ -138,24 +154,38 @@ impl OidcProvider {
 
     /// The address of the provider's login page for an attempt named `attempt`, and what must be kept meanwhile.
     /// The state that comes back is `attempt`, a dot and a secret. With `fresh`, a login that the provider remembers does
-    /// not do.
-    pub async fn start(&self, attempt: &str, fresh: bool) -> Result<(String, Secrets), LoginError> {
+    /// not do: it is asked for another, and by `max_age` to say when that was (OpenID Connect Core §2).
+    pub async fn start(
+        &self,
+        attempt: &str,
+        fresh: bool,
+        now: UnixTime,
+    ) -> Result<(String, Secrets), LoginError> {
         let metadata = self.directory.metadata(&self.http).await?;
         if !fetch::is_protected(metadata.authorization_endpoint().url()) {
             return Err(LoginError::Unavailable("the authorization endpoint is not https".to_owned()));
         }
         let secret = || URL_SAFE_NO_PAD.encode(clock::random::<32>());
-        let secrets =
-            Secrets { state: format!("{attempt}.{}", secret()), nonce: secret(), verifier: secret() };
+        let callback = match self.callbacks.alone || names_issuer(&metadata) {
+            true => self.callbacks.shared.clone(),
+            false => self.callbacks.own.clone(),
+        };
+        let secrets = Secrets {
+            callback,
+            state: format!("{attempt}.{}", secret()),
+            nonce: secret(),
+            verifier: secret(),
+            anew_since: fresh.then_some(now),
+        };
         let (state, nonce) = (CsrfToken::new(secrets.state.clone()), Nonce::new(secrets.nonce.clone()));
         let verifier = PkceCodeVerifier::new(secrets.verifier.clone());
-        let client = self.client(&metadata);
+        let client = self.client(&metadata, &secrets.callback)?;
         let mut request = client
             .authorize_url(CoreAuthenticationFlow::AuthorizationCode, move || state, move || nonce)
             .add_scopes(self.scopes.iter().cloned())
             .set_pkce_challenge(PkceCodeChallenge::from_code_verifier_sha256(&verifier));
         if fresh {
-            request = request.add_prompt(CoreAuthPrompt::Login);
+            request = request.add_prompt(CoreAuthPrompt::Login).set_max_age(Duration::ZERO);
         }
         let (url, _, _) = request.url();
         Ok((url.into(), secrets))
@@ -176,7 +206,7 @@ impl OidcProvider {
         let code = answer.code.ok_or_else(|| LoginError::Answer("no code".to_owned()))?;
         let busy = |_| LoginError::Unavailable("too many logins at the same time".to_owned());
         let _turn = self.turns.try_acquire().map_err(busy)?;
-        let client = self.client(&metadata);
+        let client = self.client(&metadata, &secrets.callback)?;
         let tokens = self.redeem(&client, code, secrets.verifier).await?;
         let id_token = tokens.id_token().ok_or_else(|| LoginError::Answer("no ID token".to_owned()))?;
         let id_token = self.verify(&metadata, id_token, tokens.access_token(), &secrets.nonce, now).await?;
@@ -188,10 +218,11 @@ impl OidcProvider {
         };
         self.claims
             .person(&self.name, &id_token, userinfo.as_ref())
-            .map_err(|error| LoginError::Answer(error.to_owned()))
+            .map_err(|error| LoginError::Answer(error.to_owned()))?
+            .anew(secrets.anew_since)
     }
 
-    /// The state and the issuer of the answer.
+    /// The state of the answer, and that it is this provider's.
     fn check(&self, secrets: &Secrets, answer: Answer<'_>, metadata: &Metadata) -> Result<(), LoginError> {
         let same = aws_lc_rs::constant_time::verify_slices_are_equal(
             secrets.state.as_bytes(),
@@ -203,11 +234,16 @@ impl OidcProvider {
         if answer.repeated {
             return Err(LoginError::Answer("a parameter is there twice".to_owned()));
         }
+        if answer.callback != secrets.callback {
+            return Err(LoginError::Answer("it came to a callback that this login did not name".to_owned()));
+        }
+        // The metadata may have changed since the login began, and the configuration.
+        let told_by_callback = self.callbacks.alone || secrets.callback == self.callbacks.own;
         match answer.issuer {
             Some(issuer) if issuer != self.issuer => {
                 Err(LoginError::Answer("it comes from another issuer".to_owned()))
             }
-            None if metadata.additional_metadata().authorization_response_iss_parameter_supported => {
+            None if names_issuer(metadata) || !told_by_callback => {
                 Err(LoginError::Answer("it does not name its issuer".to_owned()))
             }
             _ => Ok(()),
@@ -271,8 +307,8 @@ impl OidcProvider {
         metadata: &Metadata,
         now: UnixTime,
     ) -> Result<CoreIdTokenVerifier<'static>, LoginError> {
-        let latest_issue = now.after(SKEW).0;
-        let expired_at = u64::try_from(now.before(SKEW).0).ok().map(Duration::from_secs);
+        let latest_issue = now.after(UnixTime::SKEW).0;
+        let expired_at = u64::try_from(now.before(UnixTime::SKEW).0).ok().map(Duration::from_secs);
         let expired_at = expired_at
             .and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since))
             .ok_or_else(|| LoginError::Internal("the clock is out of range".to_owned()))?;
@@ -309,19 +345,27 @@ impl OidcProvider {
         serde_json::from_slice(answer.body()).map_err(|_| unusable("not a JSON object"))
     }
 
-    fn client(&self, metadata: &Metadata) -> Client {
+    fn client(&self, metadata: &Metadata, callback: &str) -> Result<Client, LoginError> {
+        let callback = RedirectUrl::new(callback.to_owned())
+            .map_err(|error| LoginError::Internal(format!("callback: {error}")))?;
         let basic = metadata.token_endpoint_auth_methods_supported().is_none_or(|methods| {
             methods.contains(&CoreClientAuthMethod::ClientSecretBasic)
                 || !methods.contains(&CoreClientAuthMethod::ClientSecretPost)
         });
-        CoreClient::from_provider_metadata(
+        let client = CoreClient::from_provider_metadata(
             metadata.clone(),
             self.client_id.clone(),
             self.client_secret.clone(),
-        )
-        .set_auth_type(if basic { AuthType::BasicAuth } else { AuthType::RequestBody })
-        .set_redirect_uri(self.redirect.clone())
+        );
+        Ok(client
+            .set_auth_type(if basic { AuthType::BasicAuth } else { AuthType::RequestBody })
+            .set_redirect_uri(callback))
     }
+}
+
+/// Whether the provider says that its answers name their issuer (RFC 9207 §3).
+fn names_issuer(metadata: &Metadata) -> bool {
+    metadata.additional_metadata().authorization_response_iss_parameter_supported
 }
 
 /// A provider's error code, fit for the log.

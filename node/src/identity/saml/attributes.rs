@@ -83,6 +83,7 @@ impl AttributeRules {
             return Err("the person is in more than 1000 groups");
         }
         Ok(Authenticated {
+            authenticated_at: Some(assertion.authenticated_at),
             person: PersonId { provider: provider.to_owned(), subject: subject.to_owned() },
             email,
             display_name,

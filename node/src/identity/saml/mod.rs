@@ -84,8 +84,8 @@ pub(crate) enum Source {
 pub struct Secrets {
     /// ID of the request.
     request: String,
-    /// Only a login since then does.
-    fresh_since: Option<UnixTime>,
+    /// Only a proof since then does.
+    anew_since: Option<UnixTime>,
 }
 
 /// What a verified answer says. Kept by the node until the browser comes for it.
@@ -95,7 +95,6 @@ pub struct Accepted {
     in_response_to: Option<String>,
     assertion: String,
     over_at: UnixTime,
-    authenticated_at: UnixTime,
     person: Authenticated,
 }
 
@@ -173,7 +172,7 @@ impl SamlUpstream {
         let key = self.sign_requests.then_some(key);
         let onward = saml::send(to, Kind::Request, None, key, |key| saml::ask(&envelope, &request, ask, key))
             .ok_or_else(|| LoginError::Internal("the request cannot be made".to_owned()))?;
-        Ok((onward, Secrets { request, fresh_since: fresh.then_some(now) }))
+        Ok((onward, Secrets { request, anew_since: fresh.then_some(now) }))
     }
 
     /// Verifies an answer, the decoded value of `SAMLResponse`, at `now`.
@@ -220,7 +219,6 @@ impl SamlUpstream {
                 in_response_to: assertion.in_response_to,
                 assertion: assertion.id,
                 over_at: assertion.over_at,
-                authenticated_at: assertion.authenticated_at,
                 person: person.map_err(|error| LoginError::Answer(error.to_owned()))?,
             });
         }
@@ -241,15 +239,11 @@ impl SamlUpstream {
                 if same.is_err() {
                     return Err(LoginError::State);
                 }
-                let since = secrets.fresh_since.map(|since| since.0.saturating_sub(SKEW));
-                if since.is_some_and(|since| accepted.authenticated_at.0 < since) {
-                    return Err(LoginError::Answer("the person did not log in anew".to_owned()));
-                }
+                accepted.person.anew(secrets.anew_since)
             }
-            (None, None) if self.allow_unsolicited => {}
-            (Some(_), None) | (None, _) => return Err(LoginError::State),
+            (None, None) if self.allow_unsolicited => Ok(accepted.person),
+            (Some(_), None) | (None, _) => Err(LoginError::State),
         }
-        Ok(accepted.person)
     }
 
     /// What ends the login at the provider, if it takes that.

@@ -49,6 +49,7 @@ fn session(email: &str) -> Arc<Session> {
         groups: vec!["ops".into()],
         amr: vec!["pwd".into()],
         address: [192, 0, 2, 1].into(),
+        authenticated_at: None,
         created_at: NOW,
         expires_at: UnixTime(NOW.0 + 3600),
     })
@@ -76,33 +77,6 @@ fn empty_means_deny() {
     assert!(
         matches!(run(application(&["nobody"]), vec![nobody], Some(&ann)), Decision::Deny(d) if d.reason == Reason::NoMatch)
     );
-}
-
-#[test]
-fn a_path_with_a_policy_for_each_reading_is_told_apart() {
-    let at = |name: &str, path: &str| {
-        let mut application = application(&[]);
-        application.name = name.into();
-        let Kind::Web(web) = &mut application.kind else { panic!("web") };
-        web.path = Path::parse(path, false).unwrap();
-        application
-    };
-    let host = Host::parse("wiki.example.com").unwrap();
-    let two = PolicySet::new(vec![at("all", "/"), at("admin", "/admin")], vec![]);
-    let one = PolicySet::new(vec![at("all", "/")], vec![]);
-    for (path, second) in [
-        ("/admin", false),
-        ("/admin/users;x=1", false),
-        ("/page;x=1/Y", false),
-        ("/administration", false),
-        ("/admin;x=1/users", true),
-        ("/Admin/users", true),
-        ("/ADMIN;", true),
-    ] {
-        let path = Path::parse(path, false).unwrap();
-        assert_eq!(two.has_second_reading(&host, &path), second, "{path}");
-        assert!(!one.has_second_reading(&host, &path), "{path}");
-    }
 }
 
 #[test]

@@ -7,15 +7,12 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use crate::access::wire;
-use crate::clock;
-use crate::flow::{Reason, SessionId, UnixTime};
+use crate::flow::{Reason, SessionId};
 use crate::session::LiveSession;
 
 use super::super::Call;
@@ -50,13 +47,10 @@ pub(super) struct Grant {
     pub(super) challenge: String,
     pub(super) thumbprint: String,
     pub(super) name: String,
-    pub(super) expires_at: UnixTime,
 }
 
-/// Under what a code is kept: codes of other purposes are not found here.
-pub(super) fn place_of(code: &str) -> [u8; 32] {
-    hash(&format!("client {code}"))
-}
+/// What a code is for.
+pub(super) const CODE: &str = "client";
 
 impl Call<'_> {
     pub(super) async fn authorize(&self) -> Response<Bytes> {
@@ -91,19 +85,16 @@ impl Call<'_> {
     }
 
     async fn give_code(&self, request: &Request, live: &LiveSession) -> Response<Bytes> {
-        let code = URL_SAFE_NO_PAD.encode(clock::random::<32>());
-        let expires_at = self.now.after(CODE_LIFE);
         let grant = Grant {
             session: live.session.id,
             redirect: request.redirect.clone(),
             challenge: request.challenge.clone(),
             thumbprint: request.thumbprint.clone(),
             name: request.name.clone(),
-            expires_at,
         };
-        match self.context.store.put_code(place_of(&code), &grant, expires_at).await {
-            Ok(()) => self.back(request, "code", &code),
-            Err(error) => self.broken_login(live, &error.to_string()),
+        match self.keep_for_code(CODE, None, &grant, self.now.after(CODE_LIFE)).await {
+            Ok(code) => self.back(request, "code", &code),
+            Err(error) => self.broken_login(live, &error),
         }
     }
 

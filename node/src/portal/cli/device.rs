@@ -66,7 +66,7 @@ impl Call<'_> {
                 .status(StatusCode::TOO_MANY_REQUESTS)
         };
         let cli = &self.portal.cli;
-        if cli.starts.charge_network(self.visit.address, self.portal.started.elapsed()).is_err() {
+        if cli.starts.charge(self.visit.address, false, self.portal.started.elapsed()).is_err() {
             let refusal = busy("too many devices of this network want in: try again in a minute");
             return self.refuse_client(&refusal, self.no_login());
         }

@@ -28,7 +28,7 @@ use http::{HeaderName, Method, Response, StatusCode};
 use crate::access::wire::{self, ErrorResponse};
 use crate::event::{Action, Event};
 use crate::flow::Reason;
-use crate::identity::throttle::Throttle;
+use crate::identity::throttle::{Networks, Throttle};
 use crate::token::dpop::{self, About, Proof};
 use crate::tunnel::relay::wire::Ticket;
 use crate::tunnel::wire::Authority;
@@ -52,7 +52,7 @@ pub struct TunnelFacts {
 pub(super) struct Cli {
     pending: Mutex<Pending>,
     /// Bounds how often a network can make a device wait.
-    starts: Throttle,
+    starts: Networks,
     /// Bounds how many codes a person, and a network, can guess.
     guesses: Throttle,
 }

@@ -15,12 +15,16 @@ use crate::store::NotLoggedIn;
 use crate::token::dpop::{self, Proof};
 
 use super::super::Call;
+use super::super::code::Code;
 use super::super::form::Parameters;
 use super::super::handover::known_as;
 use super::super::target::hash;
-use super::authorize::{Grant, place_of, proves};
+use super::authorize::{CODE, Grant, proves};
 use super::pending::Poll;
 use super::{Refusal, json};
+
+/// Under this the use of a code is kept until the code would have expired.
+const SPENT: &str = "spent client";
 
 /// A grant that was not good, and whose it was, as far as that is known.
 struct Refused {
@@ -77,9 +81,9 @@ impl Call<'_> {
         let wanted = |name| form.one(name).ok_or_else(|| Refusal::request(&format!("there is no {name}")));
         let (code, redirect, verifier) = (wanted("code")?, wanted("redirect_uri")?, wanted("code_verifier")?);
         let (proof, _) = self.proof(wire::TOKEN, None)?;
-        let found = self.context.store.take_code::<Grant>(place_of(code), self.now).await;
-        let Some(grant) = found.map_err(Refusal::fault)?.filter(|grant| grant.expires_at > self.now) else {
-            return Err(self.used_again(code).await);
+        let code = self.code(CODE, code).ok_or_else(no_such_code)?;
+        let Some(grant) = self.take::<Grant>(CODE, &code).await.map_err(Refusal::fault)? else {
+            return Err(self.used_again(&code).await);
         };
         let session = self.session_of(grant.session)?;
         let of_person = |refusal| Refused { refusal, session: Some(std::sync::Arc::clone(&session.session)) };
@@ -94,18 +98,17 @@ impl Call<'_> {
         }
         let (client, response) = self.log_in(&session, &proof, &grant.name).await?;
         // Best effort: without it a second use is refused all the same.
-        let spent = self.context.store.put_code(spent(code), &client.client.id, grant.expires_at).await;
+        let spent = self.context.store.put_code(code.place(SPENT), &client.client.id, code.expires_at).await;
         if let Err(error) = spent {
             tracing::warn!(%error, "a code's use could not be noted");
         }
         Ok(response)
     }
 
-    /// The refusal of a code that is unknown, and the end of what was made from it.
-    async fn used_again(&self, code: &str) -> Refused {
-        let refusal =
-            Refusal::new("invalid_grant", Reason::BadState, "the code is unknown, too old or was used");
-        let spent = self.context.store.take_code::<ClientId>(spent(code), self.now).await;
+    /// The refusal of a code that comes again, and the end of what was made from it.
+    async fn used_again(&self, code: &Code) -> Refused {
+        let refusal = no_such_code();
+        let spent = self.take::<ClientId>(SPENT, code).await;
         let client = spent.ok().flatten().and_then(|id| self.context.clients.get(id, self.now));
         let Some(client) = client else { return refusal.into() };
         let ended = self.end(&client, "its code was used twice").await;
@@ -271,7 +274,6 @@ impl Call<'_> {
     }
 }
 
-/// Under what the use of a code is kept until the code would have expired.
-fn spent(code: &str) -> [u8; 32] {
-    hash(&format!("spent {code}"))
+fn no_such_code() -> Refusal {
+    Refusal::new("invalid_grant", Reason::BadState, "the code is unknown, too old or was used")
 }

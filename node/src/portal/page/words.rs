@@ -69,6 +69,11 @@ pub(super) const fn words(reason: Reason) -> Words {
             "The identity provider's answer could not be accepted.",
             "Start again. If it keeps failing, tell whoever runs this access node the ray ID.",
         ),
+        Reason::NotAnew => (
+            "You have to sign in anew",
+            "The application wants proof from now of who you are, and your identity provider did not say that you gave it.",
+            "Sign out there and start again. If it keeps failing, the provider cannot do this: tell whoever runs this access node the ray ID.",
+        ),
         Reason::ProviderUnavailable => (
             "The identity provider does not answer",
             "Signing in is not possible at the moment. Whoever is already signed in is not affected.",

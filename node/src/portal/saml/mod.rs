@@ -39,7 +39,7 @@ use super::handover::known_as;
 use super::login::ATTEMPT_LIFE;
 use super::page::{self, AutoPost, Frame, PageFacts};
 use super::parked::{NotParked, Park, new_name};
-use super::target::{REQUEST, Target, is_request, resumption};
+use super::target::{REQUEST, is_request, resumption};
 use super::{Call, PREFIX};
 use request::{Ask, check};
 
@@ -184,7 +184,7 @@ impl Call<'_> {
 
     /// With the session there is, or after the login. `kept` names the cookie of a request that was kept already.
     async fn saml_answer(&self, visit: SignIn<'_>, ask: Ask, kept: Option<&str>) -> Response<Bytes> {
-        let fresh = |live: &LiveSession| !ask.force || live.session.created_at >= ask.received_at;
+        let fresh = |live: &LiveSession| !ask.force || live.session.is_newer_than(ask.received_at);
         let allowed = |live: &LiveSession| {
             let providers = &visit.application.providers;
             providers.is_empty() || providers.contains(&live.session.person.provider)
@@ -194,18 +194,8 @@ impl Call<'_> {
             if ask.passive {
                 return self.saml_refusal(visit, &ask, Refusal::NoPassive, kept);
             }
-            let to_login = |back: &str| {
-                let target = Target {
-                    application: Arc::clone(visit.application),
-                    host: self.site.auth.clone(),
-                    back: back.to_owned(),
-                    app_session: None,
-                    retry: false,
-                    fresh: ask.force,
-                };
-                let login = self.site.endpoint(&self.site.auth, &format!("login/{}", self.site.auth));
-                page::redirect(StatusCode::FOUND, &format!("{login}?{}", target.query()))
-            };
+            let to_login =
+                |back: &str| self.to_login_elsewhere(visit.application, back.to_owned(), ask.force, None);
             return match kept {
                 Some(id) => to_login(&resumption(visit.saas, id)),
                 None => self.keep(visit, &ask, to_login),

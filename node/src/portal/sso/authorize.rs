@@ -16,7 +16,7 @@ use crate::portal::login::ATTEMPT_LIFE;
 use crate::portal::page::{self, AutoPost, Frame, MessagePage};
 use crate::portal::parked::{NotParked, Park, new_name};
 use crate::portal::providers;
-use crate::portal::target::{BY_FORM, REQUEST, Target, is_request, resumption};
+use crate::portal::target::{BY_FORM, REQUEST, is_request, resumption};
 use crate::saas::oidc::request::{AuthorizationRequest, Pending, RequestError, ReturnTo};
 use crate::saas::oidc::token::{CODE, CODE_LIFE, Code, Granted};
 use crate::session::LiveSession;
@@ -108,21 +108,10 @@ impl Provider<'_> {
         let crate::flow::Kind::Saas(saas) = &self.application.kind else {
             return self.call.refuse(StatusCode::NOT_FOUND, Reason::NoApplication);
         };
-        let auth = &self.call.site.auth;
-        let target = Target {
-            application: std::sync::Arc::clone(self.application),
-            host: auth.clone(),
-            back: resumption(saas, &id),
-            app_session: None,
-            retry: false,
-            fresh: self.call.global_session().is_some(),
-        };
-        let mut query = url::form_urlencoded::Serializer::new(target.query());
-        if let Some(hint) = &pending.request.login_hint {
-            query.append_pair("login_hint", hint);
-        }
-        let login = self.call.site.endpoint(auth, &format!("login/{auth}"));
-        let response = page::redirect(StatusCode::FOUND, &format!("{login}?{}", query.finish()));
+        // A session that did not do shall not be taken there either.
+        let anew = pending.request.asks_anew() || self.call.global_session().is_some();
+        let (back, hint) = (resumption(saas, &id), pending.request.login_hint.as_deref());
+        let response = self.call.to_login_elsewhere(self.application, back, anew, hint);
         if parked.is_some() { response } else { self.parked(pending, &id, response) }
     }
 

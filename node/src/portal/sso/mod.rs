@@ -56,6 +56,21 @@ impl Call<'_> {
     }
 }
 
+/// Which methods an endpoint of the OpenID provider takes; none where there is no such endpoint.
+pub(super) fn methods(endpoint: &str) -> &'static [Method] {
+    const PUBLIC: &[Method] = &[Method::GET, Method::HEAD];
+    const BACK: &[Method] = &[Method::GET];
+    const BY_BROWSER: &[Method] = &[Method::GET, Method::POST];
+    const BY_APPLICATION: &[Method] = &[Method::POST];
+    match endpoint {
+        ".well-known/openid-configuration" | "jwks" => PUBLIC,
+        "resume" => BACK,
+        "authorization" | "userinfo" | "end_session" => BY_BROWSER,
+        "token" | "revoke" | "introspect" => BY_APPLICATION,
+        _ => &[],
+    }
+}
+
 /// The OpenID provider as one client sees it, answering one request.
 struct Provider<'a> {
     call: &'a Call<'a>,
@@ -66,13 +81,10 @@ struct Provider<'a> {
 
 impl Provider<'_> {
     async fn answer(&self, endpoint: &str) -> Response<Bytes> {
-        let methods: &[Method] = match endpoint {
-            ".well-known/openid-configuration" | "jwks" => &[Method::GET, Method::HEAD],
-            "resume" => &[Method::GET],
-            "authorization" | "userinfo" | "end_session" => &[Method::GET, Method::POST],
-            "token" | "revoke" | "introspect" => &[Method::POST],
-            _ => return self.call.refuse(StatusCode::NOT_FOUND, Reason::NoApplication),
-        };
+        let methods = methods(endpoint);
+        if methods.is_empty() {
+            return self.call.refuse(StatusCode::NOT_FOUND, Reason::NoApplication);
+        }
         if !methods.contains(&self.call.visit.method) {
             let mut response = self.call.refuse(StatusCode::METHOD_NOT_ALLOWED, Reason::BadRequest);
             let allow = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
@@ -102,7 +114,7 @@ impl Provider<'_> {
         let algorithms: Vec<&str> = client::ALGORITHMS.iter().map(|(name, _)| *name).collect();
         let mut claims = vec![
             "iss",
-            "sub",
+            "su",
             "aud",
             "exp",
             "iat",

@@ -197,8 +197,11 @@ async fn a_mark_that_a_sibling_host_tossed_proves_nothing() {
 }
 
 #[tokio::test]
-async fn malformed_codes_are_refused() {
+async fn codes_that_nobody_was_given_are_refused_and_not_looked_up() {
     let world = World::new().await;
+    let mut ann = Browser::default();
+    let given = ann.log_in(&world, &format!("https://{WIKI}/"), "ann", PASSWORD).await;
+    world.context.store.break_codes().await;
     let mut browser = Browser::default();
     for query in [
         "",
@@ -206,13 +209,16 @@ async fn malformed_codes_are_refused() {
         "?code=x",
         "?code=a&code=b",
         &format!("?code={}", "A".repeat(43)),
+        &format!("?code={}", "A".repeat(119)),
         &format!("?code={}", "A".repeat(9000)),
     ] {
         let page = browser.get(&world, &format!("https://{WIKI}/cdn-cgi/access/authorized{query}")).await;
         assert_eq!(page.status(), StatusCode::BAD_REQUEST, "{query}");
         assert!(page.cookies().is_empty());
     }
-    assert_eq!(world.events().await.len(), 6);
+    assert_eq!(world.events().await.len(), 8, "one of each, and the login");
+    let looked_up = ann.get(&world, given.location()).await;
+    assert_eq!(looked_up.status(), StatusCode::SERVICE_UNAVAILABLE, "the control");
 }
 
 #[tokio::test]

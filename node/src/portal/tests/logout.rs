@@ -19,7 +19,7 @@ async fn logout_anywhere_ends_everything() {
         let world = World::new().await;
         let mut ann = everywhere(&world).await;
         let copy = ann.clone();
-        ann.set("sec-fetch-site", "same-origin");
+        clicked(&mut ann);
         let page = ann.get(&world, &format!("https://{host}/cdn-cgi/access/logout")).await;
         assert_eq!(page.status(), StatusCode::OK);
         assert!(page.body().contains("You are signed out"));
@@ -31,6 +31,48 @@ async fn logout_anywhere_ends_everything() {
         assert_eq!(copy.get(&world, &format!("https://{AUTH}/")).await.location(), "/cdn-cgi/access/login");
         assert_eq!(world.events().await, ["login true - ann@example.com", "logout true - ann@example.com"]);
     }
+}
+
+/// A link on a page of the host.
+fn clicked(browser: &mut Browser) {
+    browser.set("sec-fetch-site", "same-origin").set("sec-fetch-mode", "navigate");
+    browser.set("sec-fetch-dest", "document").set("sec-fetch-user", "?1");
+}
+
+#[tokio::test]
+async fn what_an_application_shows_can_only_make_it_ask() {
+    let world = World::new().await;
+    let mut ann = everywhere(&world).await;
+    for (name, value) in [
+        ("sec-fetch-mode", "no-cors"),
+        ("sec-fetch-mode", "cors"),
+        ("sec-fetch-dest", "image"),
+        ("sec-fetch-dest", "iframe"),
+        ("sec-fetch-user", "?0"),
+        ("sec-purpose", "prefetch"),
+        ("sec-purpose", "prefetch;prerender"),
+        ("purpose", "prefetch"),
+    ] {
+        ann.headers.clear();
+        clicked(&mut ann);
+        ann.set(name, value);
+        for host in [WIKI, AUTH] {
+            if host == AUTH && name == "sec-fetch-user" {
+                // The pages there are the node's own.
+                continue;
+            }
+            let page = ann.get(&world, &format!("https://{host}/cdn-cgi/access/logout")).await;
+            assert!(page.body().contains("Sign out?"), "{host} {name}: {value}");
+            assert_eq!(page.cookies(), [""; 0], "{host} {name}: {value}");
+        }
+        assert!(ann.holds(&world, &format!("https://{WIKI}/")), "{name}: {value}");
+    }
+    // An address typed in.
+    ann.headers.clear();
+    clicked(&mut ann);
+    ann.set("sec-fetch-site", "none");
+    let page = ann.get(&world, &format!("https://{WIKI}/cdn-cgi/access/logout")).await;
+    assert!(page.body().contains("You are signed out"));
 }
 
 #[tokio::test]

@@ -75,11 +75,13 @@ pub(crate) fn id_token(
     put("aud", json!(client.id));
     put("iat", json!(now));
     put("exp", json!(now.after(ID_TOKEN_LIFE).min(session.expires_at)));
-    put("auth_time", json!(session.created_at));
     put("amr", json!(session.amr));
     put("acr", json!(acr));
     put("sid", json!(session.id));
     put("at_hash", json!(URL_SAFE_NO_PAD.encode(half)));
+    if let Some(at) = session.authenticated_at {
+        put("auth_time", json!(at));
+    }
     if let Some(nonce) = issue.nonce {
         put("nonce", json!(nonce));
     }

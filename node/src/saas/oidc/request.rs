@@ -61,16 +61,23 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    /// Whether somebody with this session need not log in again.
+    /// Whether somebody with this session need not log in again. What is not known to be recent is not.
     pub(crate) fn is_satisfied_by(&self, session: &Session, now: UnixTime) -> bool {
-        let new = session.created_at >= self.asked_at && self.holder != Some(session.id);
-        let age = now.since(session.created_at).as_secs();
-        let young = self.request.max_age.is_none_or(|most| most > 0 && age <= u64::from(most));
+        let new = session.is_newer_than(self.asked_at) && self.holder != Some(session.id);
+        let young = self.request.max_age.is_none_or(|most| {
+            let age = session.authenticated_at.map(|at| now.since(at).as_secs());
+            most > 0 && age.is_some_and(|age| age <= u64::from(most))
+        });
         new || (young && !self.request.fresh)
     }
 }
 
 impl AuthorizationRequest {
+    /// Whether a provider that remembers a login is to ask anew: it may be older than the client wants.
+    pub(crate) fn asks_anew(&self) -> bool {
+        self.fresh || self.max_age.is_some()
+    }
+
     pub(crate) fn parse(client: &OidcClient, parameters: &Parameters) -> Result<Self, RequestError> {
         if parameters.one("client_id") != Some(client.id.as_str()) {
             return Err(RequestError::Unverified("the client is not the one of this address"));

@@ -100,7 +100,8 @@ impl SamlProvider {
             audience: &service.entity_id,
             name_id: &name_id,
             attributes: &attributes,
-            authenticated_at: session.created_at,
+            // Where a provider does not say, it is known no better than since when it vouches.
+            authenticated_at: session.authenticated_at.unwrap_or(session.created_at),
             session_index: &session_index,
             session_ends_at: permit.permit().token_expires_at(),
             context,

@@ -168,6 +168,7 @@ mod tests {
             groups: vec!["git-admin".into(), "hr".into()],
             amr: amr.iter().map(|&method| method.to_owned()).collect(),
             address: [127, 0, 0, 1].into(),
+            authenticated_at: None,
             created_at: UnixTime(0),
             expires_at: UnixTime(1000),
         }

@@ -178,3 +178,48 @@ fn a_certificate_says_when_it_expires() {
     let certificate = Certificate::from_pem(parameters.self_signed(&pair).unwrap().pem().as_bytes()).unwrap();
     assert_eq!(certificate.valid_until(), UnixTime(1_900_000_000));
 }
+
+proptest! {
+    /// What we answer is read as what we said, by who asked and by nobody else; a signature changes that in no case.
+    #[test]
+    fn an_answer_by_soap_is_what_was_said_to_the_request_that_it_answers(
+        id in "[_a-zA-Z][-._a-zA-Z0-9]{0,40}",
+        other in "[_a-zA-Z][-._a-zA-Z0-9]{0,40}",
+        issuer in "https://[a-z<&\"']{1,30}/ü?",
+        is_signed: bool,
+        is_certain: bool,
+    ) {
+        static PEM: std::sync::LazyLock<Pem> = std::sync::LazyLock::new(Pem::rsa);
+        let (key, keys) = (PEM.key(), [PEM.certificate()]);
+        let envelope = Envelope { issuer: &issuer, ..envelope("x", Some(&id)) };
+        let answer = logged_out(&envelope, is_signed.then_some(&key as &dyn Signer), &fill).unwrap();
+        let message = xml::parse(answer.as_bytes(), MESSAGE).unwrap();
+        let answer = canonical(&binding::soap(message));
+        let ended = |id: &str, keys, entity_id| has_ended(answer.as_bytes(), id, Peer { entity_id, keys, is_certain });
+        prop_assert_eq!(ended(&id, &[], &issuer), Ok(Ended::Now));
+        prop_assert_eq!(ended(&id, &keys, &issuer).is_ok(), is_signed || is_certain);
+        prop_assert!(ended(&id, &keys, "https://elsewhere.example").is_err());
+        prop_assert!(other == id || ended(&other, &[], &issuer).is_err());
+    }
+
+    #[test]
+    fn an_answer_by_soap_that_was_changed_counts_only_as_what_was_signed(
+        at in any::<prop::sample::Index>(), to in 32u8..127
+    ) {
+        static SIGNED: std::sync::LazyLock<(String, Certificate)> = std::sync::LazyLock::new(|| {
+            let pem = Pem::rsa();
+            (answer("_l1", Some(&pem.key())), pem.certificate())
+        });
+        let (text, key) = &*SIGNED;
+        let mut bytes = text.clone().into_bytes();
+        let at = at.index(bytes.len());
+        bytes[at] = to;
+        let peer = |keys| Peer { entity_id: "https://idp.example", keys, is_certain: false };
+        let (vouched_for, claimed) = (
+            has_ended(&bytes, "_l1", peer(std::slice::from_ref(key))),
+            has_ended(&bytes, "_l1", peer(&[])),
+        );
+        prop_assert!(vouched_for.is_err() || vouched_for == Ok(Ended::Now) && claimed == vouched_for);
+        prop_assert!(has_ended(&bytes, "_l2", peer(std::slice::from_ref(key))).is_err());
+    }
+}

@@ -16,6 +16,7 @@ async fn store(directory: &std::path::Path) -> Store {
         groups: vec![],
         amr: vec![],
         address: [192, 0, 2, 1].into(),
+        authenticated_at: None,
         created_at: UnixTime(0),
         expires_at: UnixTime(1000),
     };

@@ -4,49 +4,30 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Connection, Endpoint, SendStream};
+use quinn::Connection;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
 use crate::clock;
 use crate::flow::UnixTime;
 
-use super::super::access_wire::{AccessFrame, AccessRefusal, ClientFrame, ClientVersion, Opened, RequestId};
-use super::super::carrier::{Connected, LegWay, Route, Routes, Web};
+use super::super::access_wire::{AccessFrame, AccessRefusal, Opened, RequestId};
+use super::super::carrier::{Connected, LegWay, Routes, Web};
 use super::super::connector::{Backoff, Knocker};
-use super::super::control::{self, ControlError, FrameReader};
 use super::super::identity::KeyHash;
 use super::super::reach::reach;
 use super::super::relay::SessionRef;
-use super::super::relay::wire::Ticket;
-use super::super::session::{ClientAction, ClientInput, ClientSession};
+use super::super::session::{ClientAction, ClientInput};
 use super::super::transport::{TransportError, access_config};
 use super::super::wire::{Authority, CloseCode, DeviceSecret};
 use super::early::EarlyLeg;
+use super::link::{Asked, CLOSE_TIME, Link, Over, Wish, part, renewed};
 use super::session::{Session, SessionEnd, Start};
-use super::{Command, Credentials, NoCredentials, Notice, OpenError, Shared, Wanted, unreachable};
+use super::{Command, Credentials, Notice, OpenError, Shared, Wanted, unreachable};
 
 /// A wish is carried over to the next connection so often.
 const MAX_ATTEMPTS: u32 = 3;
-
-/// The last frames get so long to arrive, and a close to leave.
-const PARTING_TIMEOUT: Duration = Duration::from_millis(500);
-const CLOSE_TIME: Duration = Duration::from_millis(100);
-
-/// A session that is wanted.
-struct Wish {
-    wanted: Wanted,
-    reply: oneshot::Sender<Result<Arc<Session>, OpenError>>,
-    attempts: u32,
-}
-
-/// What a request is for.
-enum Asked {
-    Open(Wish, Option<EarlyLeg>),
-    Resume(Arc<Session>),
-}
 
 struct Control {
     shared: Arc<Shared>,
@@ -64,16 +45,6 @@ struct Ways {
     web: Option<Authority>,
     device: DeviceSecret,
     routes: Arc<Routes>,
-}
-
-/// Why a connection is over.
-enum Over {
-    /// Nobody wants the client any more.
-    Stopped(Option<oneshot::Sender<()>>),
-    /// Trying again right away helps nobody: whoever waits is told.
-    Failed(OpenError),
-    /// To be tried again.
-    Lost(String),
 }
 
 /// Runs until the last [`super::Client`] is dropped or stopped.
@@ -195,17 +166,7 @@ impl Control {
             }
         }
         if matches!(over, Over::Stopped(_)) {
-            for session in self.live.values() {
-                let close =
-                    link.machine.handle(ClientInput::Close(session.session_ref()), link.began.elapsed());
-                for action in close {
-                    if let ClientAction::Send(frame) = action {
-                        let _ = control::send(&mut link.send, &frame).await;
-                    }
-                }
-            }
-            let _ = link.send.finish();
-            let _ = timeout(PARTING_TIMEOUT, link.send.stopped()).await;
+            link.take_leave(self.live.keys()).await;
         }
         part(endpoint, connection).await;
         (over, since.elapsed())
@@ -421,86 +382,10 @@ impl Control {
     }
 }
 
-/// One control connection.
-struct Link {
-    route: Arc<Route>,
-    machine: ClientSession,
-    began: Instant,
-    send: SendStream,
-    reader: FrameReader,
-    asked: BTreeMap<RequestId, Asked>,
-    welcomed: bool,
-    /// What a leg's first bind may carry.
-    ticket: Option<Ticket>,
-    /// When the first token ends, by the clock of this machine.
-    token_expires: UnixTime,
-    /// Seconds that the node's clock is ahead of it, as far as the ends of the token tell.
-    ahead: i64,
-    /// A task of its own: a renewal that is under way is never given up, since its token is good for one use.
-    renewing: Option<JoinHandle<Result<Credentials, NoCredentials>>>,
-}
-
-impl Link {
-    async fn open(connected: &Connected, credentials: Credentials) -> Result<Self, ControlError> {
-        let (mut send, recv) = connected.connection.open_bi().await.map_err(quinn::WriteError::from)?;
-        let Credentials { token, lifetime, ticket, .. } = credentials;
-        let token_expires = clock::now().after(lifetime);
-        let (machine, hello) = ClientSession::new(token, version(), lifetime, Duration::ZERO);
-        control::send(&mut send, &hello).await?;
-        Ok(Self {
-            route: Arc::clone(&connected.route),
-            machine,
-            began: Instant::now(),
-            send,
-            reader: FrameReader::new(recv),
-            asked: BTreeMap::new(),
-            welcomed: false,
-            ticket,
-            token_expires,
-            ahead: 0,
-            renewing: None,
-        })
-    }
-
-    async fn request(&mut self, input: ClientInput) -> Result<(), Over> {
-        for action in self.machine.handle(input, self.began.elapsed()) {
-            if let ClientAction::Send(frame) = action {
-                self.send(&frame).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn send(&mut self, frame: &ClientFrame) -> Result<(), Over> {
-        control::send(&mut self.send, frame).await.map_err(|error| Over::Lost(error.to_string()))
-    }
-}
-
-async fn renewed(
-    renewing: &mut Option<JoinHandle<Result<Credentials, NoCredentials>>>,
-) -> Result<Credentials, NoCredentials> {
-    match renewing {
-        Some(task) => task.await.unwrap_or_else(|error| Err(NoCredentials(error.to_string()))),
-        None => std::future::pending().await,
-    }
-}
-
 /// Keeps a session, and tells the loop when it has ended.
 async fn keep(session: Arc<Session>, way: LegWay, shared: Arc<Shared>, commands: mpsc::WeakSender<Command>) {
     Arc::clone(&session).keep(way, shared).await;
     if let Some(commands) = commands.upgrade() {
         let _ = commands.send(Command::Ended(session)).await;
     }
-}
-
-async fn part(endpoint: &Endpoint, connection: &Connection) {
-    connection.close(CloseCode::Shutdown.into(), b"");
-    // Idle is an endpoint only three probe timeouts later (RFC 9000 §10.2), and nothing is lost if the close is.
-    let _ = timeout(CLOSE_TIME, endpoint.wait_idle()).await;
-}
-
-/// As the node's log shows it.
-fn version() -> ClientVersion {
-    let known = env!("CARGO_PKG_VERSION").parse();
-    known.unwrap_or_else(|_| ClientVersion::unknown())
 }

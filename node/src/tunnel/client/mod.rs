@@ -17,6 +17,7 @@
 mod control;
 mod early;
 mod hearing;
+mod link;
 mod session;
 
 use std::collections::HashMap;
@@ -33,7 +34,7 @@ use crate::flow::UnixTime;
 
 use super::access_wire::{AccessRefusal, AccessToken, Denial, Ray};
 use super::carrier::Carrier;
-use super::end_to_end;
+use super::end_to_end::{self, Rooms};
 use super::identity::{KeyHash, TunnelKey};
 use super::reach::ReachError;
 use super::relay::Legs;
@@ -162,6 +163,8 @@ struct Shared {
     login: Arc<dyn Login>,
     legs: Legs,
     endpoint: Endpoint,
+    /// How many bytes all sessions may make this process hold.
+    rooms: Rooms,
     /// One place for each session that anybody has wanted, which one at a time may fill.
     places: Mutex<HashMap<Wanted, Place>>,
 }
@@ -210,7 +213,8 @@ impl Client {
     pub(crate) fn start(login: Arc<dyn Login>, key: TunnelKey) -> Result<Self, TransportError> {
         let legs = Legs::default();
         let endpoint = end_to_end::endpoint(&legs, &key, None)?;
-        let shared = Arc::new(Shared { key, login, legs, endpoint, places: Mutex::default() });
+        let rooms = Rooms::new(end_to_end::CLIENT);
+        let shared = Arc::new(Shared { key, login, legs, endpoint, rooms, places: Mutex::default() });
         let (commands, queue) = mpsc::channel(QUEUE);
         tokio::spawn(control::run(Arc::clone(&shared), commands.downgrade(), queue));
         Ok(Self { shared, commands })

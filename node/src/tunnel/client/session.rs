@@ -16,7 +16,7 @@ use crate::flow::UnixTime;
 use super::super::access_wire::{ALPN_HOLDING, Opened};
 use super::super::carrier::{Carrier, LegWay, Route};
 use super::super::control::{self, FrameReader};
-use super::super::end_to_end::{self, Carries, Flow, Flows, Reply, Request, SessionCode, probe_timeout};
+use super::super::end_to_end::{self, Carries, Flow, Flows, Reply, Request, SessionCode, Use, probe_timeout};
 use super::super::identity::{KeyHash, SERVER_NAME};
 use super::super::relay::wire::{BindKey, Ticket};
 use super::super::relay::{BoundLeg, End, Leg, LegAddress, LegState, SessionRef};
@@ -180,7 +180,8 @@ impl Session {
             self.finish(SessionEnd::Unbound);
             return Err(OpenError::Ended(SessionEnd::Unbound));
         }
-        let mut config = end_to_end::client_config(&shared.key, self.connector)
+        let room = shared.rooms.take("", Use::Either);
+        let mut config = end_to_end::client_config(&shared.key, self.connector, &room)
             .map_err(|error| OpenError::Socket(error.to_string()))?;
         if let Some(ticket) = self.ahead {
             config.initial_dst_cid_provider(Arc::new(move || ConnectionId::new(&ticket)));
@@ -209,7 +210,7 @@ impl Session {
             }
         };
         self.leg.set_pto(probe_timeout(&connection));
-        let flows = Flows::new(connection.clone());
+        let flows = Flows::new(connection.clone(), room);
         // There is one caller, and it calls once.
         let _ = self.through.set((connection, flows));
         Ok(())
@@ -427,6 +428,12 @@ impl UdpFlow {
     #[cfg(test)]
     pub(crate) fn held(&self) -> usize {
         self.flow.flows().held()
+    }
+
+    /// And how many may.
+    #[cfg(test)]
+    pub(crate) fn most_held(&self) -> usize {
+        self.flow.flows().most_held()
     }
 
     pub(crate) async fn send(&self, payload: &Bytes) -> Result<(), ConnectionError> {

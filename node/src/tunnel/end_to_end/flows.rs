@@ -10,13 +10,11 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::fragment::Reassembler;
+use super::room::Room;
 use super::wire::{Datagram, split};
 
 /// Payloads that wait for one flow's task.
 const QUEUE: usize = 256;
-
-/// Bytes that wait for the tasks of all flows of a connection.
-pub(crate) const MAX_HELD: usize = 4 * 1024 * 1024;
 
 /// What a payload costs besides its bytes.
 const OVERHEAD: usize = 64;
@@ -25,6 +23,7 @@ const OVERHEAD: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Flows {
     connection: Connection,
+    room: Room,
     open: Mutex<BTreeMap<u32, mpsc::Sender<Held>>>,
     held: Arc<AtomicUsize>,
     packet: AtomicU16,
@@ -67,10 +66,10 @@ struct Held {
 impl Held {
     /// Nothing where too much waits already. The bytes are copied: what comes from the socket holds on to all that came
     /// with it.
-    fn new(payload: &Bytes, held: &Arc<AtomicUsize>) -> Option<Self> {
+    fn new(payload: &Bytes, held: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
         let size = payload.len() + OVERHEAD;
-        let room = |now: usize| now.checked_add(size).filter(|now| *now <= MAX_HELD);
-        held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok()?;
+        let fits = |now: usize| now.checked_add(size).filter(|now| *now <= most);
+        held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
         Some(Self { payload: Bytes::copy_from_slice(payload), held: Arc::clone(held) })
     }
 }
@@ -82,9 +81,11 @@ impl Drop for Held {
 }
 
 impl Flows {
-    pub(crate) fn new(connection: Connection) -> Arc<Self> {
+    /// Those of a connection that was made with `room`, which is given back with the last of them.
+    pub(crate) fn new(connection: Connection, room: Room) -> Arc<Self> {
         Arc::new(Self {
             connection,
+            room,
             open: Mutex::default(),
             held: Arc::default(),
             packet: AtomicU16::new(0),
@@ -94,7 +95,7 @@ impl Flows {
 
     /// Takes what arrives to its flow until the connection ends.
     pub(crate) async fn run(&self) -> ConnectionError {
-        let (began, mut reassembler) = (Instant::now(), Reassembler::default());
+        let (began, mut reassembler) = (Instant::now(), Reassembler::new(self.room.partial()));
         loop {
             let bytes = match self.connection.read_datagram().await {
                 Ok(bytes) => bytes,
@@ -110,7 +111,8 @@ impl Flows {
             }
             let Some((flow, payload)) = complete else { continue };
             let taken = self.open().get(&flow).map(|incoming| {
-                Held::new(&payload, &self.held).is_some_and(|held| incoming.try_send(held).is_ok())
+                Held::new(&payload, &self.held, self.room.held())
+                    .is_some_and(|held| incoming.try_send(held).is_ok())
             });
             match taken {
                 Some(true) => {}
@@ -135,6 +137,12 @@ impl Flows {
     #[cfg(test)]
     pub(crate) fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
+    }
+
+    /// And how many there may be.
+    #[cfg(test)]
+    pub(crate) fn most_held(&self) -> usize {
+        self.room.held()
     }
 
     pub(crate) fn losses(&self) -> Losses {

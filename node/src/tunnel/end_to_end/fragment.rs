@@ -1,6 +1,6 @@
 //! Payloads that came in parts, put together again: in any order, within a bound of time and memory.
 //!
-//! At most [`MAX_PARTIAL`] payloads are under way at once, each of at most 65,507 bytes; the oldest makes room. What is
+//! So many payloads are under way at once as there is room for, each of at most 65,507 bytes; the oldest makes room. What is
 //! given up is counted. Pure: no clock, no socket.
 
 use std::collections::BTreeMap;
@@ -10,15 +10,14 @@ use bytes::{Bytes, BytesMut};
 
 use super::wire::{Datagram, MAX_PAYLOAD, Part};
 
-/// Payloads under way at once: a megabyte at the most.
-const MAX_PARTIAL: usize = 16;
-
 /// A payload whose parts have not all come by then never comes.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The parts of one session's payloads.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Reassembler {
+    /// Payloads under way at once.
+    most: usize,
     partial: BTreeMap<(u32, u16), Partial>,
     lost: u64,
 }
@@ -32,6 +31,11 @@ struct Partial {
 }
 
 impl Reassembler {
+    /// One that puts together `most` payloads at a time.
+    pub(super) const fn new(most: usize) -> Self {
+        Self { most, partial: BTreeMap::new(), lost: 0 }
+    }
+
     /// A payload that is now complete, and whose it is.
     pub(super) fn take(&mut self, datagram: Datagram, now: Duration) -> Option<(u32, Bytes)> {
         let Datagram { flow, part } = datagram;
@@ -79,7 +83,7 @@ impl Reassembler {
         let late: Vec<_> =
             self.partial.iter().filter(|(_, partial)| partial.is_late(now)).map(|(key, _)| *key).collect();
         late.into_iter().for_each(|key| self.drop_partial(key));
-        while self.partial.len() >= MAX_PARTIAL {
+        while self.partial.len() >= self.most {
             let oldest = self.partial.iter().min_by_key(|(_, partial)| partial.since).map(|(key, _)| *key);
             match oldest {
                 Some(key) => self.drop_partial(key),
@@ -109,6 +113,7 @@ mod tests {
     use super::*;
 
     const NOW: Duration = Duration::from_secs(7);
+    const MAX_PARTIAL: usize = 16;
 
     fn payload(length: usize, seed: usize) -> Bytes {
         (0..length).map(|n| u8::try_from((n * 31 + seed) % 251).unwrap()).collect()
@@ -122,7 +127,7 @@ mod tests {
     #[test]
     fn the_largest_payload_comes_back_whole() {
         let payload = payload(MAX_PAYLOAD, 1);
-        let mut reassembler = Reassembler::default();
+        let mut reassembler = Reassembler::new(MAX_PARTIAL);
         let done: Vec<_> =
             parts(1, 1, &payload).into_iter().filter_map(|part| reassembler.take(part, NOW)).collect();
         assert!(done == [(1, payload)]);
@@ -130,7 +135,7 @@ mod tests {
 
     #[test]
     fn what_is_never_completed_is_counted_and_does_not_pile_up() {
-        let mut reassembler = Reassembler::default();
+        let mut reassembler = Reassembler::new(MAX_PARTIAL);
         for packet in 0..1000 {
             let first = parts(1, packet, &payload(3000, 0)).swap_remove(0);
             assert_eq!(reassembler.take(first, NOW), None);
@@ -146,7 +151,7 @@ mod tests {
     #[test]
     fn a_number_that_comes_again_takes_nothing_from_the_one_before() {
         let (old, new) = (payload(3000, 1), payload(3000, 2));
-        let mut reassembler = Reassembler::default();
+        let mut reassembler = Reassembler::new(MAX_PARTIAL);
         reassembler.take(parts(1, 1, &old).swap_remove(0), NOW);
         let later = NOW + Duration::from_secs(60);
         let done: Vec<_> =
@@ -157,7 +162,7 @@ mod tests {
 
     #[test]
     fn parts_that_make_too_much_are_given_up() {
-        let mut reassembler = Reassembler::default();
+        let mut reassembler = Reassembler::new(MAX_PARTIAL);
         for index in 0..60 {
             let part = Part::Of { packet: 1, index, last: 59, bytes: payload(1200, 0) };
             assert_eq!(reassembler.take(Datagram { flow: 1, part }, NOW), None);
@@ -183,7 +188,7 @@ mod tests {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 all.swap(n, usize::try_from(state >> 33).unwrap() % (n + 1));
             }
-            let mut reassembler = Reassembler::default();
+            let mut reassembler = Reassembler::new(MAX_PARTIAL);
             let mut done: Vec<Bytes> =
                 all.into_iter().filter_map(|part| reassembler.take(part, NOW)).map(|(_, bytes)| bytes).collect();
             let mut expected: Vec<Bytes> = payloads.into_iter().filter(|payload| payload.len() + 5 > 1100).collect();

@@ -8,15 +8,15 @@
 //! ```
 //!
 //! Client and connector know each other's key from the node: the client from `Opened`, the connector from the signed
-//! grant. `transport` holds every setting of these connections.
+//! grant. `transport` holds every setting of these connections, and `room` what they may make an end hold.
 
 mod flows;
 mod fragment;
+mod room;
 mod transport;
 mod wire;
 
-#[cfg(test)]
-pub(crate) use flows::MAX_HELD;
 pub(crate) use flows::{Flow, Flows, Losses};
+pub(crate) use room::{CLIENT, CONNECTOR, Rooms, Use};
 pub(crate) use transport::{SessionCode, client_config, connector_config, endpoint, probe_timeout};
 pub(crate) use wire::{Carries, MAX_PAYLOAD, Reply, Request};

@@ -1,7 +1,7 @@
 //! QUIC and TLS settings of end-to-end connections, in one place.
 //!
-//! **Flow control.** A stream holds at most [`STREAM_WINDOW`] bytes for a reader that does not read, and a connection
-//! [`CONNECTION_WINDOW`]: sixteen streams that stand still take nothing from the others.
+//! **Flow control.** What streams hold for readers that do not read, and for a peer that does not acknowledge, is a part of
+//! the connection's [`Room`]: some streams that stand still take nothing from the others.
 //!
 //! **Handshake.** TLS 1.3 only, no resumption, no early data; both keys are pinned, and proved anew each time.
 //!
@@ -26,20 +26,11 @@ use quinn_proto::HashedConnectionIdGenerator;
 use super::super::identity::{KeyHash, PinnedClient, PinnedNode, TunnelKey};
 use super::super::relay::Legs;
 use super::super::transport::TransportError;
+use super::room::Room;
 use super::wire::ALPN;
 
 /// TCP connections or UDP flows of one session at once.
 pub(crate) const MAX_STREAMS: u32 = 512;
-
-/// 4 MiB are 330 Mbit/s at 100 ms.
-const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
-
-/// Bytes in flight and not yet acknowledged.
-const SEND_WINDOW: u64 = 16 * 1024 * 1024;
-
-/// Datagrams that wait to be read, and to be sent.
-const DATAGRAM_BUFFER: usize = 2 * 1024 * 1024;
 
 /// Longer than a node may take to come back.
 const IDLE_TIMEOUT_MS: u32 = 60_000;
@@ -105,8 +96,12 @@ pub(crate) fn endpoint(
     Ok(Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime))?)
 }
 
-/// Settings for serving the client whose device key has the hash `client`, and no other.
-pub(crate) fn connector_config(key: &TunnelKey, client: KeyHash) -> Result<ServerConfig, TransportError> {
+/// Settings for serving the client whose device key has the hash `client`, and no other, in `room`.
+pub(crate) fn connector_config(
+    key: &TunnelKey,
+    client: KeyHash,
+    room: &Room,
+) -> Result<ServerConfig, TransportError> {
     let provider = provider();
     let mut tls = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -116,15 +111,19 @@ pub(crate) fn connector_config(key: &TunnelKey, client: KeyHash) -> Result<Serve
     tls.max_early_data_size = 0;
     tls.send_tls13_tickets = 0;
     tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    let mut transport = transport();
+    let mut transport = transport(room);
     transport.max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS));
     let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
     server.transport_config(Arc::new(transport)).migration(false);
     Ok(server)
 }
 
-/// Settings for dialling the connector whose key has the hash `connector`, as the device whose key is `key`.
-pub(crate) fn client_config(key: &TunnelKey, connector: KeyHash) -> Result<ClientConfig, TransportError> {
+/// Settings for dialling the connector whose key has the hash `connector`, as the device whose key is `key`, in `room`.
+pub(crate) fn client_config(
+    key: &TunnelKey,
+    connector: KeyHash,
+    room: &Room,
+) -> Result<ClientConfig, TransportError> {
     let provider = provider();
     let mut tls = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -135,7 +134,7 @@ pub(crate) fn client_config(key: &TunnelKey, connector: KeyHash) -> Result<Clien
     tls.enable_early_data = false;
     tls.enable_sni = false;
     tls.resumption = rustls::client::Resumption::disabled();
-    let mut transport = transport();
+    let mut transport = transport(room);
     transport.max_concurrent_bidi_streams(0_u8.into());
     let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
     client.transport_config(Arc::new(transport)).version(QUIC_V1);
@@ -147,17 +146,17 @@ pub(crate) fn probe_timeout(connection: &Connection) -> Duration {
     connection.rtt().saturating_mul(2).saturating_add(MAX_ACK_DELAY)
 }
 
-fn transport() -> TransportConfig {
+fn transport(room: &Room) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_uni_streams(0_u8.into())
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
-        .send_window(SEND_WINDOW)
+        .stream_receive_window(VarInt::from_u32(room.stream_window()))
+        .receive_window(VarInt::from_u32(room.receive_window()))
+        .send_window(room.send_window())
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MS))))
         .keep_alive_interval(Some(KEEP_ALIVE))
-        .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
-        .datagram_send_buffer_size(DATAGRAM_BUFFER);
+        .datagram_receive_buffer_size(room.datagrams())
+        .datagram_send_buffer_size(room.datagrams().unwrap_or(0));
     transport
 }
 

@@ -4,7 +4,7 @@
 //! 2. What the gate or the daemon's table has to be told [waits](super::works), since the gate may take its time, and is told
 //!    many at once. A `Ready` waits behind what it depends on.
 //! 3. What the client has sent ahead is held by the machine, and goes on when both ends have been told: from here, whoever
-//!    relays the rest.
+//!    relays the rest. The machine is told of each pair that was placed, and lets nothing on to or from any other.
 //! 4. The client's leg is judged by the address at which it is: policy may know networks, and the leg need not come from
 //!    where the control connection does. Of a leg that comes by TCP that is the TCP connection's.
 
@@ -173,7 +173,7 @@ impl Shared {
         for due in due {
             match self.place_of(&due) {
                 Ok(Some(place)) => placing.push((due, place)),
-                Ok(None) => self.tell_ready(&due),
+                Ok(None) => self.tell_ready(&due, None),
                 Err(reason) => ending.push((due.work.session, reason)),
             }
         }
@@ -184,7 +184,7 @@ impl Shared {
             let session = due.work.session;
             match path {
                 Ok(path) => match self.placed(&due, &place, path, &decided_by) {
-                    Ok(()) => self.tell_ready(&due),
+                    Ok(()) => self.tell_ready(&due, Some(place.pair)),
                     Err(reason) => ending.push((session, reason)),
                 },
                 Err(error) => {
@@ -247,7 +247,7 @@ impl Shared {
         Ok(())
     }
 
-    fn tell_ready(&self, due: &Due) {
+    fn tell_ready(&self, due: &Due, placed: Option<Pair>) {
         let Due { work: Work { session, ready, .. }, before, .. } = due;
         let mut inner = self.lock();
         let Some(path) = inner.book.get(*session).and_then(|entry| entry.path) else { return };
@@ -261,7 +261,7 @@ impl Shared {
             // The other end has moved, and with it who relays. No bind of the client's has this number.
             inner.tell(*session, Leg::Client, &Told::Ready { counter: 0, path });
         }
-        if let Some(onward) = inner.binds.in_force(*session, clock::monotonic()) {
+        if let Some(onward) = placed.and_then(|pair| inner.binds.placed(pair, clock::monotonic())) {
             self.relay.send_ahead(&onward);
         }
     }

@@ -9,7 +9,8 @@
 //!    others wait for what that takes. In between its answers are not heard, and it binds again.
 //!
 //! A client's leg may bind [early], while its session is asked for: 2 and 3 are the same, and what it has proved
-//! counts once the session is there. And it may send its first packets together with its Answer, which are [held] until 3 is done.
+//! counts once the session is there. And it may send its first packets together with its Answer, which are [held] until 3 is done
+//! and the loop around this has [placed](Binds::placed) what it was told to.
 //!
 //! **What a mistake costs.** A false accept sends one session's packets, which are encrypted end to end, to an address
 //! whose owner holds the leg's key, or makes the node reflect: hence no tuple that is another leg's, none that is the
@@ -98,8 +99,8 @@ pub struct Binds {
 struct Session {
     generation: u32,
     terms: Terms,
-    /// Its flows were written.
-    in_force: bool,
+    /// Where its flows were written last.
+    placed: Option<Pair>,
     client: Option<LegState>,
     connector: Option<LegState>,
 }
@@ -140,7 +141,7 @@ impl Binds {
             return Err(RegisterError::InUse(session.index));
         }
         let generation = session.generation;
-        let new = Session { generation, terms, in_force: false, client: None, connector: None };
+        let new = Session { generation, terms, placed: None, client: None, connector: None };
         self.sessions.insert(session.index, new);
         Ok(())
     }
@@ -304,6 +305,11 @@ impl Session {
         let client = self.client.as_ref()?.bound?;
         let connector = self.connector.as_ref()?.bound?;
         Some(Pair { session, terms: self.terms, client, connector })
+    }
+
+    /// Its legs, if they are where its flows were written.
+    fn in_force(&self, index: u32) -> Option<Pair> {
+        self.pair(index).filter(|pair| self.placed.as_ref() == Some(pair))
     }
 }
 

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::lab::{Lab, RunningConnector, TestOrigin, application, permit, policies, soon, until, web};
+use super::lab::{
+    Lab, RunningConnector, TestOrigin, application, closed_port, permit, policies, soon, until, web,
+};
 use crate::tunnel::transport::STREAM_WINDOW;
 use crate::tunnel::wire::DialFailure;
 use crate::tunnel::{OpenError, Registry};
@@ -139,10 +140,7 @@ async fn failures_are_told_apart_and_none_names_an_address() {
     assert_eq!(lab.node.registry.open(web(&gone)).await.unwrap_err(), OpenError::ConnectorGone);
 
     let connector = lab.connector().await;
-    let closed = {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        listener.local_addr().unwrap()
-    };
+    let (_held, closed) = closed_port();
     let down = soon(lab.node.registry.open(web(&lab.permit(closed)))).await.unwrap_err();
     assert_eq!(down, OpenError::OriginDown(DialFailure::ConnectionRefused));
     assert!(!down.to_string().contains("127.0.0.1"));
@@ -290,7 +288,7 @@ async fn a_slow_origin_stalls_no_other() {
     let lab = Lab::start().await;
     let stuck = TestOrigin::start(|stream| async move {
         socket2::SockRef::from(&stream).set_recv_buffer_size(4096).unwrap();
-        sleep(Duration::from_secs(60)).await;
+        std::future::pending::<()>().await;
     })
     .await;
     let (sink, mut ended) = recording().await;

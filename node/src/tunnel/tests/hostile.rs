@@ -21,7 +21,7 @@ use crate::tunnel::control::{self, FrameReader};
 use crate::tunnel::enrolment::node_key;
 use crate::tunnel::identity::{PinnedNode, SERVER_NAME, TunnelKey};
 use crate::tunnel::session::OPENING_TIMEOUT;
-use crate::tunnel::transport::connector_config;
+use crate::tunnel::transport::{STREAM_WINDOW, connector_config};
 use crate::tunnel::wire::{
     ALPN, CloseCode, ConnectorFrame, EnrolmentSecret, Frame, NodeFrame, OpenReply, OpenRequest, Refusal,
 };
@@ -303,6 +303,39 @@ async fn a_stranger_cannot_make_the_node_hold_more_than_its_window() {
         written += count;
     }
     assert!(written <= 64 * 1024, "{written} bytes were granted");
+}
+
+/// Whoever does not read makes an end hold a window for each stream, and nothing else does: at the node what origins send,
+/// at the connector what people do.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_nobody_reads_hold_their_windows_and_no_more() {
+    const STREAMS: usize = 24;
+    let lab = Lab::start().await;
+    let (connector, _send, _reader) = serving(&lab).await;
+    let node = lab.node.registry.links("hq")[0].connection.clone();
+    let (mut of_node, mut of_connector) = (Vec::new(), Vec::new());
+    for _ in 0..STREAMS {
+        let (mut send, recv) = node.open_bi().await.unwrap();
+        send.write_all(b"?").await.unwrap();
+        of_node.push((send, recv));
+        of_connector.push(soon(connector.accept_bi()).await.unwrap());
+    }
+    for streams in [&mut of_node, &mut of_connector] {
+        let (mut held, mut before) = (0, None);
+        while before != Some(held) {
+            before = Some(held);
+            for (send, _) in &mut *streams {
+                let moment = Duration::from_millis(2);
+                while let Ok(written) = tokio::time::timeout(moment, send.write(&[7; 65_536])).await {
+                    held += written.unwrap();
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        // What opened them counts as well.
+        let most = STREAMS * STREAM_WINDOW as usize;
+        assert!(held <= most && held >= most - STREAMS, "{held} of {most}");
+    }
 }
 
 /// Asked past the node's registry, so that the check under test is the connector's own.

@@ -25,7 +25,7 @@ fn run(lab: &mut Lab, evidence: &mut Evidence) -> Result<()> {
     let page = browser.log_in(&url, ALICE.name, ALICE.password)?;
     ensure!(page.status == 200 && page.body.contains("Lab wiki"), "the wiki: {}", page.summary());
     let seen = format!("GET {path} {}", ALICE.email);
-    ensure!(lab.office.requests()?.contains(&seen), "nginx did not log “{seen}”");
+    lab.office.await_request(&seen)?;
     evidence.see(format!("{}; nginx logged “{seen}”", page.summary()));
 
     // The chat is another host: opening it hands the session over without a second login.

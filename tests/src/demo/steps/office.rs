@@ -1,5 +1,7 @@
 //! The office lets nobody in.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 
 use crate::demo::lab::{Lab, OFFICE};
@@ -17,6 +19,10 @@ pub(super) const STEP: Step = Step {
         symptom: "a stranger over IPv4 got answers",
     },
 };
+
+/// How long an answer is waited for, and how long one that must not come.
+const PATIENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_secs(2);
 
 fn run(lab: &mut Lab, evidence: &mut Evidence) -> Result<()> {
     let tcp6 = std::thread::scope(|scope| {
@@ -37,10 +43,10 @@ fn run(lab: &mut Lab, evidence: &mut Evidence) -> Result<()> {
     evidence.see(format!("yet its connector is connected, outwards only: {}", peers(&tunnels)));
 
     lab.office.remove_firewall()?;
-    let page = curl(lab)?;
+    let page = curl(lab, PATIENCE)?;
     lab.office.raise_firewall()?;
     ensure!(page.contains("Lab wiki"), "without the firewall the wiki does not answer: {page}");
-    ensure!(curl(lab).is_err(), "with the firewall back the wiki still answers");
+    ensure!(curl(lab, SILENCE).is_err(), "with the firewall back the wiki still answers");
     evidence.control("without the office firewall the stranger reads the wiki at once");
     Ok(())
 }
@@ -51,8 +57,8 @@ fn silent(who: &str, scan: &Scan) -> Result<()> {
     Ok(())
 }
 
-fn curl(lab: &Lab) -> Result<String> {
-    lab.stranger.run(&format!("curl -sS --max-time 2 http://{}:8080/", OFFICE.v4))
+fn curl(lab: &Lab, patience: Duration) -> Result<String> {
+    lab.stranger.run(&format!("curl -sS --max-time {} http://{}:8080/", patience.as_secs(), OFFICE.v4))
 }
 
 /// The remote ends of `ss` lines.

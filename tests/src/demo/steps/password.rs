@@ -26,19 +26,22 @@ fn run(lab: &mut Lab, evidence: &mut Evidence) -> Result<()> {
     let page = browser.log_in(&url, CAROL.name, WRONG)?;
     ensure!(page.is_login(), "a wrong password led to {}", page.summary());
     ensure!(browser.open(&url)?.is_login(), "after a wrong password the wiki is open");
-    ensure!(!lab.office.has_seen(path)?, "the application saw a request");
-    evidence.see(format!("{}; the next request is sent to log in again", page.summary()));
+    let refused = page.summary();
 
     let unknown = lab.browser()?.log_in(&url, "nobody-of-that-name", WRONG)?;
     ensure!(unknown.is_login() && unknown.status == page.status, "an unknown user got {}", unknown.summary());
-    evidence.see("an unknown user gets the same answer");
 
-    let page = lab.browser()?.log_in(&format!("{WIKI}/"), ALICE.name, ALICE.password)?;
+    let control = "/password-step-control";
+    let page = lab.browser()?.log_in(&format!("{WIKI}{control}"), ALICE.name, ALICE.password)?;
     ensure!(
         page.status == 200 && page.body.contains("Lab wiki"),
         "the right password led to {}",
         page.summary()
     );
+    lab.office.await_request(&format!("GET {control} {}", ALICE.email))?;
+    ensure!(lab.office.seen_at(path)?.is_empty(), "the application saw a request");
+    evidence.see(format!("{refused}; the next request is sent to log in again"));
+    evidence.see("an unknown user gets the same answer");
     evidence.control("the right password in the same form leads to the wiki");
     Ok(())
 }

@@ -174,3 +174,19 @@ async fn a_code_that_comes_twice_ends_what_came_of_it() {
     assert_eq!(refusal(&device.refresh(&world, &held.refresh).await), refused(400, "invalid_grant"));
     assert!(world.events().await.contains(&"logout true - ann@example.com".to_owned()));
 }
+
+#[tokio::test]
+async fn codes_that_nobody_was_given_are_not_looked_up() {
+    let world = World::new().await;
+    let (mut ann, device) = (signed_in(&world, "ann").await, Device::new());
+    let given = code(&world, &mut ann, &device).await;
+    world.context.store.break_codes().await;
+    for made_up in ["x", "A".repeat(43).as_str(), given.replace('A', "B").as_str(), &given[1..]] {
+        if made_up != given {
+            let answer = device.exchange(&world, made_up, REDIRECT, VERIFIER).await;
+            assert_eq!(refusal(&answer), refused(400, "invalid_grant"), "{made_up}");
+        }
+    }
+    let looked_up = device.exchange(&world, &given, REDIRECT, VERIFIER).await;
+    assert_ne!(looked_up.status(), StatusCode::BAD_REQUEST, "the control: {}", looked_up.body());
+}

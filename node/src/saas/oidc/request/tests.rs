@@ -117,7 +117,7 @@ fn faults_are_told_by_their_own_names() {
 
 #[test]
 fn a_login_satisfies_only_what_it_is_recent_enough_for() {
-    let session = |id: u8, created: i64| Session {
+    let session = |id: u8, created: i64, proven: Option<i64>| Session {
         id: SessionId::from_bytes([id; 16]),
         person: PersonId { provider: "local".into(), subject: "ann".into() },
         is_local: None,
@@ -126,6 +126,7 @@ fn a_login_satisfies_only_what_it_is_recent_enough_for() {
         groups: vec![],
         amr: vec![],
         address: [192, 0, 2, 1].into(),
+        authenticated_at: proven.map(UnixTime),
         created_at: UnixTime(created),
         expires_at: UnixTime(9999),
     };
@@ -136,20 +137,32 @@ fn a_login_satisfies_only_what_it_is_recent_enough_for() {
         holder: Some(SessionId::from_bytes([1; 16])),
         expires_at: UnixTime(1600),
     };
-    for (fresh, max_age, id, created, satisfied) in [
-        (false, None, 1, 0, true),
-        (true, None, 1, 999, false),
-        (true, None, 1, 1000, false),
-        (true, None, 2, 999, false),
-        (true, None, 2, 1000, true),
-        (false, Some(100), 1, 905, true),
-        (false, Some(100), 1, 904, false),
-        (false, Some(0), 1, 1000, false),
-        (false, Some(0), 2, 1001, true),
-        (true, Some(100), 1, 990, false),
+    for (fresh, max_age, id, created, proven, satisfied) in [
+        (false, None, 1, 0, Some(0), true),
+        (false, None, 1, 0, None, true),
+        (true, None, 1, 999, Some(999), false),
+        (true, None, 1, 1000, Some(1000), false),
+        (true, None, 2, 999, Some(999), false),
+        (true, None, 2, 1000, Some(1000), true),
+        // The provider's clock may be behind, and a provider may have remembered somebody, or say nothing.
+        (true, None, 2, 1000, Some(940), true),
+        (true, None, 2, 1000, Some(939), false),
+        (true, None, 2, 1000, None, false),
+        (false, Some(100), 1, 905, Some(905), true),
+        (false, Some(100), 1, 904, Some(904), false),
+        (false, Some(100), 1, 1000, Some(904), false),
+        (false, Some(100), 1, 1000, None, false),
+        (false, Some(100), 2, 1000, Some(904), false),
+        (false, Some(0), 1, 1000, Some(1000), false),
+        (false, Some(0), 2, 1001, Some(1001), true),
+        (false, Some(0), 2, 1001, None, false),
+        (true, Some(100), 1, 990, Some(990), false),
     ] {
-        let found = pending(fresh, max_age).is_satisfied_by(&session(id, created), UnixTime(1005));
-        assert_eq!(found, satisfied, "fresh {fresh}, max_age {max_age:?}, session {id} of {created}");
+        let found = pending(fresh, max_age).is_satisfied_by(&session(id, created, proven), UnixTime(1005));
+        assert_eq!(
+            found, satisfied,
+            "fresh {fresh}, max_age {max_age:?}, session {id} of {created}, {proven:?}"
+        );
     }
 }
 

@@ -30,7 +30,7 @@ use tracing::{debug, info, warn};
 use crate::clock;
 
 use super::super::carrier::{LegWay, Route};
-use super::super::end_to_end::{self, SessionCode};
+use super::super::end_to_end::{self, Rooms, SessionCode, Use};
 use super::super::grant::{Grant, Reach, SignedGrant};
 use super::super::identity::{KeyHash, TunnelKey};
 use super::super::relay::wire::BindKey;
@@ -55,6 +55,8 @@ pub(super) struct Sessions {
     legs: Legs,
     endpoint: Endpoint,
     table: Mutex<Table>,
+    /// By person: how many bytes their connections may make this process hold.
+    rooms: Rooms,
     /// Of this table: with it all sessions are gone.
     instance: Instance,
     /// Their streams and flows.
@@ -95,7 +97,9 @@ impl Sessions {
     ) -> Result<Arc<Self>, TransportError> {
         let legs = Legs::default();
         // Serves nobody: who may come is known only with the session.
-        let nobody = end_to_end::connector_config(&key, KeyHash::from_bytes([0; 32]))?;
+        let rooms = Rooms::new(end_to_end::CONNECTOR);
+        let none = rooms.take("", Use::Streams);
+        let nobody = end_to_end::connector_config(&key, KeyHash::from_bytes([0; 32]), &none)?;
         let endpoint = end_to_end::endpoint(&legs, &key, Some(nobody))?;
         Ok(Arc::new(Self {
             key,
@@ -104,6 +108,7 @@ impl Sessions {
             legs,
             endpoint,
             table: Mutex::default(),
+            rooms,
             instance: Instance(u64::from_ne_bytes(clock::random())),
             streams: TaskTracker::new(),
             draining: CancellationToken::new(),

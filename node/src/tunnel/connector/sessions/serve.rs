@@ -11,7 +11,9 @@ use crate::clock;
 
 use super::super::super::control::{self, FrameReader};
 use super::super::super::dial::dial;
-use super::super::super::end_to_end::{self, Carries, Flows, Reply, Request, SessionCode, probe_timeout};
+use super::super::super::end_to_end::{
+    self, Carries, Flows, Reply, Request, SessionCode, Use, probe_timeout,
+};
 use super::super::super::grant::Protocol;
 use super::super::super::pipe::pipe;
 use super::super::super::wire::StreamCode;
@@ -60,7 +62,13 @@ pub(super) async fn unattended(session: &Session) {
 /// Serves the client of a session, once it has proved its key, until the connection ends.
 pub(super) async fn connection(sessions: Arc<Sessions>, session: Arc<Session>, incoming: Incoming) {
     let index = session.session.index;
-    let config = match end_to_end::connector_config(&sessions.key, session.grant().client) {
+    let grant = session.grant();
+    let carries = match grant.protocol {
+        Protocol::Tcp => Use::Streams,
+        Protocol::Udp => Use::Datagrams,
+    };
+    let room = sessions.rooms.take(&grant.person, carries);
+    let config = match end_to_end::connector_config(&sessions.key, grant.client, &room) {
         Ok(config) => config,
         Err(error) => {
             warn!(%error, "a session cannot be served");
@@ -86,7 +94,7 @@ pub(super) async fn connection(sessions: Arc<Sessions>, session: Arc<Session>, i
         connection.close(SessionCode::Ended.into(), b"");
         return;
     }
-    let flows = Flows::new(connection.clone());
+    let flows = Flows::new(connection.clone(), room);
     let streams = async {
         while let Ok((send, recv)) = connection.accept_bi().await {
             session.leg.set_pto(probe_timeout(&connection));

@@ -36,6 +36,7 @@ pub(in super::super) fn about(client: u8, connector: &str) -> Arc<About> {
         groups: vec![],
         amr: vec![],
         address: HOME,
+        authenticated_at: None,
         created_at: UnixTime(0),
         expires_at: UnixTime(3600),
     };

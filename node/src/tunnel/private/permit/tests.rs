@@ -17,6 +17,7 @@ fn login(provider: &str) -> Arc<Session> {
         groups: vec!["staff".into()],
         amr: vec![],
         address: [192, 0, 2, 1].into(),
+        authenticated_at: None,
         created_at: UnixTime(0),
         expires_at: NOW.after(std::time::Duration::from_secs(600)),
     })

@@ -1,8 +1,10 @@
 //! First packets that came before their session's flows are in force: held for a while, and then sent on once.
 //!
 //! 1. [`Binds::on_first`]: the ticket that the packet goes to says whose it is. It waits, wherever it came from.
-//! 2. [`Binds::in_force`]: both legs have proved where they are and the flows are written. What came from where the client
-//!    has proved to be goes on; the rest never does. From then on a packet that had been under way to the daemon follows.
+//! 2. [`Binds::placed`]: both legs have proved where they are, policy has judged that, and the flows are written. What came
+//!    from where the client has proved to be goes on; the rest never does. From then on a packet that had been under way to
+//!    the daemon follows.
+//! 3. A leg that has proved that it is elsewhere is nowhere until 2 has come again: what it sends ahead waits anew.
 //!
 //! Nothing here answers anybody, and nothing goes anywhere but to the session's other end. What is held is bounded in number,
 //! size and time; the oldest gives way, first of its own session. A false accept sends the connector one datagram that the client
@@ -47,8 +49,8 @@ pub struct Onward {
 }
 
 impl Binds {
-    /// A first packet (`super::super::first`), from the tuple's remote to its local side. If its session is in force, it goes on at
-    /// once; else it is held, if it is anybody's.
+    /// A first packet (`super::super::first`), from the tuple's remote to its local side. If its session is placed where its legs
+    /// are now, it goes on at once; else it is held, if it is anybody's.
     pub fn on_first(&mut self, now: Duration, tuple: Tuple, datagram: Box<[u8]>) -> Option<Onward> {
         let session = *self.held.sessions.get(&first_ticket(&datagram)?)?;
         let found =
@@ -56,20 +58,21 @@ impl Binds {
         if found.terms.expires <= now || !FIRST_LEN.contains(&datagram.len()) {
             return None;
         }
-        if !found.in_force {
+        let Some(pair) = found.in_force(session.index) else {
             self.held.hold(Held { at: now, session, tuple, datagram });
             return None;
-        }
-        let pair = found.pair(session.index).filter(|pair| pair.client == tuple)?;
-        Some(Onward { pair, datagrams: vec![datagram] })
+        };
+        (pair.client == tuple).then(|| Onward { pair, datagrams: vec![datagram] })
     }
 
-    /// The session's flows are written, and both ends are being told. What was held for it.
-    pub fn in_force(&mut self, session: SessionRef, now: Duration) -> Option<Onward> {
+    /// Policy lets the session's client be there, its flows are written, and both ends are being told. What was held for it, unless
+    /// a leg is elsewhere by now: then that is to be placed first.
+    pub fn placed(&mut self, pair: Pair, now: Duration) -> Option<Onward> {
+        let session = pair.session;
         let found =
             self.sessions.get_mut(&session.index).filter(|found| found.generation == session.generation)?;
-        let pair = found.pair(session.index)?;
-        found.in_force = true;
+        found.placed = Some(pair);
+        let pair = found.in_force(session.index)?;
         let datagrams = self.held.take(session, pair.client, now);
         (!datagrams.is_empty()).then_some(Onward { pair, datagrams })
     }

@@ -2,7 +2,7 @@
 
 use super::super::first::{FIRST_LEN, first_ticket};
 use super::super::node::{Action, CHALLENGE_LIFETIME, Onward};
-use super::super::tuple::Early;
+use super::super::tuple::{Early, Pair};
 use super::super::wire::{Challenge, TICKET_LEN, Ticket, seal_answer, seal_bind};
 use super::node::{CLIENT, CONNECTOR, bind, establish, pair, silent};
 use super::*;
@@ -69,11 +69,11 @@ fn what_comes_around_the_answer_goes_on_once_and_when_the_flows_are_written() {
         kept(&mut binds, ms(20), CLIENT, first(1));
         kept(&mut binds, ms(21), CLIENT, first(2));
         if !answer_first {
-            assert_eq!(binds.in_force(SESSION, ms(21)), None, "nobody has proved that address");
+            assert_eq!(binds.placed(pair(CLIENT, CONNECTOR), ms(21)), None, "nobody has proved that address");
             proves(&mut binds, ms(22), CLIENT);
         }
-        assert_eq!(binds.in_force(SESSION, ms(30)), onward(&[1, 2]), "{answer_first}");
-        assert_eq!(binds.in_force(SESSION, ms(31)), None, "once");
+        assert_eq!(binds.placed(pair(CLIENT, CONNECTOR), ms(30)), onward(&[1, 2]), "{answer_first}");
+        assert_eq!(binds.placed(pair(CLIENT, CONNECTOR), ms(31)), None, "once");
         // The gate had passed it up just before it knew the flow.
         assert_eq!(binds.on_first(ms(32), from(CLIENT), first(3)), onward(&[3]));
         kept(&mut binds, ms(33), "192.0.2.66:666", first(4));
@@ -125,8 +125,11 @@ fn whatever_is_reordered_or_lost_nothing_goes_on_before_both_legs_have_proved() 
                         Vec::new()
                     }
                 };
-                let is_installed = actions.iter().any(|action| matches!(action, Action::Install(_)));
-                let onward = if is_installed { binds.in_force(SESSION, now) } else { None };
+                let installed = actions.iter().find_map(|action| match action {
+                    Action::Install(pair) => Some(*pair),
+                    Action::Send { .. } | Action::ReplaceLeg { .. } | Action::Ready { .. } => None,
+                });
+                let onward = installed.and_then(|pair| binds.placed(pair, now));
                 sent.extend(onward.into_iter().flat_map(|onward| onward.datagrams));
                 assert!(sent.is_empty() || binds.pair(SESSION).is_some(), "{came:?}");
             }
@@ -155,7 +158,7 @@ fn what_comes_from_elsewhere_waits_in_vain() {
     silent(&mut binds, ms(3), victim, &answer("192.0.2.66:666"));
     challenge(&mut binds, ms(4), 3, "192.0.2.66:666");
     proves(&mut binds, ms(5), "192.0.2.66:666");
-    assert_eq!(binds.in_force(SESSION, ms(6)), None);
+    assert_eq!(binds.placed(pair("192.0.2.66:666", CONNECTOR), ms(6)), None);
     kept(&mut binds, ms(7), victim, first(2));
 }
 
@@ -175,7 +178,7 @@ fn what_is_nobodys_is_not_kept() {
         kept(&mut binds, ms(1), CLIENT, datagram.into());
     }
     proves(&mut binds, ms(2), CLIENT);
-    assert_eq!(binds.in_force(SESSION, ms(3)), None);
+    assert_eq!(binds.placed(pair(CLIENT, CONNECTOR), ms(3)), None);
 
     // A ticket that another one has replaced.
     let mut binds = challenged();
@@ -191,7 +194,7 @@ fn what_is_nobodys_is_not_kept() {
         &Challenge { observed: address(CLIENT), nonce: NONCE },
     );
     binds.on_datagram(ms(2), from(CLIENT), &again, || panic!("nothing to ask"));
-    let datagrams = binds.in_force(SESSION, ms(3)).unwrap().datagrams;
+    let datagrams = binds.placed(pair(CLIENT, CONNECTOR), ms(3)).unwrap().datagrams;
     assert_eq!(datagrams, [initial(&[0xCD; TICKET_LEN], 1200, 2).into()]);
 }
 
@@ -201,7 +204,7 @@ fn what_has_waited_too_long_or_for_a_session_that_is_over_is_dropped() {
     kept(&mut binds, ms(1), CLIENT, first(1));
     kept(&mut binds, ms(2), CLIENT, first(2));
     proves(&mut binds, ms(3), CLIENT);
-    assert_eq!(binds.in_force(SESSION, ms(1) + CHALLENGE_LIFETIME), onward(&[2]));
+    assert_eq!(binds.placed(pair(CLIENT, CONNECTOR), ms(1) + CHALLENGE_LIFETIME), onward(&[2]));
 
     let mut binds = challenged();
     kept(&mut binds, ms(1), CLIENT, first(1));
@@ -212,14 +215,15 @@ fn what_has_waited_too_long_or_for_a_session_that_is_over_is_dropped() {
     for leg in Leg::BOTH {
         binds.expect(next, leg, secret(next, leg)).unwrap();
     }
-    assert_eq!(binds.in_force(SESSION, ms(2)), None);
+    assert_eq!(binds.placed(pair(CLIENT, CONNECTOR), ms(2)), None);
     establish(&mut binds, next, Leg::Connector, 1, CONNECTOR);
     establish(&mut binds, next, Leg::Client, 1, CLIENT);
-    assert_eq!(binds.in_force(next, ms(3)), None, "another session in the same place");
+    let of_next = Pair { session: next, ..pair(CLIENT, CONNECTOR) };
+    assert_eq!(binds.placed(of_next, ms(3)), None, "another session in the same place");
 
     let mut binds = challenged();
     proves(&mut binds, ms(1), CLIENT);
-    assert_eq!(binds.in_force(SESSION, ms(2)), None);
+    assert_eq!(binds.placed(pair(CLIENT, CONNECTOR), ms(2)), None);
     kept(&mut binds, terms().expires, CLIENT, first(1));
     assert!(binds.on_first(terms().expires - ms(1), from(CLIENT), first(1)).is_some(), "the control");
 }
@@ -231,7 +235,7 @@ fn few_are_held_of_one_session_and_not_many_of_all() {
         kept(&mut binds, ms(1), CLIENT, first(mark));
     }
     proves(&mut binds, ms(2), CLIENT);
-    assert_eq!(binds.in_force(SESSION, ms(3)), onward(&[8, 9]), "the last two");
+    assert_eq!(binds.placed(pair(CLIENT, CONNECTOR), ms(3)), onward(&[8, 9]), "the last two");
 
     let mut binds = Binds::new(own());
     let of = |index: u32| SessionRef { index, generation: 1 };
@@ -260,10 +264,60 @@ fn few_are_held_of_one_session_and_not_many_of_all() {
             let answer = seal_answer(&key(), of(index), leg, &ticket(index), &challenge);
             binds.on_datagram(ms(3), from(&at), &answer, || panic!("nothing to ask"));
         }
-        held.push(binds.in_force(of(index), ms(4)).map_or(0, |onward| onward.datagrams.len()));
+        let pair = binds.pair(of(index)).unwrap();
+        held.push(binds.placed(pair, ms(4)).map_or(0, |onward| onward.datagrams.len()));
     }
     assert_eq!(held.iter().sum::<usize>(), 1024);
     assert!(held[..88].iter().all(|count| *count == 0) && held[88..].iter().all(|count| *count == 2));
+}
+
+/// Until policy has judged where a leg is now, it is nowhere: neither its new address nor its old one is served.
+#[test]
+fn what_a_leg_sends_from_where_it_has_moved_waits_until_that_is_placed() {
+    const MOVED: &str = "192.0.2.99:5001";
+    let (here, there) = (pair(CLIENT, CONNECTOR), pair(MOVED, CONNECTOR));
+    let in_force = || {
+        let mut binds = challenged();
+        proves(&mut binds, ms(1), CLIENT);
+        assert_eq!(binds.placed(here, ms(2)), None);
+        assert_eq!(binds.on_first(ms(3), from(CLIENT), first(1)), onward(&[1]), "the control");
+        binds
+    };
+    let moves = |binds: &mut Binds| {
+        challenge(binds, ms(4), 2, MOVED);
+        kept(binds, ms(5), MOVED, first(2));
+        let done = binds.on_datagram(ms(6), from(MOVED), &answer(MOVED), || panic!("nothing to ask"));
+        assert!(matches!(done[..], [Action::ReplaceLeg { .. }, _]), "{done:?}");
+        kept(binds, ms(7), MOVED, first(3));
+        kept(binds, ms(7), CLIENT, first(4));
+    };
+    let mut binds = in_force();
+    moves(&mut binds);
+    assert_eq!(binds.placed(here, ms(8)), None, "what was placed is not where it is");
+    kept(&mut binds, ms(9), MOVED, first(5));
+    let went_on = binds.placed(there, ms(10));
+    assert_eq!(
+        went_on,
+        Some(Onward { pair: there, datagrams: vec![first(5)] }),
+        "of the last two, one came from elsewhere"
+    );
+    assert_eq!(binds.on_first(ms(11), from(MOVED), first(6)).map(|onward| onward.pair), Some(there));
+    kept(&mut binds, ms(12), CLIENT, first(7));
+
+    // Policy says no: the session is over, and what was held goes with it.
+    let mut binds = in_force();
+    moves(&mut binds);
+    binds.remove(SESSION).unwrap();
+    assert_eq!(binds.placed(there, ms(8)), None);
+    kept(&mut binds, ms(9), MOVED, first(8));
+
+    // The other leg: what goes to where it is now has to be placed as well.
+    let mut binds = in_force();
+    let far = "203.0.113.21:6001";
+    establish(&mut binds, SESSION, Leg::Connector, 2, far);
+    kept(&mut binds, ms(5), CLIENT, first(9));
+    let pair = pair(CLIENT, far);
+    assert_eq!(binds.placed(pair, ms(6)), Some(Onward { pair, datagrams: vec![first(9)] }));
 }
 
 /// The session's ticket comes with the session, which is before what is sent to it.
@@ -279,10 +333,10 @@ fn a_leg_that_binds_early_has_its_packets_held_too() {
     kept(&mut binds, ms(2), CLIENT, first(1));
     let challenge = Challenge { observed: address(CLIENT), nonce: NONCE };
     let answer = seal_answer(&key(), early.session(), Leg::Client, &[5; TICKET_LEN], &challenge);
-    assert_eq!(binds.in_force(SESSION, ms(2)), None);
+    assert_eq!(binds.placed(pair(CLIENT, CONNECTOR), ms(2)), None);
     let done = binds.on_datagram(ms(3), from(CLIENT), &answer, || panic!("nothing to ask"));
     assert!(matches!(done[..], [Action::Install(_), ..]));
-    assert_eq!(binds.in_force(SESSION, ms(4)), onward(&[1]));
+    assert_eq!(binds.placed(pair(CLIENT, CONNECTOR), ms(4)), onward(&[1]));
 }
 
 #[test]

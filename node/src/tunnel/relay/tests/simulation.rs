@@ -7,17 +7,19 @@
 //! connector 192.0.2.(10+i) ─┘                                           and can send from any address
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use proptest::prelude::*;
 
 use super::super::end::{End, EndInput, EndOutput, GIVE_UP};
-use super::super::node::{Action, CHALLENGE_LIFETIME};
-use super::super::userspace::Table;
+use super::super::node::{Action, CHALLENGE_LIFETIME, Onward};
+use super::super::tuple::Pair;
+use super::super::userspace::{Refused, Table};
 use super::super::wire::{
     Challenge, Nonce, Proven, Request, is_challenge, is_request, seal_answer, seal_bind,
 };
+use super::held::initial;
 use super::*;
 
 const PAIRS: u32 = 3;
@@ -37,10 +39,30 @@ fn is_victim(address: SocketAddr) -> bool {
     matches!(address.ip(), IpAddr::V4(v4) if v4.octets()[3] >= 200)
 }
 
+/// Every other place to which a translator moves an end. Policies know networks and no ports, which are what moves here.
+fn is_refused(client: SocketAddr) -> bool {
+    client.port() % 2 == 1
+}
+
 enum Event {
-    ToNode { from: SocketAddr, bytes: Vec<u8> },
-    FromNode { to: SocketAddr, bytes: Vec<u8> },
-    Ready { end: usize, counter: u64 },
+    ToNode {
+        from: SocketAddr,
+        bytes: Vec<u8>,
+    },
+    FromNode {
+        to: SocketAddr,
+        bytes: Vec<u8>,
+    },
+    /// The loop around the machine comes to what was decided: it judges where the client is, writes the flows, and removes
+    /// the one that was left.
+    Place {
+        session: SessionRef,
+        left: Option<Tuple>,
+    },
+    Ready {
+        end: usize,
+        counter: u64,
+    },
 }
 
 struct SimulatedEnd {
@@ -87,6 +109,13 @@ struct Network {
     captured: Vec<Vec<u8>>,
     cheats_counter: u64,
     installs: usize,
+    /// Where each session was placed last.
+    placed: BTreeMap<SessionRef, Pair>,
+    /// Whether there is a policy, and whose clients were where it [refuses](is_refused) them.
+    has_policy: bool,
+    refused: BTreeSet<SessionRef>,
+    /// First packets that went on, at once or after they were held.
+    went_on: usize,
     /// Bytes that came in a victim's name, and bytes that the victim got.
     named_victim: usize,
     sent_to_victim: usize,
@@ -107,6 +136,10 @@ impl Network {
             captured: Vec::new(),
             cheats_counter: 0,
             installs: 0,
+            placed: BTreeMap::new(),
+            has_policy: false,
+            refused: BTreeSet::new(),
+            went_on: 0,
             named_victim: 0,
             sent_to_victim: 0,
         };
@@ -177,7 +210,7 @@ impl Network {
             let copy = match &event {
                 Event::ToNode { from, bytes } => Event::ToNode { from: *from, bytes: bytes.clone() },
                 Event::FromNode { to, bytes } => Event::FromNode { to: *to, bytes: bytes.clone() },
-                Event::Ready { end, counter } => Event::Ready { end: *end, counter: *counter },
+                Event::Place { .. } | Event::Ready { .. } => panic!("nothing of the network's"),
             };
             self.arrive(delay, copy);
         }
@@ -192,6 +225,7 @@ impl Network {
         match event {
             Event::ToNode { from, bytes } => self.node(Tuple::new(node_address(), from), &bytes),
             Event::FromNode { to, bytes } if to == cheats_address() => self.captured.push(bytes),
+            Event::Place { session, left } => self.place(session, left),
             Event::FromNode { to, bytes } => {
                 let Some(index) = self.ends.iter().position(|end| end.outside == to) else { return };
                 let end = &mut self.ends[index];
@@ -215,15 +249,22 @@ impl Network {
             match output {
                 EndOutput::Send(bytes) => {
                     self.captured.push(bytes.to_vec());
-                    let from = self.ends[index].outside;
+                    let SimulatedEnd { session, leg, outside: from, .. } = self.ends[index];
                     self.travel(Event::ToNode { from, bytes: bytes.to_vec() });
+                    // What a client need not keep back until its answer has arrived.
+                    for mark in 0..3 * u8::from(leg == Leg::Client) {
+                        let bytes = initial(&secret(session, leg).ticket, 1200, mark);
+                        self.captured.push(bytes.clone());
+                        self.travel(Event::ToNode { from, bytes });
+                    }
                 }
                 EndOutput::Ready => {
                     self.ends[index].first_ready.get_or_insert(self.now);
                 }
                 EndOutput::GaveUp => {
+                    let session = self.ends[index].session;
                     assert!(
-                        self.ends[index].session == CHEATS_SESSION,
+                        session == CHEATS_SESSION || self.refused.contains(&session),
                         "an honest end gave up at {:?}",
                         self.now
                     );
@@ -234,10 +275,17 @@ impl Network {
 
     fn node(&mut self, tuple: Tuple, bytes: &[u8]) {
         if !is_request(bytes) {
-            if let Ok(passage) = self.table.judge(self.now, tuple) {
-                assert!(!is_victim(passage.output().remote()));
-                let to = passage.output().remote();
-                self.travel(Event::FromNode { to, bytes: bytes.to_vec() });
+            match self.table.judge(self.now, tuple) {
+                Ok(passage) => {
+                    assert!(!is_victim(passage.output().remote()));
+                    let to = passage.output().remote();
+                    self.travel(Event::FromNode { to, bytes: bytes.to_vec() });
+                }
+                Err(Refused::NoFlow) => {
+                    let onward = self.binds.on_first(self.now, tuple, bytes.into());
+                    self.go_on(onward);
+                }
+                Err(_) => {}
             }
             return;
         }
@@ -264,7 +312,7 @@ impl Network {
                     assert_eq!(before[&pair.session], None);
                     self.assert_answered(pair.session, tuple, bytes);
                     assert!([pair.client, pair.connector].contains(&tuple));
-                    self.install(pair);
+                    self.decided(pair.session, None);
                 }
                 Action::ReplaceLeg { leg, old, pair } => {
                     self.assert_answered(pair.session, tuple, bytes);
@@ -274,13 +322,12 @@ impl Network {
                         Leg::Connector => ((was.connector, pair.connector), (was.client, pair.client)),
                     };
                     assert_eq!((moved, stayed.0), ((*old, tuple), stayed.1));
-                    self.install(pair);
-                    assert!(self.table.remove(pair.session, *old));
+                    self.decided(pair.session, Some(*old));
                 }
                 Action::Ready { session, leg, counter } => {
                     let end = self.ends.iter().position(|end| (end.session, end.leg) == (*session, *leg));
                     if let Some(end) = end {
-                        let delay = ms(10 + self.random.next() % 50);
+                        let delay = ms(30 + self.random.next() % 30);
                         self.arrive(delay, Event::Ready { end, counter: *counter });
                     }
                 }
@@ -289,12 +336,40 @@ impl Network {
         assert!(replied <= bytes.len(), "an answer longer than what it answers");
     }
 
-    fn install(&mut self, pair: &super::super::tuple::Pair) {
-        self.installs += 1;
+    fn decided(&mut self, session: SessionRef, left: Option<Tuple>) {
+        let delay = ms(5 + self.random.next() % 20);
+        self.arrive(delay, Event::Place { session, left });
+    }
+
+    fn place(&mut self, session: SessionRef, left: Option<Tuple>) {
+        let Some(pair) = self.binds.pair(session) else { return };
         assert_ne!(pair.client, pair.connector);
-        self.table.open(pair.session, pair.terms);
+        if self.has_policy && is_refused(pair.client.remote()) {
+            self.refused.insert(session);
+            self.binds.remove(session).unwrap();
+            self.table.close(session);
+            return;
+        }
+        self.installs += 1;
+        self.table.open(session, pair.terms);
         for grant in pair.grants() {
             assert!(self.table.install(grant));
+        }
+        if let Some(left) = left.filter(|left| ![pair.client, pair.connector].contains(left)) {
+            self.table.remove(session, left);
+        }
+        self.placed.insert(session, pair);
+        let onward = self.binds.placed(pair, self.now);
+        self.go_on(onward);
+    }
+
+    fn go_on(&mut self, onward: Option<Onward>) {
+        let Some(Onward { pair, datagrams }) = onward else { return };
+        assert_eq!(self.placed.get(&pair.session), Some(&pair), "between where the session was placed last");
+        assert!(!self.refused.contains(&pair.session));
+        self.went_on += datagrams.len();
+        for bytes in datagrams {
+            self.travel(Event::FromNode { to: pair.connector.remote(), bytes: bytes.into() });
         }
     }
 
@@ -342,7 +417,7 @@ impl Network {
             count => self.captured[self.random.below(count)].clone(),
         };
         let LegSecret { key, ticket } = secret(CHEATS_SESSION, Leg::Client);
-        let bytes = match self.random.below(6) {
+        let bytes = match self.random.below(7) {
             0 | 1 => seen,
             2 => {
                 let mut bytes = seen;
@@ -364,6 +439,7 @@ impl Network {
                 let challenge = Challenge { observed: somewhere, nonce };
                 seal_answer(&key, CHEATS_SESSION, Leg::Client, &ticket, &challenge).to_vec()
             }
+            5 => initial(&ticket, 1200, 0xEE),
             _ => {
                 // A challenge that it was sent, carried to an honest end in the node's name.
                 let to = self.ends[self.random.below(6)].outside;
@@ -376,7 +452,9 @@ impl Network {
 
     /// Every honest pair's flows lead to where its ends are, and both hear each other.
     fn assert_settled(&self) {
-        for end in self.ends.iter().filter(|end| end.session != CHEATS_SESSION) {
+        let goes_on =
+            |end: &&SimulatedEnd| end.session != CHEATS_SESSION && !self.refused.contains(&end.session);
+        for end in self.ends.iter().filter(goes_on) {
             let pair = self.binds.pair(end.session).unwrap();
             let at = if end.leg == Leg::Client { pair.client } else { pair.connector };
             assert_eq!(at.remote(), end.outside, "{:?} {:?}", end.session, end.leg);
@@ -410,4 +488,19 @@ proptest! {
         prop_assert!(network.installs >= PAIRS as usize);
         network.assert_settled();
     }
+}
+
+/// Translators move clients to where policy refuses them, and a peer cheats: what is sent ahead goes on only between where its
+/// session was placed last.
+#[test]
+fn first_packets_of_a_client_that_has_moved_wait_for_policy() {
+    let (mut went_on, mut refused) = (0, 0);
+    for seed in 0..24 {
+        let mut network = Network::new(seed, 10);
+        network.has_policy = true;
+        network.run(TROUBLE, true, true);
+        went_on += network.went_on;
+        refused += network.refused.len();
+    }
+    assert!(went_on > 100 && refused > 20, "{went_on} {refused}");
 }

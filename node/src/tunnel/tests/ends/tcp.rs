@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use quinn::{ReadError, RecvStream, SendStream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::super::lab::{TestOrigin, soon, until};
+use super::super::lab::{TestOrigin, closed_port, soon, until};
 use super::*;
 use crate::tunnel::access_wire::Denial;
 use crate::tunnel::client::{OpenError, Session, SessionEnd, StreamError};
@@ -129,8 +129,8 @@ async fn many_streams_at_once_do_not_mix() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_application_that_is_down_is_said_to_be() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let world = World::start(Protocol::Tcp, host(free)).await;
+    let (_held, closed) = closed_port();
+    let world = World::start(Protocol::Tcp, host(closed)).await;
     let session = soon(world.client.session("app", None)).await.unwrap();
     let error = soon(session.open_tcp()).await.unwrap_err();
     assert!(matches!(error, StreamError::Down(DialFailure::ConnectionRefused)), "{error}");
@@ -200,7 +200,7 @@ async fn a_revocation_cuts_a_transfer_and_says_why() {
         recv.read_chunk(1, true).await
     });
     assert!(cut.await.unwrap().is_err(), "an error, not an end");
-    assert_eq!(session.end(), Some(SessionEnd::ByNode(EndReason::Revoked)));
+    assert_eq!(soon(session.wait_end()).await, SessionEnd::ByNode(EndReason::Revoked));
     until("the person is told", || !world.notices().is_empty()).await;
     assert_eq!(world.notices()[0].to_string(), "app: the session is over: an administrator revoked it");
     assert!(matches!(soon(session.open_tcp()).await.unwrap_err(), StreamError::Ended(_)));
@@ -228,7 +228,7 @@ async fn a_session_outlives_both_control_connections_and_the_nodes_memory_of_its
     assert_eq!(session.end(), None);
     assert_eq!(world.node.logged("open"), 1);
     echoed(&session, &bytes(200_000)).await;
-    assert!(world.notices().contains(&Notice::Back), "{:?}", world.notices());
+    until("the person is told", || world.notices().contains(&Notice::Back)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -284,8 +284,8 @@ async fn a_token_is_renewed_before_its_end() {
 async fn a_node_that_is_not_there_is_said_to_be_so() {
     let origin = TestOrigin::echo().await;
     let world = World::start(Protocol::Tcp, host(origin.address)).await;
-    let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    *world.person.address.lock().unwrap() = Some(nobody.to_string().parse().unwrap());
+    let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    *world.person.address.lock().unwrap() = Some(nobody.local_addr().unwrap().to_string().parse().unwrap());
     let error = soon(world.client.session("app", None)).await.unwrap_err();
     assert!(matches!(error, OpenError::Unreachable { .. }), "{error}");
     *world.person.address.lock().unwrap() = None;

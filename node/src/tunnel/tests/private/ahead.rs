@@ -4,10 +4,10 @@ use std::net::UdpSocket;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::super::lab::{Lab, Outfit, until};
+use super::super::lab::{Lab, Outfit, PATIENCE, config, until};
 use super::ends::{Client, Login, Seen, TestConnector, enrol};
 use crate::gate::{self, DatagramGate};
-use crate::tunnel::access_wire::{AccessFrame, Opened};
+use crate::tunnel::access_wire::{AccessFrame, ClientFrame, Opened};
 use crate::tunnel::relay::wire::{
     BindKey, CHALLENGE_LEN, Challenge, Ticket, is_challenge, seal_answer, seal_bind,
 };
@@ -27,9 +27,12 @@ struct Wire {
 
 impl Wire {
     fn new(lab: &Lab, key: &BindKey, session: SessionRef, leg: Leg, ticket: Ticket) -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        Self::at("127.0.0.1:0", lab, key, session, leg, ticket)
+    }
+
+    fn at(local: &str, lab: &Lab, key: &BindKey, session: SessionRef, leg: Leg, ticket: Ticket) -> Self {
+        let socket = UdpSocket::bind(local).unwrap();
         socket.connect(lab.address).unwrap();
-        socket.set_read_timeout(Some(SILENCE)).unwrap();
         Self { socket, key: key.clone(), session, leg, ticket }
     }
 
@@ -48,7 +51,17 @@ impl Wire {
         self.socket.send(datagram).unwrap();
     }
 
-    fn hear(&self) -> Option<Vec<u8>> {
+    /// What comes, which something does.
+    fn hear(&self) -> Vec<u8> {
+        self.hear_within(PATIENCE).expect("a datagram")
+    }
+
+    fn is_silent(&self) -> bool {
+        self.hear_within(SILENCE).is_none()
+    }
+
+    fn hear_within(&self, patience: Duration) -> Option<Vec<u8>> {
+        self.socket.set_read_timeout(Some(patience)).unwrap();
         let mut bytes = [0; 2048];
         self.socket.recv(&mut bytes).ok().map(|length| bytes[..length].to_vec())
     }
@@ -60,8 +73,7 @@ impl Wire {
     /// Binds, and returns the answer to the challenge that comes.
     fn challenged(&self, counter: u64) -> Vec<u8> {
         self.bind(counter);
-        let challenge = self.hear().expect("a challenge");
-        let challenge = Challenge::open(&challenge, &self.key, self.session, self.leg).unwrap();
+        let challenge = Challenge::open(&self.hear(), &self.key, self.session, self.leg).unwrap();
         seal_answer(&self.key, self.session, self.leg, &self.ticket, &challenge).to_vec()
     }
 
@@ -99,23 +111,23 @@ async fn held_and_sent_on(outfit: Outfit, socket: UdpSocket, path: RelayPath) {
     near.send(&near.initial(1200, 1));
     near.send(&answer);
     near.send(&near.initial(1500, 2));
-    assert_eq!(far.hear(), None, "it has not said where it is");
+    assert!(far.is_silent(), "it has not said where it is");
     let answer = far.challenged(1);
-    assert_eq!(far.hear(), None, "nor proved it");
+    assert!(far.is_silent(), "nor proved it");
     far.send(&answer);
-    assert_eq!(far.hear(), Some(near.initial(1200, 1)));
-    assert_eq!(far.hear(), Some(near.initial(1500, 2)));
-    assert_eq!((far.hear(), near.hear()), (None, None), "once, and the client hears nothing of it");
+    assert_eq!(far.hear(), near.initial(1200, 1));
+    assert_eq!(far.hear(), near.initial(1500, 2));
+    assert!(far.is_silent() && near.is_silent(), "once, and the client hears nothing of it");
     let AccessFrame::Ready { path: told, .. } = client.hear_all().await else { panic!("it is in force") };
     assert_eq!(told, path);
     // One that a gate let up just before it knew the flow; it is counted as well.
     near.send(&near.initial(1200, 3));
-    assert_eq!(far.hear(), Some(near.initial(1200, 3)));
+    assert_eq!(far.hear(), near.initial(1200, 3));
     let up = || lab.node.private.list()[0].bytes_up;
     until("all are counted", || up() == 1200 + 1500 + 1200 + 3 * 28).await;
     lab.node.private.end_logins(&[ann.id()], EndReason::Revoked).await.unwrap();
     near.send(&near.initial(1200, 4));
-    assert_eq!((far.hear(), near.hear()), (None, None), "nor does QUIC answer it");
+    assert!(far.is_silent() && near.is_silent(), "nor does QUIC answer it");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -151,19 +163,59 @@ async fn a_victim_hears_one_challenge_whatever_is_sent_ahead_in_its_name() {
     for mark in 0..100 {
         victim.send(&victim.initial(1200 + usize::from(mark), mark));
     }
-    let heard = victim.hear().expect("a challenge");
+    let heard = victim.hear();
     assert!(heard.len() == CHALLENGE_LEN && is_challenge(&heard));
     far.send(&far.challenged(1));
-    assert_eq!((victim.hear(), far.hear()), (None, None), "for 270 kB, 43 bytes");
+    assert!(victim.is_silent() && far.is_silent(), "for 270 kB, 43 bytes");
 
     // She binds from where she is herself: what came in the victim's name still goes nowhere, and nothing comes back to it.
     let own = Wire::of_client(&lab, &client, &opened);
     let answer = own.challenged(2);
     own.send(&own.initial(1200, 9));
     own.send(&answer);
-    assert_eq!(far.hear(), Some(own.initial(1200, 9)), "the control");
+    assert_eq!(far.hear(), own.initial(1200, 9), "the control");
     victim.send(&victim.initial(1300, 1));
     far.send(&[0x40; 100]);
-    assert_eq!(own.hear(), Some(vec![0x40; 100]));
-    assert_eq!((victim.hear(), far.hear()), (None, None));
+    assert_eq!(own.hear(), [0x40; 100]);
+    assert!(victim.is_silent() && far.is_silent());
+}
+
+/// Policy judges a leg where it is: until it has, nothing goes on from there, and where it says no, nothing ever does.
+#[tokio::test(flavor = "multi_thread")]
+async fn first_packets_from_where_a_client_has_moved_wait_for_policy() {
+    let lab = Lab::start().await;
+    let office =
+        [("{ group = \"staff\" }]", "{ group = \"staff\" }]\nrequire = [{ ip = \"127.0.0.0/30\" }]")];
+    lab.desk.reload.send_replace(config(lab.directory.path(), &office));
+    let connector = bare_connector(&lab).await;
+    let ann = Login::new(&lab, "ann").await;
+    let mut client = Client::welcome(&lab, &ann).await;
+    // Which of the two the node comes to first, a packet or the policy, is chance.
+    for round in 0..12 {
+        let opened = client.open("db", None).await.unwrap();
+        offered(&connector, opened.session).await;
+        let (near, far) = (Wire::of_client(&lab, &client, &opened), Wire::of_connector(&lab, &connector));
+        near.send(&near.challenged(1));
+        far.send(&far.challenged(1));
+        let AccessFrame::Ready { .. } = client.hear_all().await else { panic!("it is in force") };
+        near.send(&near.initial(1200, 1));
+        assert_eq!(far.hear(), near.initial(1200, 1), "the control");
+        let is_allowed = round == 0;
+        let local = if is_allowed { "127.0.0.2:0" } else { "127.0.0.5:0" };
+        let moved = Wire::at(local, &lab, &near.key, near.session, near.leg, near.ticket);
+        moved.send(&moved.challenged(2));
+        for mark in 2..20 {
+            moved.send(&moved.initial(1200, mark));
+        }
+        if is_allowed {
+            let heard = far.hear();
+            assert_eq!(heard, moved.initial(1200, heard[1199]));
+            let AccessFrame::Ready { .. } = client.hear_all().await else { panic!("it is in force there") };
+            client.say(&ClientFrame::Close { session: opened.session }).await;
+            client.ended().await;
+        } else {
+            assert_eq!(client.ended().await, (opened.session, EndReason::NotAllowed));
+            assert!(far.is_silent() && moved.is_silent());
+        }
+    }
 }

@@ -165,6 +165,7 @@ impl Login {
             groups: groups.iter().map(|group| (*group).to_owned()).collect(),
             amr: vec![],
             address: [127, 0, 0, 1].into(),
+            authenticated_at: None,
             created_at: now,
             expires_at: now.after(Duration::from_secs(3600)),
         };

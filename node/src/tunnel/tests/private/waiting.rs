@@ -46,10 +46,11 @@ async fn a_connector_that_comes_while_somebody_waits_serves_all_who_do() {
     let lab = Lab::start().await;
     let ann = Login::new(&lab, "ann").await;
     let mut client = Client::welcome(&lab, &ann).await;
+    let key = enrol(&lab, "hq").await;
     for request in 1..=3 {
         client.say(&ask(request)).await;
     }
-    let _connector = TestConnector::start(&lab).await;
+    let _connector = TestConnector::connect(&lab, key, Arc::default(), true).await;
     for _ in 1..=3 {
         assert!(matches!(client.hear().await, AccessFrame::Opened(_)));
     }
