@@ -93,6 +93,13 @@ impl Clients {
         (live.session.expires_at > now && !live.ended.is_cancelled()).then_some(live)
     }
 
+    /// Every client that is logged in at `now`.
+    pub fn all_live(&self, now: UnixTime) -> Vec<LiveClient> {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
+        let is_live = |client: &&LiveClient| client.session.expires_at > now && !client.ended.is_cancelled();
+        live.values().filter(is_live).cloned().collect()
+    }
+
     /// The live session that a verified token names, and with it the login of the client that the token was minted for:
     /// whichever of the two ends first ends what runs on it.
     pub fn live(&self, sessions: &Sessions, claims: &Claims, now: UnixTime) -> Option<LiveSession> {

@@ -1,5 +1,6 @@
 //! Runs the commands.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -248,13 +249,17 @@ impl Service {
 
     async fn list_sessions(&self, filter: &SessionFilter, now: UnixTime) -> anyhow::Result<Value> {
         let sessions = self.sessions.matching(filter, now).await?;
-        let mut private = match self.private.clone() {
+        let private = match self.private.clone() {
             Some(private) => tokio::task::spawn_blocking(move || private.list()).await?,
             None => Vec::new(),
         };
+        let mut of_session = BTreeMap::<_, Vec<PrivateSession>>::new();
+        for private in private {
+            of_session.entry(private.login).or_default().push(private);
+        }
         let rows = sessions.into_iter().map(|session| {
-            let of_session = private.extract_if(.., |private| private.login == session.id).collect();
-            SessionRow { session, private: of_session }
+            let private = of_session.remove(&session.id).unwrap_or_default();
+            SessionRow { session, private }
         });
         Ok(serde_json::to_value(rows.collect::<Vec<_>>())?)
     }
@@ -272,10 +277,11 @@ impl Service {
         }
         let ids: Vec<_> = revoked.iter().map(|session| session.id).collect();
         let logins = self.store.saas_logins(ids.clone()).await?;
+        let by_id: BTreeMap<_, _> = revoked.iter().map(|session| (session.id, session)).collect();
         let elsewhere: Vec<_> = logins
             .into_iter()
             .filter_map(|login| {
-                let session = revoked.iter().find(|session| session.id == login.session)?;
+                let session = by_id.get(&login.session)?;
                 Some(ElsewhereRow {
                     application: login.application,
                     session: Session::clone(session),
@@ -294,12 +300,21 @@ impl Service {
     ) -> anyhow::Result<Option<Value>> {
         loop {
             self.events.flush().await;
-            for (number, line) in self.store.events(filter.clone()).await? {
-                filter.after = filter.after.max(number);
-                if replies.send(Reply::Ok(serde_json::from_str(&line)?)).await.is_err() {
+            let mut pages = tokio::select! {
+                pages = self.store.events(filter.clone()) => pages?,
+                () = replies.closed() => return Ok(None),
+            };
+            while let Some(page) = pages.next().await? {
+                for (_, line) in page {
+                    if replies.send(Reply::Ok(serde_json::from_str(&line)?)).await.is_err() {
+                        return Ok(None);
+                    }
+                }
+                if replies.is_closed() {
                     return Ok(None);
                 }
             }
+            filter.after = pages.through();
             if !follow {
                 return Ok(None);
             }

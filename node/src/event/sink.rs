@@ -219,7 +219,13 @@ mod tests {
             events.emit(Event::new(Action::Revoke, true).reason(Reason::SessionEnded));
         }
         events.flush().await;
-        let kept = store.events(EventFilter { limit: 1000, ..EventFilter::default() }).await.unwrap();
+        let kept = store
+            .events(EventFilter { limit: 1000, ..EventFilter::default() })
+            .await
+            .unwrap()
+            .all()
+            .await
+            .unwrap();
         let lines = std::fs::read_to_string(log).unwrap().lines().count();
         assert_eq!((kept.len(), lines), (300, 300));
         assert!(metrics.render().unwrap().contains("portcullis_events_total{action=\"revoke\"} 300"));
@@ -243,7 +249,13 @@ mod tests {
         let died = tokio::spawn(async { panic!("canary") }).await;
         assert!(died.is_err());
         events.flush().await;
-        let kept = store.events(EventFilter { limit: 10, ..EventFilter::default() }).await.unwrap();
+        let kept = store
+            .events(EventFilter { limit: 10, ..EventFilter::default() })
+            .await
+            .unwrap()
+            .all()
+            .await
+            .unwrap();
         assert_eq!(kept.len(), 1);
         assert!(kept[0].1.contains("\"action\":\"panic\"") && kept[0].1.contains("sink.rs"), "{}", kept[0].1);
         assert!(!kept[0].1.contains("canary"));
@@ -257,8 +269,15 @@ mod tests {
             events.emit(Event::new(Action::Admin, true).detail(format!("number {number:03}")));
         }
         events.flush().await;
-        let all =
-            || async { store.events(EventFilter { limit: 1000, ..EventFilter::default() }).await.unwrap() };
+        let all = || async {
+            store
+                .events(EventFilter { limit: 1000, ..EventFilter::default() })
+                .await
+                .unwrap()
+                .all()
+                .await
+                .unwrap()
+        };
         let size = all().await[0].1.len() as u64;
         assert_eq!(store.trim_events(UnixTime(0), size * 40).await.unwrap(), 60);
         let left = all().await;

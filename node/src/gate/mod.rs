@@ -47,12 +47,12 @@ pub use explain::{Explainer, Explanation};
 pub use maps::Counters;
 pub use mend::{Attacher, Grip, LinkEvents};
 pub use object::{EGRESS, INGRESS, OBJECT};
-#[cfg(test)]
-pub(crate) use relay::in_memory;
 pub use relay::{
     Detour, Ended, FlowGrant, FlowStatus, IdentityRef, Keeper, Leg, Placed, Placement, Relay, RelayError,
     RelayTotals, Revoked, SessionRef, SessionStatus, Standing, Usage, Way, flows, keep_neighbour,
 };
+#[cfg(test)]
+pub(crate) use relay::{Planted, in_memory};
 pub use status::{InterfaceStatus, Status, status};
 pub use userspace::DatagramGate;
 

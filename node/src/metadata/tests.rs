@@ -106,7 +106,7 @@ async fn a_reload_keeps_documents_whose_place_stays() {
     }
     events.flush().await;
     let filter = EventFilter { limit: 10, ..EventFilter::default() };
-    let told = store.events(filter).await.unwrap();
+    let told = store.events(filter).await.unwrap().all().await.unwrap();
     assert_eq!(told.len(), 2, "{told:?}");
     assert!(
         told.iter().all(|(_, event)| event.contains("cannot be fetched: metadata: status 503")),

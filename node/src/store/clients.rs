@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 use crate::flow::{ClientId, SessionId, UnixTime};
 
 use super::devices::{MOST_NEW_KEYS, NEW_KEYS_WITHIN, of_client};
-use super::{Store, StoreError};
+use super::{ReadLane, Store, StoreError};
 
 /// A client that is logged in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,7 +124,7 @@ impl Store {
 
     /// Every client that is logged in at `now`.
     pub async fn live_clients(&self, now: UnixTime) -> Result<Vec<Client>, StoreError> {
-        self.run(move |connection| {
+        self.read(ReadLane::Own, move |connection| {
             connection
                 .prepare_cached(&format!("{LIVE} ORDER BY client.created_at"))?
                 .query_map([now.0], client)?

@@ -2,7 +2,9 @@
 //!
 //! Nothing outside this folder knows how state is kept. Methods are grouped by what they keep, one file each; all of
 //! them are short transactions on the store's own thread. A method that returns has written durably (WAL, full sync).
+//! What may take long and only reads has connections of its own, for which no write waits: `reader`, `backup`.
 
+mod backup;
 mod clients;
 mod codes;
 mod connectors;
@@ -12,6 +14,7 @@ mod executor;
 mod gate;
 mod keys;
 mod provider_logins;
+mod reader;
 mod saas;
 mod saml_keys;
 mod schema;
@@ -32,8 +35,8 @@ use tokio::sync::oneshot;
 pub use clients::{Client, NewClient, NotLoggedIn, Rotation};
 pub use connectors::Connector;
 pub use devices::Device;
-pub use events::EventFilter;
 pub(crate) use events::TRIM_STEP;
+pub use events::{EventFilter, EventPages};
 pub use keys::SigningKey;
 pub(crate) use saas::{EndedLogin, Redemption, SaasGrant, Turn};
 pub use saml_keys::SamlKey;
@@ -42,6 +45,7 @@ pub use sessions::SessionFilter;
 pub use users::User;
 
 use executor::{Executor, Lane};
+use reader::{ReadLane, Reader};
 
 /// Why state could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +66,8 @@ pub enum StoreError {
     Stopped,
     #[error("more is asked of the store than it can do")]
     Busy,
+    #[error("the backup takes too long, and is given up")]
+    Slow,
     #[error("the store's thread cannot be started: {0}")]
     Thread(io::Error),
 }
@@ -73,7 +79,12 @@ pub struct Store {
 }
 
 struct Inner {
+    /// Dropped before the one that writes: the last one to go tidies the log up, which this one cannot.
+    reader: Reader,
     executor: Executor,
+    path: PathBuf,
+    /// Held by the one backup that is made.
+    backups: tokio::sync::Mutex<()>,
 }
 
 /// Name of the file in the state directory.
@@ -82,25 +93,11 @@ const FILE: &str = "store.sqlite";
 impl Store {
     /// Opens or creates the store in `directory` (mode 0700, file 0600) and migrates its schema in one transaction.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
-        let (connection, _) = connect(directory)?;
+        let (connection, path) = connect(directory)?;
+        let reader = Reader::start(schema::open_to_read(&path)?).map_err(StoreError::Thread)?;
         let executor = Executor::start(connection).map_err(StoreError::Thread)?;
-        Ok(Self { inner: Arc::new(Inner { executor }) })
-    }
-
-    /// Writes a consistent copy of the whole store to `target`, which must not exist.
-    pub async fn backup(&self, target: &Path) -> Result<(), StoreError> {
-        let target = target.to_owned();
-        self.run(move |connection| {
-            if target.exists() {
-                return Err(StoreError::Exists(target.display().to_string()));
-            }
-            let file_error = |source| StoreError::File { path: target.clone(), source };
-            let mut options = fs::OpenOptions::new();
-            options.create_new(true).write(true).mode(0o600).open(&target).map_err(file_error)?;
-            connection.backup("main", &target, None::<fn(rusqlite::backup::Progress)>)?;
-            Ok(())
-        })
-        .await
+        let backups = tokio::sync::Mutex::default();
+        Ok(Self { inner: Arc::new(Inner { reader, executor, path, backups }) })
     }
 
     /// Replaces the store in `directory` by the backup `source`, which is checked first. No node may be running.
@@ -146,6 +143,18 @@ impl Store {
         self.inner.executor.submit(lane, Box::new(work))?;
         wait.await.map_err(|_| StoreError::Stopped)?
     }
+
+    /// Runs what only reads and may take some milliseconds, beside all that writes.
+    async fn read<T: Send + 'static>(
+        &self,
+        lane: ReadLane,
+        read: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (done, wait) = oneshot::channel();
+        let read = move |connection: &mut Connection| drop(done.send(read(connection)));
+        self.inner.reader.submit(lane, Box::new(read))?;
+        wait.await.map_err(|_| StoreError::Stopped)?
+    }
 }
 
 /// Opens or creates the file in `directory`, and says where it is.
@@ -186,6 +195,7 @@ mod tests {
 
     use futures_util::{FutureExt as _, poll};
 
+    use crate::event::{Action, Event};
     use crate::flow::UnixTime;
 
     #[test]
@@ -238,6 +248,104 @@ mod tests {
         assert_eq!(restored.secret("k", || vec![9; 4]).await.unwrap(), key);
         fs::write(directory.path().join("noise"), b"not a database, but long enough to look at").unwrap();
         assert!(Store::restore(&directory.path().join("b"), &directory.path().join("noise")).is_err());
+    }
+
+    /// A read that goes on until the sender is dropped, in one transaction.
+    async fn long_read(store: &Store) -> std::sync::mpsc::Sender<()> {
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        let (begun, begins) = oneshot::channel();
+        let read = move |connection: &Connection| {
+            let moment = connection.unchecked_transaction()?;
+            moment.query_row("SELECT count(*) FROM session", [], |_| Ok(()))?;
+            begun.send(()).unwrap();
+            let _ = held.recv();
+            Ok(())
+        };
+        let reading = store.clone();
+        tokio::spawn(async move { reading.read(ReadLane::Asked, read).await });
+        begins.await.unwrap();
+        hold
+    }
+
+    #[tokio::test]
+    async fn no_write_waits_for_a_long_read_and_no_read_for_a_write() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let within = std::time::Duration::from_secs(20);
+        let reading = long_read(&store).await;
+        let writes = async {
+            store.revoke_sessions(&SessionFilter::All, UnixTime(1)).await.unwrap();
+            store.put_code([1; 32], &1, UnixTime(9)).await.unwrap();
+            store.secret("k", || vec![7; 4]).await.unwrap();
+        };
+        tokio::time::timeout(within, writes).await.expect("no write waits");
+        drop(reading);
+        let (busy, hold) = busy(&store);
+        let mut busy = Box::pin(busy);
+        assert!(poll!(&mut busy).is_pending());
+        let reads = async {
+            store.events(EventFilter::default()).await.unwrap().all().await.unwrap();
+            store.live_clients(UnixTime(1)).await.unwrap();
+            store.sessions_matching(&SessionFilter::All, UnixTime(1)).await.unwrap();
+            store.backup(&directory.path().join("copy")).await.unwrap();
+        };
+        tokio::time::timeout(within, reads).await.expect("no read waits");
+        drop(hold);
+        busy.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn reads_that_wait_are_bounded_and_what_the_node_looks_for_goes_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let reading = long_read(&store).await;
+        let (done, order) = std::sync::mpsc::channel();
+        let mut waiting = Vec::new();
+        for (lane, count) in [(ReadLane::Asked, 64), (ReadLane::Own, 1)] {
+            for _ in 0..count {
+                let (store, done) = (store.clone(), done.clone());
+                let mut read = Box::pin(async move {
+                    store.read(lane, move |_| done.send(lane).map_err(|_| StoreError::Stopped)).await
+                });
+                assert!(poll!(&mut read).is_pending());
+                waiting.push(read);
+            }
+        }
+        let more = store.sessions_matching(&SessionFilter::All, UnixTime(1)).now_or_never();
+        assert!(matches!(more, Some(Err(StoreError::Busy))));
+        drop(reading);
+        for read in waiting {
+            read.await.unwrap();
+        }
+        assert_eq!(order.recv(), Ok(ReadLane::Own));
+    }
+
+    #[tokio::test]
+    async fn what_reads_cannot_write() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let write = |connection: &Connection| Ok(connection.execute("DELETE FROM session", [])?);
+        let error = store.read(ReadLane::Asked, write).await.unwrap_err();
+        assert!(error.to_string().contains("readonly"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_log_that_a_long_read_has_made_long_gets_short_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let length = || fs::metadata(directory.path().join(format!("{FILE}-wal"))).unwrap().len();
+        let write = async || {
+            let events = (0..2000).map(|_| Event::new(Action::Admin, true).detail("x".repeat(1000)));
+            store.insert_events(events.collect()).await.unwrap();
+        };
+        let reading = long_read(&store).await;
+        while length() < 24 << 20 {
+            write().await;
+        }
+        drop(reading);
+        write().await;
+        write().await;
+        assert!(length() <= 16 << 20, "{}", length());
     }
 
     /// A work that goes on until the sender is dropped.

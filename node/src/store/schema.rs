@@ -1,6 +1,7 @@
 //! The versioned schema. Each step is one transaction; a step once released never changes.
 
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
@@ -213,19 +214,49 @@ CREATE INDEX saas_login_untold ON saas_login (next_try) WHERE told_at IS NULL OR
     r"
 UPDATE session SET body = json_set(body, '$.authenticated_at', created_at) WHERE json_extract(body, '$.is_local');
 ",
+    // Each refusal goes to the end of it. What is at a place of its own each time, as a user is, would cost every batch of events,
+    // and a revocation behind it, more than a search through the log costs those who do not wait for it.
+    "CREATE INDEX event_denied ON event (allowed) WHERE allowed = 0;",
 ];
+
+/// So long another process may hold the file: a command that runs without the node.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// Bytes of the log that are kept for what is written next, once a long read that has made it longer is over.
+const LONGEST_LOG: i64 = 16 << 20;
 
 /// Opens the file, sets it up for durable concurrent use and migrates it.
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     let open_error = |source| StoreError::Open { path: path.to_owned(), source };
     let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let mut connection = Connection::open_with_flags(path, flags).map_err(open_error)?;
-    connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(open_error)?;
+    connection.busy_timeout(BUSY).map_err(open_error)?;
     connection.pragma_update(None, "journal_mode", "WAL").map_err(open_error)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(open_error)?;
     connection.pragma_update(None, "foreign_keys", true).map_err(open_error)?;
+    connection.pragma_update(None, "journal_size_limit", LONGEST_LOG).map_err(open_error)?;
     connection.set_prepared_statement_cache_capacity(64);
     migrate(&mut connection, path)?;
+    Ok(connection)
+}
+
+/// Opens the file, which this process has open already, for reading only.
+pub(super) fn open_to_read(path: &Path) -> Result<Connection, StoreError> {
+    let open_error = |source| StoreError::Open { path: path.to_owned(), source };
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let connection = Connection::open_with_flags(path, flags).map_err(open_error)?;
+    connection.busy_timeout(BUSY).map_err(open_error)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+/// A new store as an older version made it.
+#[cfg(test)]
+pub(super) fn of_version(path: &Path, version: usize) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.execute_batch(&STEPS[..version].concat())?;
+    connection.pragma_update(None, "user_version", i64::try_from(version).unwrap_or(i64::MAX))?;
     Ok(connection)
 }
 

@@ -4,7 +4,7 @@ use rusqlite::params;
 
 use crate::flow::{Session, SessionId, UnixTime};
 
-use super::{Store, StoreError};
+use super::{ReadLane, Store, StoreError};
 
 /// Which sessions a command is about.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -73,7 +73,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<Vec<Session>, StoreError> {
         let filter = filter.clone();
-        self.run(move |connection| matching(connection, &filter, now)).await
+        self.read(ReadLane::Asked, move |connection| matching(connection, &filter, now)).await
     }
 
     /// Marks every live session that matches as revoked, in one transaction, and says which.
@@ -169,16 +169,14 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use rusqlite::Connection;
-
+    use super::super::{FILE, schema};
     use super::*;
 
     /// Of sessions that an older version began it is known when a password was given, and nothing else.
     #[tokio::test]
     async fn sessions_of_an_older_version_say_when_a_password_was_given() {
         let directory = tempfile::tempdir().unwrap();
-        drop(Store::open(directory.path()).unwrap());
-        let older = Connection::open(directory.path().join("store.sqlite")).unwrap();
+        let older = schema::of_version(&directory.path().join(FILE), 12).unwrap();
         for (id, local) in [(1_u8, "true"), (2, "false"), (3, "null")] {
             let id = SessionId::from_bytes([id; 16]);
             let body = format!(
@@ -187,7 +185,6 @@ mod tests {
             let insert = "INSERT INTO session (id, person, body, created_at, expires_at) VALUES (?1, 'p:ann', ?2, 1000, 9000)";
             older.execute(insert, params![id.as_bytes(), body]).unwrap();
         }
-        older.pragma_update(None, "user_version", 12).unwrap();
         drop(older);
         let store = Store::open(directory.path()).unwrap();
         let mut sessions = store.live_sessions(UnixTime(2000)).await.unwrap();

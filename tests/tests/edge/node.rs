@@ -228,7 +228,7 @@ impl Node {
     pub async fn events(&self) -> Vec<serde_json::Value> {
         self.context.events.flush().await;
         let filter = EventFilter { limit: 10_000, ..EventFilter::default() };
-        let events = self.context.store.events(filter).await.unwrap();
+        let events = self.context.store.events(filter).await.unwrap().all().await.unwrap();
         events.iter().map(|(_, text)| serde_json::from_str(text).unwrap()).collect()
     }
 

@@ -45,7 +45,7 @@ use sessions::{Direction, Onward};
 use state::State;
 
 #[cfg(test)]
-pub(crate) use faults::in_memory;
+pub(crate) use faults::{Planted, in_memory};
 pub use flows::{FlowStatus, SessionStatus, Standing, flows};
 pub use hops::Detour;
 pub use routing::keep_neighbour;

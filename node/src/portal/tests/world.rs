@@ -141,7 +141,8 @@ impl World {
     pub(super) async fn events(&self) -> Vec<String> {
         self.context.events.flush().await;
         let filter = EventFilter { limit: 1000, ..EventFilter::default() };
-        let mut events: Vec<(i64, String)> = self.context.store.events(filter).await.unwrap();
+        let mut events: Vec<(i64, String)> =
+            self.context.store.events(filter).await.unwrap().all().await.unwrap();
         events.sort_unstable_by_key(|(id, _)| *id);
         events
             .into_iter()

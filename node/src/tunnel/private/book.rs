@@ -13,7 +13,7 @@
 //! A false "it is over" costs the person the session; a false "it goes on" lets a session outlive its permit by what the
 //! gate's own expiry allows. Pure: no clock, no socket. Time is that of the monotonic clock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +24,7 @@ use super::super::grant::{Protocol, Reach};
 use super::super::identity::KeyHash;
 use super::super::relay::{MAX_SESSIONS, SessionRef};
 use super::super::wire::{Authority, ConnectorName, EndReason, Instance, RelayPath};
+use super::grouped::{Grouped, Looks};
 
 /// Sessions that one login of a client, or one connector, may have at a time.
 pub(super) const MAX_OF_CLIENT: usize = 1024;
@@ -125,13 +126,15 @@ pub(super) enum Full {
 #[derive(Debug, Default)]
 pub(super) struct Book {
     sessions: BTreeMap<SessionRef, Entry>,
-    of_client: Tally<ClientId>,
+    of_client: Grouped<ClientId, SessionRef>,
     of_person: Tally<PersonId>,
-    of_connector: Tally<ConnectorName>,
+    of_connector: Grouped<ConnectorName, SessionRef>,
     of_person_at: Tally<(PersonId, ConnectorName)>,
     of_path: Tally<Option<RelayPath>>,
-    by_client: Seated,
-    by_link: Seated,
+    /// By the connections that have the seats.
+    by_client: Grouped<ControlId, SessionRef>,
+    by_link: Grouped<ControlId, SessionRef>,
+    pub(super) looks: Looks,
 }
 
 impl Book {
@@ -143,13 +146,13 @@ impl Book {
         connector: &ConnectorName,
     ) -> Result<(), Full> {
         let at_connector = (person.clone(), connector.clone());
-        if self.of_client.of(&client) >= MAX_OF_CLIENT {
+        if self.of_client.count(&client) >= MAX_OF_CLIENT {
             Err(Full::Client)
         } else if self.of_person.of(person) >= MAX_OF_PERSON
             || self.of_person_at.of(&at_connector) >= MAX_OF_PERSON_AT_CONNECTOR
         {
             Err(Full::Person)
-        } else if self.of_connector.of(connector) >= MAX_OF_CONNECTOR {
+        } else if self.of_connector.count(connector) >= MAX_OF_CONNECTOR {
             Err(Full::Connector)
         } else if self.sessions.len() >= MAX_SESSIONS as usize {
             Err(Full::Node)
@@ -170,9 +173,9 @@ impl Book {
         self.room(about.client, person, &about.connector)?;
         // The numbering gives no number twice; the books are right all the same.
         self.remove(session);
-        self.of_client.add(about.client);
+        self.of_client.add(about.client, session);
         self.of_person.add(person.clone());
-        self.of_connector.add(about.connector.clone());
+        self.of_connector.add(about.connector.clone(), session);
         self.of_person_at.add((person.clone(), about.connector.clone()));
         self.of_path.add(None);
         self.by_client.add(client, session);
@@ -203,7 +206,7 @@ impl Book {
         now: Duration,
     ) {
         if let Some(entry) = self.sessions.get_mut(&session) {
-            self.by_link.remove(entry.connector, session);
+            leave(&mut self.by_link, entry.connector, session);
             self.by_link.add(link, session);
             entry.connector = Seat::Taken(link);
             entry.instance = Some(instance);
@@ -226,7 +229,7 @@ impl Book {
     /// The client's connection asks for the session that it, or an earlier one, was given.
     pub(super) fn resumed(&mut self, session: SessionRef, client: ControlId) {
         if let Some(entry) = self.sessions.get_mut(&session) {
-            self.by_client.remove(entry.client, session);
+            leave(&mut self.by_client, entry.client, session);
             self.by_client.add(client, session);
             entry.client = Seat::Taken(client);
         }
@@ -244,7 +247,7 @@ impl Book {
 
     /// A client's connection is gone.
     pub(super) fn client_gone(&mut self, client: ControlId, now: Duration) {
-        for session in self.by_client.take(client) {
+        for session in self.by_client.take(&client) {
             if let Some(entry) = self.sessions.get_mut(&session) {
                 entry.client.empty(client, now);
             }
@@ -253,7 +256,7 @@ impl Book {
 
     /// A connector's connection is gone: the sessions that it served are [unserved](Self::unserved).
     pub(super) fn link_gone(&mut self, link: ControlId, now: Duration) {
-        for session in self.by_link.take(link) {
+        for session in self.by_link.take(&link) {
             if let Some(entry) = self.sessions.get_mut(&session)
                 && entry.connector.empty(link, now)
             {
@@ -264,13 +267,22 @@ impl Book {
 
     /// Sessions of a connector that nobody speaks for now.
     pub(super) fn unserved(&self, connector: &ConnectorName) -> Vec<SessionRef> {
-        self.matching(|entry| {
-            entry.about.connector == *connector && matches!(entry.connector, Seat::Empty { .. })
-        })
+        let is_unserved = |session: &SessionRef| {
+            self.looks.one();
+            self.get(*session).is_some_and(|entry| matches!(entry.connector, Seat::Empty { .. }))
+        };
+        self.of_connector.of(connector).filter(is_unserved).collect()
     }
 
+    /// The sessions of one login of a client.
+    pub(super) fn of_client(&self, client: ClientId) -> Vec<SessionRef> {
+        self.of_client.of(&client).inspect(|_| self.looks.one()).collect()
+    }
+
+    /// All are looked at: not for those of one.
     pub(super) fn matching(&self, which: impl Fn(&Entry) -> bool) -> Vec<SessionRef> {
-        self.sessions.iter().filter(|(_, entry)| which(entry)).map(|(session, _)| *session).collect()
+        let all = self.sessions.iter().inspect(|_| self.looks.one());
+        all.filter(|(_, entry)| which(entry)).map(|(session, _)| *session).collect()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (SessionRef, &Entry)> {
@@ -279,7 +291,7 @@ impl Book {
 
     /// Sessions that the connector's connection serves.
     pub(super) fn load(&self, link: ControlId) -> usize {
-        self.by_link.count(link)
+        self.by_link.count(&link)
     }
 
     /// So many are relayed on this path; `None`: not yet.
@@ -299,13 +311,13 @@ impl Book {
     pub(super) fn remove(&mut self, session: SessionRef) -> Option<Entry> {
         let entry = self.sessions.remove(&session)?;
         let About { client, login, connector, .. } = &*entry.about;
-        self.of_client.remove(client);
+        self.of_client.remove(client, session);
         self.of_person.remove(&login.person);
-        self.of_connector.remove(connector);
+        self.of_connector.remove(connector, session);
         self.of_person_at.remove(&(login.person.clone(), connector.clone()));
         self.of_path.remove(&entry.path);
-        self.by_client.remove(entry.client, session);
-        self.by_link.remove(entry.connector, session);
+        leave(&mut self.by_client, entry.client, session);
+        leave(&mut self.by_link, entry.connector, session);
         Some(entry)
     }
 
@@ -337,32 +349,9 @@ impl Entry {
     }
 }
 
-/// At which sessions each connection has a seat: there are too many to look through for one of them.
-#[derive(Debug, Default)]
-struct Seated(BTreeMap<ControlId, BTreeSet<SessionRef>>);
-
-impl Seated {
-    fn add(&mut self, control: ControlId, session: SessionRef) {
-        self.0.entry(control).or_default().insert(session);
-    }
-
-    fn remove(&mut self, seat: Seat, session: SessionRef) {
-        if let Some(control) = seat.control()
-            && let Some(sessions) = self.0.get_mut(&control)
-        {
-            sessions.remove(&session);
-            if sessions.is_empty() {
-                self.0.remove(&control);
-            }
-        }
-    }
-
-    fn take(&mut self, control: ControlId) -> BTreeSet<SessionRef> {
-        self.0.remove(&control).unwrap_or_default()
-    }
-
-    fn count(&self, control: ControlId) -> usize {
-        self.0.get(&control).map_or(0, BTreeSet::len)
+fn leave(seated: &mut Grouped<ControlId, SessionRef>, seat: Seat, session: SessionRef) {
+    if let Some(control) = seat.control() {
+        seated.remove(&control, session);
     }
 }
 
@@ -396,4 +385,4 @@ impl<K: Ord> Tally<K> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -145,21 +145,30 @@ impl Carrier {
         }
     }
 
-    /// The sessions that the gate has of these people, or all of them.
+    /// The sessions that the gate has now. It blocks where somebody else asks the gate at that moment.
+    pub(super) fn sessions(&self) -> Vec<SessionRef> {
+        match self {
+            Self::Gate { gate, .. } => {
+                gate.sessions().into_iter().map(|(session, _)| of_gate(session)).collect()
+            }
+            Self::Daemon(_) => Vec::new(),
+        }
+    }
+
+    /// The sessions that the gate has of these people, or of all but these.
     pub(super) async fn of_people(
         &self,
-        people: Option<Vec<String>>,
-    ) -> Result<Vec<SessionRef>, CarrierError> {
-        let Self::Gate { gate, thread } = self else { return Ok(Vec::new()) };
+        people: BTreeSet<String>,
+        are_meant: bool,
+    ) -> Result<BTreeSet<SessionRef>, CarrierError> {
+        let Self::Gate { gate, thread } = self else { return Ok(BTreeSet::new()) };
         let gate = gate.clone();
         let found = thread.end(move || {
-            let index_of = |person: &String| gate.identity(person).map(|identity| identity.index);
-            let wanted = people.map(|people| people.iter().map(index_of).collect::<Result<BTreeSet<_>, _>>());
-            let wanted = wanted.transpose()?;
+            let indices = people.iter().map(|person| gate.identity(person).map(|identity| identity.index));
+            let indices = indices.collect::<Result<BTreeSet<_>, _>>()?;
             let sessions = gate.sessions().into_iter();
-            let of =
-                sessions.filter(|(_, index)| wanted.as_ref().is_none_or(|wanted| wanted.contains(index)));
-            Ok::<_, CarrierError>(of.map(|(session, _)| of_gate(session)).collect())
+            let meant = sessions.filter(|(_, index)| indices.contains(index) == are_meant);
+            Ok::<_, CarrierError>(meant.map(|(session, _)| of_gate(session)).collect())
         });
         found.await?
     }

@@ -11,7 +11,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::task::yield_now;
@@ -21,7 +20,7 @@ use tracing::error;
 
 use crate::clock;
 use crate::event::{Action, Event};
-use crate::flow::{ClientId, PersonId, SessionId};
+use crate::flow::{ClientId, SessionId};
 use crate::gate;
 use crate::session::LiveSession;
 
@@ -30,6 +29,8 @@ use super::super::wire::{EndReason, RelayPath};
 use super::binding::Told;
 use super::book::{About, Entry, REATTACH_TIMEOUT};
 use super::carrier::{CarrierError, Cut, counted, of_gate};
+use super::cutting::Outcome;
+use super::left::Whose;
 use super::permit::{Wanted, permit};
 use super::{ClientSeat, Inner, LOOK_EVERY, PrivateSessions, Shared};
 
@@ -48,7 +49,7 @@ const NODE_STOPPED: &str = "node_stopped";
 /// Sessions were cut here and may still pass in the gate.
 #[derive(Debug, thiserror::Error)]
 #[error("sessions are ended, but the gate does not take it: {0}")]
-pub struct EndError(Arc<str>);
+pub struct EndError(pub(super) Arc<str>);
 
 impl PrivateSessions {
     /// Ends the private sessions of these logins, which the store has revoked. Returns when no packet of them passes.
@@ -60,18 +61,12 @@ impl PrivateSessions {
         self.end_matching(|about| logins.contains(&about.login.id), reason).await
     }
 
-    /// Ends what an earlier process has left of these people in the gate and nobody has resumed yet: of which of their logins it
-    /// was, only its grant says. Returns when no packet of it passes.
-    ///
-    /// # Errors
-    /// When the gate does not take it.
-    pub async fn end_left(&self, people: &[PersonId]) -> Result<(), EndError> {
-        self.shared.end_strangers(Some(people.iter().map(PersonId::to_string).collect())).await
-    }
-
     /// Ends the private sessions of one client, whose login is over.
     pub(super) async fn end_client(&self, client: ClientId, reason: EndReason) -> Result<(), EndError> {
-        self.end_matching(|about| about.client == client, reason).await
+        let sessions = self.shared.lock().book.of_client(client);
+        self.shared.end_soon(sessions.into_iter().map(|session| (session, reason)).collect());
+        let cutting = self.shared.lock().cutting.of_client(client);
+        self.shared.cut_of(cutting).await
     }
 
     /// Ends the private sessions that a connector serves, which the store has revoked. While it is not known whose those are that an
@@ -81,7 +76,7 @@ impl PrivateSessions {
     /// When the gate does not take it.
     pub async fn end_connector(&self, connector: &str, reason: EndReason) -> Result<(), EndError> {
         self.end_matching(|about| about.connector.as_str() == connector, reason).await?;
-        self.shared.end_strangers(None).await
+        self.shared.end_left(Whose::Anybody).await
     }
 
     /// Takes over what the gate has ended by itself, since it had expired: with what it has carried.
@@ -116,20 +111,14 @@ impl PrivateSessions {
     async fn end_matching(&self, which: impl Fn(&About) -> bool, reason: EndReason) -> Result<(), EndError> {
         let sessions = self.shared.lock().book.matching(|entry| which(&entry.about));
         self.shared.end_soon(sessions.into_iter().map(|session| (session, reason)).collect());
-        self.shared.cut_of(|_, about| which(about)).await
+        let cutting = self.shared.lock().cutting.matching(which);
+        self.shared.cut_of(cutting).await
     }
 }
 
 /// Why the sessions of a login that is over are.
 pub(super) fn login_over(login: &LiveSession) -> EndReason {
     if login.is_revoked_by_administrator() { EndReason::Revoked } else { EndReason::LoginEnded }
-}
-
-/// Out of the book, and not yet surely out of the gate.
-pub(super) struct Cutting {
-    about: Arc<About>,
-    /// Why it is not. It is tried again.
-    failed: Option<Arc<str>>,
 }
 
 /// Taken out of the book.
@@ -158,8 +147,7 @@ impl Shared {
                 return;
             }
             for Over { session, entry, .. } in &over {
-                let cutting = Cutting { about: Arc::clone(&entry.about), failed: None };
-                inner.cutting.insert(*session, cutting);
+                inner.cutting.begin(*session, Arc::clone(&entry.about));
             }
             inner.over.extend(over);
             !std::mem::replace(&mut inner.is_ending, true)
@@ -172,10 +160,10 @@ impl Shared {
 
     /// Ends sessions, and returns when no packet of them passes, or the gate has not taken it.
     async fn end(self: &Arc<Self>, ending: Vec<(SessionRef, EndReason)>) {
-        let sessions: BTreeSet<SessionRef> = ending.iter().map(|(session, _)| *session).collect();
+        let sessions = ending.iter().map(|(session, _)| *session).collect();
         self.end_soon(ending);
         // It is logged where it fails.
-        let _ = self.cut_of(|session, _| sessions.contains(&session)).await;
+        let _ = self.cut_of(sessions).await;
     }
 
     /// Ends what has been taken out of the book, and what is meanwhile. There is one of it at a time.
@@ -198,26 +186,17 @@ impl Shared {
         }
     }
 
-    /// Waits until no packet passes of those that are out of the book and `which` means.
+    /// Waits until no packet passes of these sessions, which are out of the book.
     ///
     /// # Errors
     /// When the gate has not taken it of one of them.
-    async fn cut_of(&self, which: impl Fn(SessionRef, &About) -> bool) -> Result<(), EndError> {
-        let mut cuts = self.cuts.subscribe();
+    async fn cut_of(&self, mut sessions: Vec<SessionRef>) -> Result<(), EndError> {
         loop {
-            let (waits, failed) = {
-                let inner = self.lock();
-                let mut cutting =
-                    inner.cutting.iter().filter(|(session, cutting)| which(**session, &cutting.about));
-                let waits = cutting.clone().any(|(_, cutting)| cutting.failed.is_none());
-                (waits, cutting.find_map(|(_, cutting)| cutting.failed.clone()))
-            };
-            match (waits, failed) {
-                (true, _) => {
-                    let _ = cuts.changed().await;
-                }
-                (false, Some(error)) => return Err(EndError(error)),
-                (false, None) => return Ok(()),
+            let outcome = self.lock().cutting.outcome(&mut sessions);
+            match outcome {
+                Outcome::Known(outcome) => return outcome.map_err(EndError),
+                // An error: it is settled, too.
+                Outcome::Pending(mut settled) => drop(settled.changed().await),
             }
         }
     }
@@ -247,26 +226,13 @@ impl Shared {
         };
         let mut inner = self.lock();
         for session in sessions {
-            match (failed.get(session), inner.cutting.get_mut(session)) {
-                (Some(error), Some(cutting)) => cutting.failed = Some(Arc::clone(error)),
-                (Some(_), None) => {}
-                (None, _) => {
-                    inner.cutting.remove(session);
-                }
-            }
+            inner.cutting.settle(*session, failed.get(session).cloned());
         }
-        drop(inner);
-        self.cuts.send_modify(|cuts| *cuts = cuts.wrapping_add(1));
     }
 
     /// Tries again what the gate has not taken.
     async fn cut_again(&self) {
-        // Whoever asks meanwhile is told what comes of this.
-        let failed: Vec<SessionRef> = {
-            let mut inner = self.lock();
-            let cutting = inner.cutting.iter_mut();
-            cutting.filter_map(|(session, cutting)| cutting.failed.take().map(|_| *session)).collect()
-        };
+        let failed = self.lock().cutting.take_failed();
         if !failed.is_empty() {
             self.settle(&failed, &self.cut(&failed).await);
         }
@@ -346,7 +312,7 @@ impl Shared {
     /// Ends what time has ended, and what an earlier process has left and nobody has resumed.
     pub(super) async fn look(self: Arc<Self>, shutdown: CancellationToken) {
         let mut tick = interval(LOOK_EVERY);
-        let strangers_at = self.began.saturating_add(REATTACH_TIMEOUT);
+        let left_until = self.began.saturating_add(REATTACH_TIMEOUT);
         let mut second = 0_u32;
         loop {
             tokio::select! {
@@ -361,45 +327,11 @@ impl Shared {
             if second == 0 {
                 // First, since what follows waits for the store.
                 self.cut_again().await;
-                if strangers_at <= now && self.end_strangers(None).await.is_ok() {
-                    self.has_strangers.store(false, Ordering::Relaxed);
-                }
+                let whose = if left_until <= now { Whose::Anybody } else { Whose::Ending };
+                let _ = self.end_left(whose).await;
                 self.end_logged_out().await;
             }
         }
-    }
-
-    /// Ends sessions of an earlier process whose ends have not come back: all, or those of these people.
-    async fn end_strangers(&self, people: Option<Vec<String>>) -> Result<(), EndError> {
-        if !self.has_strangers.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        self.cut_strangers(people).await.map_err(|error| {
-            error!("sessions that nobody has resumed may still pass in the gate: {error}");
-            EndError(error.to_string().into())
-        })
-    }
-
-    async fn cut_strangers(&self, people: Option<Vec<String>>) -> Result<(), CarrierError> {
-        let strangers = {
-            let mut all = self.carrier.of_people(people).await?;
-            let inner = self.lock();
-            all.retain(|session| inner.book.get(*session).is_none());
-            all
-        };
-        if strangers.is_empty() {
-            return Ok(());
-        }
-        let Cut { counted, failed } = self.carrier.cut(strangers).await?;
-        for (_, [up, down]) in counted {
-            self.metrics.private_ended.with_label_values(&[EndReason::ClientGone.as_str()]).inc();
-            self.events.emit(
-                Event::new(Action::Disconnect, true)
-                    .relayed(up.bytes, down.bytes)
-                    .detail("left by an earlier process and not resumed"),
-            );
-        }
-        failed.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
     }
 
     /// Clients are logged out in the store, by whoever does it: their sessions and connections end within a second.
@@ -437,7 +369,7 @@ impl Shared {
             let over = {
                 let mut inner = shared.lock();
                 inner.watched.remove(&client);
-                inner.book.matching(|entry| entry.about.client == client)
+                inner.book.of_client(client)
             };
             let reason = login_over(&login);
             let over = over.into_iter().map(|session| (session, reason)).collect();
@@ -485,3 +417,6 @@ impl Inner {
         all
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,8 @@
 //!             ◀── Opened      Offer ──▶ connector          links: a connection that takes sessions
 //!             Bind ─────────▶ Binds ◀── Bind               binding, works: the legs, then the gate or the daemon's relay
 //!             ◀── Ready       Ready ──▶
-//!             ◀── EndSession  EndSession ──▶               ending: the gate, then everybody is told
+//!             ◀── EndSession  EndSession ──▶               ending, cutting: the gate, then everybody is told
+//!             Resume ───────▶ decide                       resume, left: what an earlier process has left in the gate
 //! ```
 //!
 //! 1. `book` is the machine: which sessions there are, whose, and when time has ended them. It does nothing itself.
@@ -21,8 +22,11 @@ mod binding;
 mod book;
 mod carrier;
 mod client;
+mod cutting;
 mod ending;
 mod gate_thread;
+mod grouped;
+mod left;
 mod links;
 mod listing;
 mod open;
@@ -33,7 +37,6 @@ mod works;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -59,10 +62,12 @@ use super::enrolment::{EnrolmentError, node_key};
 use super::identity::TunnelKey;
 use super::ids::Mint;
 use super::relay::wire::Ticket;
-use super::relay::{self, Binds, Relay, SessionRef};
+use super::relay::{self, Binds, Relay};
 use book::{Book, ControlId};
 use carrier::Carrier;
-use ending::{Cutting, Over};
+use cutting::Cuttings;
+use ending::Over;
+use left::Left;
 
 pub use ending::EndError;
 pub use listing::PrivateSession;
@@ -128,14 +133,10 @@ struct Shared {
     inner: Mutex<Inner>,
     /// There is something to be told of legs.
     work_came: Notify,
-    /// Counts answers of the gate about ends.
-    cuts: watch::Sender<u64>,
     /// Counts connections that have begun to take sessions.
     came: watch::Sender<u64>,
     queues: tokio::sync::Mutex<relay::Queues>,
     began: Duration,
-    /// There may be sessions in the gate that an earlier process has left and nobody has resumed.
-    has_strangers: AtomicBool,
 }
 
 /// What one lock guards.
@@ -148,7 +149,9 @@ struct Inner {
     clients: BTreeMap<ControlId, ClientSeat>,
     links: BTreeMap<ControlId, LinkSeat>,
     /// What the gate is being told to end, or is to be.
-    cutting: BTreeMap<SessionRef, Cutting>,
+    cutting: Cuttings,
+    /// What an earlier process has left in the gate.
+    left: Left,
     /// Those of it that it has yet to be told of, and whether somebody does.
     over: Vec<Over>,
     is_ending: bool,
@@ -174,6 +177,9 @@ impl PrivateSessions {
         let key = node_key(&parts.store).await?;
         let (relay, queues) = Relay::new(clock::monotonic);
         let PrivateParts { store, sessions, clients, tokens, events, metrics, active, gate, carried } = parts;
+        let carrier = Carrier::new(gate)?;
+        // Before the first session of this process is opened.
+        let left = Left::new(carrier.sessions(), clients.all_live(clock::now()));
         let shared = Shared {
             store,
             sessions,
@@ -183,17 +189,15 @@ impl PrivateSessions {
             metrics,
             active,
             key,
-            carrier: Carrier::new(gate)?,
+            carrier,
             carried,
             relay,
             mint: RwLock::default(),
-            inner: Mutex::default(),
+            inner: Mutex::new(Inner { left, ..Inner::default() }),
             work_came: Notify::new(),
-            cuts: watch::Sender::default(),
             came: watch::Sender::default(),
             queues: tokio::sync::Mutex::new(queues),
             began: clock::monotonic(),
-            has_strangers: AtomicBool::new(true),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -214,6 +218,7 @@ impl PrivateSessions {
         let tasks = TaskTracker::new();
         tasks.spawn(Arc::clone(&self.shared).bind(ports, shutdown.clone()));
         tasks.spawn(Arc::clone(&self.shared).look(shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.shared).follow_logouts(shutdown.clone()));
         tasks.spawn(Arc::clone(&self.shared).follow_policy(shutdown));
         tasks.close();
         tasks

@@ -3,7 +3,8 @@
 //! 1. The grant that the client was given says which session; the node's own signature on it, that it was.
 //! 2. A session in the book has lost its client's connection, or is about to: the new one takes the seat.
 //! 3. A session that is in no book was left by an earlier process: for a while after the start it is entered again, as
-//!    policy decides now, with the number and the expiry that it had. The gate has carried it all the time.
+//!    policy decides now, with the number and the expiry that it had. The gate has carried it all the time, and what of it is
+//!    [left](super::left) is known.
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use crate::policy::Permit;
 use super::super::access_wire::{AccessFrame, Denial, Opened, RequestId};
 use super::super::grant::{Grant, Reach, SignedGrant};
 use super::super::relay::Leg;
+use super::super::wire::EndReason;
 use super::Shared;
 use super::book::{About, REATTACH_TIMEOUT};
 use super::open::{Asker, internal, lifetime, opened};
@@ -107,6 +109,7 @@ impl Shared {
         let end = permit.token_expires_at().min(grant.not_after);
         let lifetime = lifetime(end, now).ok_or_else(gone)?;
         self.granted(asker, &grant.application).await?;
+        let taken_up = self.take_up(grant.session).ok_or_else(gone)?;
         let adopted = self.carrier.adopt(grant.session, login.person.to_string(), lifetime).await;
         let terms = adopted.map_err(|error| internal(&error))?.ok_or_else(gone)?;
         let about = Arc::new(About {
@@ -134,7 +137,13 @@ impl Shared {
                 return Err(refused);
             }
         };
+        taken_up.keep();
         self.look_again(asker, opened.session, &about, &active);
+        // Whoever revokes a connector does so in the store first, and may have looked into the book before it was there.
+        let known = self.store.connector_by_key(*grant.connector.as_bytes()).await;
+        if !matches!(known, Ok(Some(known)) if known.name == about.connector.as_str()) {
+            self.end_soon(vec![(opened.session, EndReason::ConnectorRevoked)]);
+        }
         Ok((opened, about, permit))
     }
 }

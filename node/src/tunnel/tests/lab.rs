@@ -40,15 +40,15 @@ use crate::tunnel::wire::EnrolmentSecret;
 use crate::tunnel::{Devices, PrivateParts, PrivateSessions, Registry, TunnelStream};
 
 /// Nothing in these tests takes longer, except on purpose.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(in crate::tunnel) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits for `future`, which must not hang.
-pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
+pub(in crate::tunnel) async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(PATIENCE, future).await.expect("it does not hang")
 }
 
 /// Waits until `holds`.
-pub(super) async fn until(what: &str, holds: impl Fn() -> bool) {
+pub(in crate::tunnel) async fn until(what: &str, holds: impl Fn() -> bool) {
     let waited = timeout(PATIENCE, async {
         while !holds() {
             sleep(Duration::from_millis(10)).await;
@@ -58,50 +58,48 @@ pub(super) async fn until(what: &str, holds: impl Fn() -> bool) {
 }
 
 /// A TCP port that refuses connections, for as long as the socket is held: nobody else can have it.
-pub(super) fn closed_port() -> (TcpSocket, SocketAddr) {
+pub(in crate::tunnel) fn closed_port() -> (TcpSocket, SocketAddr) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
     let address = socket.local_addr().unwrap();
     (socket, address)
 }
 
-pub(super) struct Lab {
-    pub(super) directory: TempDir,
-    pub(super) node: NodeTunnel,
-    pub(super) desk: Desk,
+pub(in crate::tunnel) struct Lab {
+    pub(in crate::tunnel) directory: TempDir,
+    pub(in crate::tunnel) node: NodeTunnel,
+    pub(in crate::tunnel) desk: Desk,
     outfit: Outfit,
-    pub(super) address: SocketAddr,
+    pub(in crate::tunnel) address: SocketAddr,
     shutdown: CancellationToken,
     serving: Option<JoinHandle<Result<(), ServeError>>>,
 }
 
 impl Lab {
-    pub(super) async fn start() -> Self {
+    pub(in crate::tunnel) async fn start() -> Self {
         Self::start_on(UdpSocket::bind("127.0.0.1:0").unwrap()).await
     }
 
-    pub(super) async fn start_on(socket: UdpSocket) -> Self {
+    pub(in crate::tunnel) async fn start_on(socket: UdpSocket) -> Self {
         Self::start_with(socket, Outfit::default()).await
     }
 
-    pub(super) async fn start_with(socket: UdpSocket, outfit: Outfit) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let (node, desk) = node(directory.path(), &outfit).await;
-        let mut lab = Self {
-            directory,
-            node,
-            desk,
-            outfit,
-            address: socket.local_addr().unwrap(),
-            shutdown: CancellationToken::new(),
-            serving: None,
-        };
+    pub(in crate::tunnel) async fn start_with(socket: UdpSocket, outfit: Outfit) -> Self {
+        let mut lab = Self::begin(outfit).await;
         lab.serve(socket);
         lab
     }
 
+    /// A node that serves nobody yet, and looks for nothing itself.
+    pub(in crate::tunnel) async fn begin(outfit: Outfit) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (node, desk) = node(directory.path(), &outfit).await;
+        let (address, shutdown) = (SocketAddr::from(([127, 0, 0, 1], 443)), CancellationToken::new());
+        Self { directory, node, desk, outfit, address, shutdown, serving: None }
+    }
+
     /// Another node on the same store.
-    pub(super) async fn sibling(of: &Self) -> Self {
+    pub(in crate::tunnel) async fn sibling(of: &Self) -> Self {
         let mut lab = Self::start().await;
         lab.stop().await;
         lab.node.store = of.node.store.clone();
@@ -118,19 +116,19 @@ impl Lab {
     }
 
     /// The node stops in good order; returns when it has.
-    pub(super) async fn stop(&mut self) {
+    pub(in crate::tunnel) async fn stop(&mut self) {
         self.shutdown.cancel();
         soon(self.serving.take().unwrap()).await.unwrap().unwrap();
     }
 
     /// Begins to stop.
-    pub(super) fn begin_stop(&mut self) -> JoinHandle<Result<(), ServeError>> {
+    pub(in crate::tunnel) fn begin_stop(&mut self) -> JoinHandle<Result<(), ServeError>> {
         self.shutdown.cancel();
         self.serving.take().unwrap()
     }
 
     /// A new node with the same state at the same address.
-    pub(super) async fn start_again(&mut self) {
+    pub(in crate::tunnel) async fn start_again(&mut self) {
         (self.node, self.desk) = node(self.directory.path(), &self.outfit).await;
         // The last node's socket closes a moment after its tasks have ended.
         let bound = (0..3000).find_map(|_| {
@@ -139,11 +137,11 @@ impl Lab {
         self.serve(bound.expect("the address is free again"));
     }
 
-    pub(super) async fn token(&self, connector: &str) -> EnrolmentToken {
+    pub(in crate::tunnel) async fn token(&self, connector: &str) -> EnrolmentToken {
         self.token_for(connector, &[&self.address.to_string()], Duration::from_secs(600)).await
     }
 
-    pub(super) async fn token_for(
+    pub(in crate::tunnel) async fn token_for(
         &self,
         connector: &str,
         nodes: &[&str],
@@ -163,7 +161,7 @@ impl Lab {
     }
 
     /// A connector called `hq` with two connections, enrolled and connected.
-    pub(super) async fn connector(&self) -> RunningConnector {
+    pub(in crate::tunnel) async fn connector(&self) -> RunningConnector {
         let token = self.token("hq").await;
         let connector = RunningConnector::start(self.directory.path(), Some(token), None);
         self.connected(2).await;
@@ -173,7 +171,7 @@ impl Lab {
     }
 
     /// Waits until `hq` has exactly so many connections, all of them in service.
-    pub(super) async fn connected(&self, count: usize) {
+    pub(in crate::tunnel) async fn connected(&self, count: usize) {
         let registry = &self.node.registry;
         until(&format!("{count} connections"), || {
             let hq = registry.connectors().remove("hq").unwrap_or_default();
@@ -183,24 +181,24 @@ impl Lab {
     }
 
     /// Configures one application with this origin behind `hq`, and a permit for it.
-    pub(super) fn permit(&self, origin: SocketAddr) -> Permit {
+    pub(in crate::tunnel) fn permit(&self, origin: SocketAddr) -> Permit {
         let application = application(origin, Some("hq"));
         self.node.registry.configure(&policies(std::slice::from_ref(&application)));
         permit(application)
     }
 
-    pub(super) async fn open(&self, origin: SocketAddr) -> TunnelStream {
+    pub(in crate::tunnel) async fn open(&self, origin: SocketAddr) -> TunnelStream {
         soon(self.node.registry.open(web(&self.permit(origin)))).await.unwrap()
     }
 
     /// The lines of the access log.
-    pub(super) async fn events(&self) -> String {
+    pub(in crate::tunnel) async fn events(&self) -> String {
         self.node.events.flush().await;
         std::fs::read_to_string(self.directory.path().join("events")).unwrap()
     }
 
     /// Waits until `what` is in the access log exactly `count` times.
-    pub(super) async fn logged(&self, what: &str, count: usize) {
+    pub(in crate::tunnel) async fn logged(&self, what: &str, count: usize) {
         let waited = timeout(PATIENCE, async {
             while self.events().await.matches(what).count() != count {
                 sleep(Duration::from_millis(20)).await;
@@ -211,12 +209,12 @@ impl Lab {
 }
 
 /// What a test does beside the tunnel: logins, tokens, reloads.
-pub(super) struct Desk {
-    pub(super) sessions: Sessions,
-    pub(super) clients: Clients,
-    pub(super) tokens: Tokens,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) reload: watch::Sender<Arc<Active>>,
+pub(in crate::tunnel) struct Desk {
+    pub(in crate::tunnel) sessions: Sessions,
+    pub(in crate::tunnel) clients: Clients,
+    pub(in crate::tunnel) tokens: Tokens,
+    pub(in crate::tunnel) metrics: Arc<Metrics>,
+    pub(in crate::tunnel) reload: watch::Sender<Arc<Active>>,
 }
 
 /// A node whose private applications anybody in `staff` may reach.
@@ -257,7 +255,7 @@ policies = ["staff"]
 "#;
 
 /// That configuration, with changes.
-pub(super) fn config(directory: &Path, changes: &[(&str, &str)]) -> Arc<Active> {
+pub(in crate::tunnel) fn config(directory: &Path, changes: &[(&str, &str)]) -> Arc<Active> {
     std::fs::write(directory.join("file"), "x").unwrap();
     let text = changes.iter().fold(CONFIG.to_owned(), |text, (from, to)| {
         assert!(text.contains(from), "{from}");
@@ -268,9 +266,9 @@ pub(super) fn config(directory: &Path, changes: &[(&str, &str)]) -> Arc<Active> 
 
 /// What a node has beside its tunnel; it outlives the node.
 #[derive(Clone, Default)]
-pub(super) struct Outfit {
-    pub(super) relay: Option<gate::Relay>,
-    pub(super) judge: Option<(DatagramGate, Control)>,
+pub(in crate::tunnel) struct Outfit {
+    pub(in crate::tunnel) relay: Option<gate::Relay>,
+    pub(in crate::tunnel) judge: Option<(DatagramGate, Control)>,
 }
 
 async fn node(directory: &Path, outfit: &Outfit) -> (NodeTunnel, Desk) {
@@ -315,7 +313,7 @@ async fn node(directory: &Path, outfit: &Outfit) -> (NodeTunnel, Desk) {
     (node, Desk { sessions, clients, tokens, metrics, reload })
 }
 
-pub(super) fn application(origin: SocketAddr, connector: Option<&str>) -> Application {
+pub(in crate::tunnel) fn application(origin: SocketAddr, connector: Option<&str>) -> Application {
     let host = Host::parse("app.example.com").unwrap();
     Application {
         name: "app".into(),
@@ -343,18 +341,18 @@ pub(super) fn application(origin: SocketAddr, connector: Option<&str>) -> Applic
 }
 
 /// The permit as one for a web application.
-pub(super) fn web(permit: &Permit) -> PermitOf<'_, Web> {
+pub(in crate::tunnel) fn web(permit: &Permit) -> PermitOf<'_, Web> {
     let PermitKind::Web(permit) = permit.kind() else { panic!("a web application") };
     permit
 }
 
-pub(super) fn policies(applications: &[Application]) -> PolicySet {
+pub(in crate::tunnel) fn policies(applications: &[Application]) -> PolicySet {
     let rule = Rule { include: vec![Selector::Everyone], ..Rule::default() };
     let all = Policy { name: "all".into(), action: Action::Bypass, rule, session: None };
     PolicySet::new(applications.to_vec(), vec![all])
 }
 
-pub(super) fn permit(application: Application) -> Permit {
+pub(in crate::tunnel) fn permit(application: Application) -> Permit {
     let set = policies(std::slice::from_ref(&application));
     let facts =
         Facts { application: &application, session: None, service: None, address: [192, 0, 2, 1].into() };
@@ -364,13 +362,13 @@ pub(super) fn permit(application: Application) -> Permit {
     }
 }
 
-pub(super) struct RunningConnector {
-    pub(super) shutdown: CancellationToken,
-    pub(super) task: JoinHandle<Result<(), ConnectorError>>,
+pub(in crate::tunnel) struct RunningConnector {
+    pub(in crate::tunnel) shutdown: CancellationToken,
+    pub(in crate::tunnel) task: JoinHandle<Result<(), ConnectorError>>,
 }
 
 impl RunningConnector {
-    pub(super) fn start(
+    pub(in crate::tunnel) fn start(
         directory: &Path,
         token: Option<EnrolmentToken>,
         allow: Option<BTreeSet<crate::tunnel::wire::Authority>>,
@@ -381,21 +379,21 @@ impl RunningConnector {
         Self { task: tokio::spawn(connector::run(config, shutdown.clone())), shutdown }
     }
 
-    pub(super) async fn stop(self) {
+    pub(in crate::tunnel) async fn stop(self) {
         self.shutdown.cancel();
         soon(self.task).await.unwrap().unwrap();
     }
 }
 
 /// An origin that counts its connections and hands each to `serve`.
-pub(super) struct TestOrigin {
-    pub(super) address: SocketAddr,
-    pub(super) connections: Arc<AtomicUsize>,
+pub(in crate::tunnel) struct TestOrigin {
+    pub(in crate::tunnel) address: SocketAddr,
+    pub(in crate::tunnel) connections: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
 impl TestOrigin {
-    pub(super) async fn start<F: Future<Output = ()> + Send + 'static>(
+    pub(in crate::tunnel) async fn start<F: Future<Output = ()> + Send + 'static>(
         serve: impl Fn(TcpStream) -> F + Send + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -412,7 +410,7 @@ impl TestOrigin {
     }
 
     /// Sends back what it gets, up to its end.
-    pub(super) async fn echo() -> Self {
+    pub(in crate::tunnel) async fn echo() -> Self {
         Self::start(|mut stream| async move {
             let (mut from, mut to) = stream.split();
             let _ = tokio::io::copy(&mut from, &mut to).await;
@@ -420,7 +418,7 @@ impl TestOrigin {
         .await
     }
 
-    pub(super) fn count(&self) -> usize {
+    pub(in crate::tunnel) fn count(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 }

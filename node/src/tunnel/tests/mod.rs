@@ -6,5 +6,5 @@ pub(crate) mod ends;
 mod enrol;
 mod flow;
 mod hostile;
-mod lab;
+pub(super) mod lab;
 mod private;

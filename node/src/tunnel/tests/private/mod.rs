@@ -6,6 +6,7 @@ mod ending;
 mod ends;
 mod flow;
 mod instances;
+mod left;
 mod many;
 mod relay;
 mod round_trips;
