@@ -18,7 +18,11 @@ use super::Path;
 /// How often a server may decode a path, the once that is right included.
 const DECODINGS: usize = 3;
 
-/// The segments of a path in the most lenient comparison: no parameters, no case, nothing that is empty without them.
+/// More than applications' paths have. Of two longer ones, what is the same so far counts as the same.
+const SEGMENTS: usize = 64;
+
+/// The first [`SEGMENTS`] of a path in the most lenient comparison: no parameters, no case, nothing that is empty without
+/// them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reading(Vec<String>);
 
@@ -65,7 +69,8 @@ fn reading(text: &[u8]) -> Option<Reading> {
         match (name.is_empty(), kept.is_empty()) {
             (true, _) => {}
             (false, true) => return None,
-            (false, false) => segments.push(folded(kept)),
+            (false, false) if segments.len() < SEGMENTS => segments.push(folded(kept)),
+            (false, false) => {}
         }
     }
     Some(Reading(segments))
@@ -91,5 +96,25 @@ fn decode(text: &[u8]) -> Option<Vec<u8>> {
     match percent_encoding::percent_decode(text).into() {
         Cow::Owned(decoded) => Some(decoded),
         Cow::Borrowed(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn first(path: &str) -> Option<Reading> {
+        let found = Path::parse(path, false).unwrap().readings()?;
+        found.into_iter().next()
+    }
+
+    #[test]
+    fn a_long_path_costs_no_more_than_its_beginning_and_its_end_counts_too() {
+        let long = "/a".repeat(4_000);
+        let of_long = first(&long).unwrap();
+        assert_eq!(of_long.0.len(), SEGMENTS);
+        assert!(of_long.is_under(&first("/A/a").unwrap()) && !of_long.is_under(&first("/a/b").unwrap()));
+        assert!(of_long.is_under(&first(&format!("{long}/b")).unwrap()), "the same so far");
+        assert_eq!(first(&format!("{long}/x%2e%2e;/%20..%20/")), None);
     }
 }
