@@ -91,9 +91,9 @@ fn everybody_together_has_a_bound() {
 proptest! {
     #[test]
     fn nothing_is_given_twice_and_all_comes_back(
-        steps in prop::collection::vec((0_u8..4, 0_u8..3, any::<prop::sample::Index>(), any::<bool>()), 1..200)
+        steps in prop::collection::vec((0_u8..2, 0_u8..3, any::<prop::sample::Index>(), prop::bool::weighted(0.25)), 1..200)
     ) {
-        let rooms = Rooms::new(Bounds { holder: 20 * MIB, all: 50 * MIB });
+        let rooms = Rooms::new(Bounds { holder: 8 * MIB, all: 12 * MIB });
         let mut rooms_of = Vec::new();
         for (who, carries, which, is_given_back) in steps {
             if is_given_back && !rooms_of.is_empty() {
@@ -105,10 +105,10 @@ proptest! {
             prop_assert!(rooms_of.iter().all(|room| most(room) <= room.bytes), "{:?}", rooms_of);
             let least: u64 = rooms_of.iter().map(|room| room.carries.least()).sum();
             let sum: u64 = rooms_of.iter().map(|room| room.bytes).sum();
-            prop_assert!(sum <= 50 * MIB + least);
-            let of_holders = (0..4).map(|who: u8| {
+            prop_assert!(sum <= 12 * MIB + least);
+            let of_holders = (0..2).map(|who: u8| {
                 let of_holder = rooms_of.iter().filter(|room: &&Room| room.holder == who.to_string());
-                of_holder.map(|room| room.bytes).sum::<u64>().min(20 * MIB)
+                of_holder.map(|room| room.bytes).sum::<u64>().min(8 * MIB)
             });
             prop_assert_eq!(lock(&rooms.taken).all, of_holders.sum::<u64>());
         }
