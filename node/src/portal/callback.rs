@@ -19,8 +19,9 @@ impl Call<'_> {
             return self.failed(&LoginError::State, "", None);
         };
         let provider = attempt.provider.clone();
-        // Whoever has started a login can invent answers to it, and to the next one.
-        if let Err(error) = self.charge_answer(&attempt.id).and_then(|()| self.charge(&self.portal.asked)) {
+        // Whoever has started a login can invent answers to it, and to the next one. What their network pays for comes first:
+        // logins share what is kept for each.
+        if let Err(error) = self.charge(&self.portal.asked).and_then(|()| self.charge_answer(&attempt.id)) {
             return self.failed(&error, &provider, None);
         }
         let callback = match own {

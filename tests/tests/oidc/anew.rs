@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use portcullis_tests::idp::{ClaimsIn, Idp};
-use portcullis_tests::realm::{AUTH, Plan, Provider, Realm, WIKI};
+use portcullis_tests::realm::{AUTH, PASSWORD, Plan, Provider, Realm, WIKI};
 use portcullis_tests::web::{Reply, Web};
 use serde_json::Value;
 
@@ -87,6 +87,27 @@ fn who_is_asked_anew_is_signed_in_with_the_moment_of_it() {
     }
     let young = id_token(&realm, &web, &sign_in(&realm, &web, "&max_age=3600"));
     assert!(young["auth_time"].is_i64(), "known by now, and recent enough: {young}");
+}
+
+#[test]
+fn another_providers_session_is_no_wish_for_a_login_from_now() {
+    let plan = Plan::new().unwrap();
+    let idp = Idp::start(plan.path(), &plan.ca, &plan.callbacks("okta"), &accounts(), ClaimsIn::IdToken);
+    let idp = idp.unwrap();
+    let only = MORE.replace("policies", "providers = [\"okta\"]\npolicies");
+    let realm = plan.start(true, &[Provider { name: "okta", idp: &idp, more: "" }], &only).unwrap();
+    let web = realm.web("ann");
+    let back = back_from(&realm, &web, sign_in(&realm, &web, ""), "ann").unwrap();
+    let told = id_token(&realm, &web, &web.follow(web.get(&back).unwrap(), Some(BACK)).unwrap());
+    assert_eq!(told.get("auth_time"), None, "{told}");
+
+    idp.tamper("sticky").unwrap();
+    let other = without_the_node(&realm, &web, "other");
+    assert_eq!(realm.log_in(&other, &realm.url(WIKI, "/"), "ann", PASSWORD).unwrap().status, 200);
+    let told = id_token(&realm, &other, &sign_in(&realm, &other, ""));
+    assert_eq!(told["email"], Value::Null, "the scope is openid alone: {told}");
+    let page = sign_in(&realm, &without_the_node(&realm, &other, "wish"), "&prompt=login");
+    assert_eq!(page.status, 400, "the control: {} {}", page.url, page.body);
 }
 
 /// Somebody at a browser that was left alone logs out at the node, which the provider knows nothing of.

@@ -135,6 +135,8 @@ const scenarios = {
       assert.equal(config.serverMetadata().authorization_response_iss_parameter_supported, true);
       const tokens = await signIn(config, browser, 'ann', { acr_values: 'mfa', login_hint: 'ann' }, redirect);
       const claims = tokens.claims();
+      const announced = config.serverMetadata().claims_supported;
+      assert.deepEqual(Object.keys(claims).filter((name) => !announced.includes(name)), [], 'announced');
       assert.deepEqual(
         [claims.iss, claims.aud, claims.email, claims.email_verified, claims.groups, claims.acr],
         [issuerOf(id), id, 'ann@example.com', true, ['ops'], 'sfa'],

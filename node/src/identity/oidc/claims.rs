@@ -72,7 +72,7 @@ impl ClaimRules {
         };
         let authenticated_at = match id_token.get("auth_time") {
             None | Some(Value::Null) => None,
-            Some(time) => Some(UnixTime(time.as_i64().ok_or("auth_time is no time")?)),
+            Some(time) => Some(seconds(time).ok_or("auth_time is no time")?),
         };
         Ok(Authenticated {
             authenticated_at,
@@ -100,6 +100,16 @@ impl ClaimRules {
 }
 
 /// Whether a text is one that is kept. It is shown in terminals, which take some characters for commands.
+/// A JSON number of seconds (RFC 7519 §2, NumericDate), of which some providers give fractions.
+fn seconds(time: &Value) -> Option<UnixTime> {
+    let whole = || {
+        let floor = time.as_f64()?.floor();
+        // Beyond, a number says no second any more.
+        (floor.abs() < 9e15).then(|| floor.to_string().parse().ok())?
+    };
+    time.as_i64().or_else(whole).map(UnixTime)
+}
+
 fn is_text(text: &str) -> bool {
     !text.is_empty() && text.len() <= TEXT_LIMIT && !text.chars().any(char::is_control)
 }
@@ -202,6 +212,7 @@ mod tests {
             json!({"sub": ""}),
             json!({"sub": 7}),
             json!({"sub": "7", "auth_time": "1795924800"}),
+            json!({"sub": "7", "auth_time": 1e300}),
             json!({"sub": "x".repeat(256)}),
             json!({"sub": "7\n"}),
             json!({"sub": "7\u{1b}[2J"}),
@@ -224,6 +235,7 @@ mod tests {
         let at = |claims| rules.person("okta", &map(claims), None).unwrap().authenticated_at;
         assert_eq!(at(json!({"sub": "7"})), None);
         assert_eq!(at(json!({"sub": "7", "auth_time": 1_795_924_800})), Some(UnixTime(1_795_924_800)));
+        assert_eq!(at(json!({"sub": "7", "auth_time": 1_795_924_800.75})), Some(UnixTime(1_795_924_800)));
         let alone = rules.person("okta", &map(json!({"sub": "7", "groups": "ops"})), None).unwrap();
         assert_eq!((alone.groups, alone.display_name.as_str()), (vec!["ops".to_owned()], "7"));
     }

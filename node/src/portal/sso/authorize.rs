@@ -108,8 +108,7 @@ impl Provider<'_> {
         let crate::flow::Kind::Saas(saas) = &self.application.kind else {
             return self.call.refuse(StatusCode::NOT_FOUND, Reason::NoApplication);
         };
-        // A session that did not do shall not be taken there either.
-        let anew = pending.request.asks_anew() || self.call.global_session().is_some();
+        let anew = pending.request.asks_anew();
         let (back, hint) = (resumption(saas, &id), pending.request.login_hint.as_deref());
         let response = self.call.to_login_elsewhere(self.application, back, anew, hint);
         if parked.is_some() { response } else { self.parked(pending, &id, response) }

@@ -114,7 +114,7 @@ impl Provider<'_> {
         let algorithms: Vec<&str> = client::ALGORITHMS.iter().map(|(name, _)| *name).collect();
         let mut claims = vec![
             "iss",
-            "su",
+            "sub",
             "aud",
             "exp",
             "iat",

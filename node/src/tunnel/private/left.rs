@@ -41,6 +41,10 @@ pub(super) struct Left {
 enum Fate {
     /// It may be taken up.
     Kept,
+    /// Somebody is taking it up.
+    TakenUp,
+    /// The same, and where nothing comes of that, it ends: it was meant meanwhile.
+    TakenUpToEnd,
     /// The gate is being told to end it, or is to be.
     Ending,
 }
@@ -76,29 +80,44 @@ impl Left {
         Self { sessions: sessions.into_iter().map(|session| (session, Fate::Kept)).collect(), logins }
     }
 
-    /// Those that `are_meant`, which are taken up no more.
+    /// Those that `are_meant`, which are taken up no more. One that is being taken up is looked at again once it is in the book, and
+    /// ends otherwise.
     fn end(&mut self, are_meant: impl Fn(SessionRef, Fate) -> bool) -> Vec<SessionRef> {
         let meant = self.sessions.iter_mut().filter(|(session, fate)| are_meant(**session, **fate));
         let end = |(session, fate): (&SessionRef, &mut Fate)| {
-            *fate = Fate::Ending;
-            *session
+            *fate = match *fate {
+                Fate::TakenUp | Fate::TakenUpToEnd => Fate::TakenUpToEnd,
+                Fate::Kept | Fate::Ending => Fate::Ending,
+            };
+            (*fate == Fate::Ending).then_some(*session)
         };
-        meant.map(end).collect()
+        meant.filter_map(end).collect()
     }
 }
 
 impl TakenUp<'_> {
     /// It is in the book.
     pub(super) fn keep(mut self) {
-        self.session = None;
+        if let Some(session) = self.session.take() {
+            self.shared.lock().left.sessions.remove(&session);
+        }
     }
 }
 
 impl Drop for TakenUp<'_> {
     fn drop(&mut self) {
-        if let Some(session) = self.session {
-            self.shared.lock().left.sessions.insert(session, Fate::Kept);
+        let Some(session) = self.session else { return };
+        if let Some(fate) = self.shared.lock().left.sessions.get_mut(&session) {
+            *fate = if *fate == Fate::TakenUpToEnd { Fate::Ending } else { Fate::Kept };
         }
+    }
+}
+
+#[cfg(test)]
+impl PrivateSessions {
+    /// Whether somebody is resuming this session.
+    pub(in crate::tunnel) fn is_taken_up(&self, session: SessionRef) -> bool {
+        self.shared.lock().left.sessions.get(&session) == Some(&Fate::TakenUp)
     }
 }
 
@@ -109,7 +128,8 @@ impl Shared {
             return Some(TakenUp { shared: self, session: None });
         }
         let sessions = &mut self.lock().left.sessions;
-        (sessions.get(&session) == Some(&Fate::Kept)).then(|| sessions.remove(&session))?;
+        let fate = sessions.get_mut(&session).filter(|fate| **fate == Fate::Kept)?;
+        *fate = Fate::TakenUp;
         Some(TakenUp { shared: self, session: Some(session) })
     }
 

@@ -37,18 +37,23 @@ async fn what_this_process_opens_is_never_left_though_it_is_not_in_the_book_yet(
 }
 
 #[tokio::test]
-async fn what_is_being_taken_up_is_not_ended_and_is_left_again_where_nothing_comes_of_it() {
+async fn what_is_being_taken_up_ends_where_nothing_comes_of_it_and_it_was_to_end_meanwhile() {
     let (lab, relay, _, sessions) = finds(&["local:ann", "local:bob"]).await;
     let shared = &lab.node.private.shared;
     let (of_ann, of_bob) = (sessions[0], sessions[1]);
-    let (ann, bob) = (shared.take_up(of_ann).unwrap(), shared.take_up(of_bob).unwrap());
+    drop(shared.take_up(of_bob).unwrap());
+    let (ann, bob) = (shared.take_up(of_ann).unwrap(), shared.take_up(of_bob).expect("it was left again"));
     assert!(shared.take_up(of_ann).is_none(), "once");
+    shared.end_left(Whose::Ending).await.unwrap();
     shared.end_left(Whose::Anybody).await.unwrap();
     assert_eq!(relays(&relay), BTreeSet::from([of_ann, of_bob]));
     ann.keep();
     drop(bob);
-    shared.end_left(Whose::Anybody).await.unwrap();
+    assert!(shared.take_up(of_bob).is_none(), "it was to end");
+    shared.end_left(Whose::Ending).await.unwrap();
     assert_eq!(relays(&relay), BTreeSet::from([of_ann]));
+    shared.end_left(Whose::Anybody).await.unwrap();
+    assert_eq!(relays(&relay), BTreeSet::from([of_ann]), "it is not left any more");
 }
 
 #[tokio::test]

@@ -99,7 +99,7 @@ async fn what_is_being_resumed_ends_with_its_connector() {
     desk.sessions.revoke(&bob, clock::now()).await.unwrap();
     until("the gate is at work", || world.planted.barriers() > before).await;
     let revoking = async {
-        tokio::time::sleep(WAIT / 3).await;
+        until("it is taken up", || world.lab.node.private.is_taken_up(world.sessions[0])).await;
         world.lab.node.store.revoke_connector("hq", clock::now()).await.unwrap();
     };
     let (resumed, ()) = tokio::join!(client.resume(&world.grants[0]), revoking);
