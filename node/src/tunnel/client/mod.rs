@@ -220,6 +220,18 @@ impl Client {
         Ok(Self { shared, commands })
     }
 
+    /// Connects by a session's leg once more.
+    #[cfg(test)]
+    pub(crate) fn connect_again(&self, session: &Session) -> quinn::Connecting {
+        session.connect_again(&self.shared)
+    }
+
+    /// Sends by a session's leg what another endpoint has made.
+    #[cfg(test)]
+    pub(crate) fn inject(&self, session: &Session, contents: &[u8]) {
+        session.inject(&self.shared, contents);
+    }
+
     /// The session with `application`: the one there is, or a new one, ready for streams.
     pub(crate) async fn session(
         &self,

@@ -255,6 +255,25 @@ impl Session {
         }
     }
 
+    /// Connects by the same leg once more.
+    #[cfg(test)]
+    pub(super) fn connect_again(&self, shared: &Shared) -> quinn::Connecting {
+        let room = shared.rooms.take("", Use::Either);
+        let config = end_to_end::client_config(&shared.key, self.connector, &room).unwrap();
+        shared.endpoint.connect_with(config, self.address.socket_addr(), SERVER_NAME).unwrap()
+    }
+
+    /// Sends by its leg what another endpoint has made.
+    #[cfg(test)]
+    pub(super) fn inject(&self, shared: &Shared, contents: &[u8]) {
+        use quinn::AsyncUdpSocket as _;
+
+        let destination = self.address.socket_addr();
+        let transmit =
+            quinn::udp::Transmit { destination, ecn: None, contents, segment_size: None, src_ip: None };
+        shared.legs.try_send(&transmit).unwrap();
+    }
+
     /// Why it is over, if it is.
     pub(crate) fn end(&self) -> Option<SessionEnd> {
         self.end.borrow().clone()

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quinn::{Connection, Endpoint};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -40,6 +40,9 @@ use super::super::wire::{Authority, Decline, EndReason, Instance, Offer};
 
 /// Sessions of one connector: each needs a socket, and some need more for what they carry.
 const MAX_SESSIONS: usize = 16_384;
+
+/// Handshakes of one session at a time. A client has one; another one may still hang after it has given up.
+const MAX_HANDSHAKES: usize = 2;
 
 /// A session without an end-to-end connection ends after so long.
 const UNATTENDED: Duration = Duration::from_secs(90);
@@ -80,6 +83,8 @@ struct Session {
     /// The latest, and who is to be told of the session's end.
     terms: watch::Sender<Terms>,
     connection: Mutex<Option<Connection>>,
+    /// Those that may begin.
+    handshakes: Arc<Semaphore>,
     ended: CancellationToken,
 }
 
@@ -124,10 +129,15 @@ impl Sessions {
         while let Some(incoming) = self.endpoint.accept().await {
             let session = LegAddress::of(incoming.remote_address())
                 .and_then(|address| self.table().by_address.get(&address).cloned());
-            match session {
-                Some(session) => {
-                    tokio::spawn(serve::connection(Arc::clone(&self), session, incoming));
+            let begun = session.and_then(|session| {
+                let handshake = Arc::clone(&session.handshakes).try_acquire_owned().ok()?;
+                Some((session, handshake))
+            });
+            match begun {
+                Some((session, handshake)) => {
+                    tokio::spawn(serve::connection(Arc::clone(&self), session, incoming, handshake));
                 }
+                // A client that has to wait says it again.
                 None => incoming.ignore(),
             }
         }
@@ -198,6 +208,7 @@ impl Sessions {
             address,
             terms: watch::Sender::new(Terms { grant: Arc::new(grant), link }),
             connection: Mutex::default(),
+            handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
             ended: CancellationToken::new(),
         });
         let mut table = self.table();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{Connection, Incoming, RecvStream, SendStream};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
@@ -60,7 +61,12 @@ pub(super) async fn unattended(session: &Session) {
 }
 
 /// Serves the client of a session, once it has proved its key, until the connection ends.
-pub(super) async fn connection(sessions: Arc<Sessions>, session: Arc<Session>, incoming: Incoming) {
+pub(super) async fn connection(
+    sessions: Arc<Sessions>,
+    session: Arc<Session>,
+    incoming: Incoming,
+    handshake: OwnedSemaphorePermit,
+) {
     let index = session.session.index;
     let grant = session.grant();
     let carries = match grant.protocol {
@@ -90,6 +96,7 @@ pub(super) async fn connection(sessions: Arc<Sessions>, session: Arc<Session>, i
     if let Some(replaced) = replaced {
         replaced.close(SessionCode::Replaced.into(), b"");
     }
+    drop(handshake);
     if session.ended.is_cancelled() {
         connection.close(SessionCode::Ended.into(), b"");
         return;

@@ -1,14 +1,19 @@
 //! Peers that cheat get nothing: the origin sees no connection.
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use quinn::Endpoint;
+use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
 use super::super::lab::{TestOrigin, soon, until};
 use super::node::Tamper;
 use super::*;
 use crate::tunnel::client::{OpenError, SessionEnd};
+use crate::tunnel::end_to_end::{self, Rooms, Use};
 use crate::tunnel::grant::Grant;
+use crate::tunnel::identity::SERVER_NAME;
 use crate::tunnel::relay::SessionRef;
 use crate::tunnel::wire::EndReason;
 
@@ -136,4 +141,37 @@ async fn a_session_that_nobody_ends_is_over_with_its_grant_at_the_connector() {
         return;
     }
     panic!("this machine never opens a session in time");
+}
+
+/// How a client begins that says nothing more.
+async fn beginning() -> Vec<u8> {
+    let nobody = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let room = Rooms::new(end_to_end::CLIENT).take("", Use::Either);
+    let config = end_to_end::client_config(&key(), key().hash(), &room).unwrap();
+    let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let _connecting = endpoint.connect_with(config, nobody.local_addr().unwrap(), SERVER_NAME).unwrap();
+    let mut datagram = vec![0; 2048];
+    let length = soon(nobody.recv(&mut datagram)).await.unwrap();
+    datagram.truncate(length);
+    datagram
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_that_hang_are_two_of_a_session_and_others_wait_for_their_end() {
+    let origin = TestOrigin::echo().await;
+    let world = World::start(Protocol::Tcp, host(origin.address)).await;
+    // A client that has given up comes in beside what hangs of it.
+    let session = soon(world.client.session("one hangs", None)).await.unwrap();
+    world.client.inject(&session, &beginning().await);
+    soon(world.client.connect_again(&session)).await.unwrap();
+
+    let session = soon(world.client.session("two hang", None)).await.unwrap();
+    for _ in 0..2 {
+        world.client.inject(&session, &beginning().await);
+    }
+    let again = || timeout(Duration::from_secs(2), world.client.connect_again(&session));
+    assert!(again().await.is_err(), "a third handshake");
+    soon(async { while again().await.is_err() {} }).await;
+    // Of other sessions it takes nothing.
+    soon(soon(world.client.session("app", None)).await.unwrap().open_tcp()).await.unwrap();
 }
