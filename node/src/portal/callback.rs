@@ -19,9 +19,12 @@ impl Call<'_> {
             return self.failed(&LoginError::State, "", None);
         };
         let provider = attempt.provider.clone();
-        // Whoever has started a login can invent answers to it, and to the next one. What their network pays for comes first:
-        // logins share what is kept for each.
-        if let Err(error) = self.charge(&self.portal.asked).and_then(|()| self.charge_answer(&attempt.id)) {
+        // Whoever has started a login can invent answers to it, and to the next one. Logins share what is kept for each, so
+        // a network pays for what it takes of that.
+        let charged = self
+            .charge(&self.portal.asked)
+            .and_then(|()| self.charge_answer(&attempt.id).inspect_err(|_| self.refund(&self.portal.asked)));
+        if let Err(error) = charged {
             return self.failed(&error, &provider, None);
         }
         let callback = match own {
