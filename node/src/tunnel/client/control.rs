@@ -276,7 +276,7 @@ impl Control {
                 }
                 ClientAction::Ended { session, reason } => {
                     if let Some(session) = self.live.remove(&session) {
-                        session.finish(SessionEnd::ByNode(reason));
+                        session.finish(reason.into());
                     }
                 }
                 ClientAction::TokenWanted => {

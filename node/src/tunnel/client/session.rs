@@ -59,6 +59,16 @@ pub(crate) enum SessionEnd {
     ByConnector(String),
 }
 
+impl From<EndReason> for SessionEnd {
+    /// What the node says. Whether it or this end sees first that time is over makes no difference.
+    fn from(reason: EndReason) -> Self {
+        match reason {
+            EndReason::Expired => Self::Expired,
+            other => Self::ByNode(other),
+        }
+    }
+}
+
 /// Why there is no stream.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum StreamError {
