@@ -99,7 +99,6 @@ impl ClaimRules {
     }
 }
 
-/// Whether a text is one that is kept. It is shown in terminals, which take some characters for commands.
 /// A JSON number of seconds (RFC 7519 §2, NumericDate), of which some providers give fractions.
 fn seconds(time: &Value) -> Option<UnixTime> {
     let whole = || {
@@ -110,6 +109,7 @@ fn seconds(time: &Value) -> Option<UnixTime> {
     time.as_i64().or_else(whole).map(UnixTime)
 }
 
+/// Whether a text is one that is kept. It is shown in terminals, which take some characters for commands.
 fn is_text(text: &str) -> bool {
     !text.is_empty() && text.len() <= TEXT_LIMIT && !text.chars().any(char::is_control)
 }
