@@ -292,3 +292,10 @@ async fn a_node_that_is_not_there_is_said_to_be_so() {
     let error = soon(world.client.session("app", None)).await.unwrap_err();
     assert_eq!(error.to_string(), "logged out");
 }
+
+/// The node may say so before this end has looked at its clock.
+#[test]
+fn a_session_whose_time_is_over_says_the_same_whoever_saw_it_first() {
+    assert_eq!(SessionEnd::from(EndReason::Expired), SessionEnd::Expired);
+    assert_eq!(SessionEnd::from(EndReason::Revoked), SessionEnd::ByNode(EndReason::Revoked));
+}
